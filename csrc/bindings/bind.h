@@ -1,0 +1,40 @@
+// One function per station; module.cpp calls them in the order of the data path.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <span>
+
+#include "check.h"
+
+namespace pyrl {
+
+namespace py = pybind11;
+using namespace pybind11::literals;
+
+void bind_forest(py::module_& m);
+void bind_signals(py::module_& m);
+void bind_advantage(py::module_& m);
+void bind_pack(py::module_& m);
+void bind_sample_tokens(py::module_& m);
+void bind_token_stats(py::module_& m);
+void bind_policy_loss(py::module_& m);
+
+// A C-contiguous array argument without conversion: a wrong dtype or stride is a TypeError.
+template <typename T>
+using array = py::array_t<T, py::array::c_style>;
+
+template <typename T>
+std::span<const T> view(const array<T>& values) {
+  return {values.data(), static_cast<std::size_t>(values.size())};
+}
+
+template <typename T>
+std::span<T> view_mutable(array<T>& values) {
+  return {values.mutable_data(), static_cast<std::size_t>(values.size())};
+}
+
+}  // namespace pyrl

@@ -1,0 +1,30 @@
+#include "bindings/bind.h"
+
+namespace {
+
+pybind11::dict build_info() {
+  pybind11::dict info;
+  info["version"] = PYRL_VERSION;
+  info["compiler"] = __VERSION__;
+  info["cxx_standard"] = static_cast<long>(__cplusplus);
+#ifdef PYRL_WITH_CUDA
+  info["cuda"] = PYRL_CUDA_VERSION;
+#else
+  info["cuda"] = pybind11::none();
+#endif
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
+  m.def("build_info", &build_info, "How this extension was compiled; cuda is None without kernels.");
+  pybind11::register_exception<pyrl::StaleHandle>(m, "StaleHandleError", PyExc_LookupError);
+  pyrl::bind_forest(m);
+  pyrl::bind_signals(m);
+  pyrl::bind_advantage(m);
+  pyrl::bind_pack(m);
+  pyrl::bind_sample_tokens(m);
+  pyrl::bind_token_stats(m);
+  pyrl::bind_policy_loss(m);
+}

@@ -1,0 +1,1 @@
+"""pyrl: tree-rollout test-time RL. Fork where the model is unsure, vote, learn."""

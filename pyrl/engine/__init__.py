@@ -1,0 +1,110 @@
+"""Who samples: the contract between a rollout and the engine that runs the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+RUNNING, STOPPED, TRUNCATED = 0, 1, 2
+"""Values of `Sampled.finish_B`: still open, ended by an end-of-sequence token, ended by its limit."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The distribution that tokens are drawn from. Temperature 0 is greedy."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    """Keep the k most probable tokens; 0 keeps all."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature: expected >= 0, got {self.temperature}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k: expected >= 0 (0 keeps all tokens), got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p: expected 0 < top_p <= 1, got {self.top_p}")
+        if not 0 <= self.min_p < 1:
+            raise ValueError(f"min_p: expected 0 <= min_p < 1, got {self.min_p}")
+
+
+@dataclass(frozen=True)
+class Branches:
+    """New independent samples of some prompts. A prompt is computed once for all its branches."""
+
+    prompts: Sequence[NDArray[np.int32]]
+    """Token ids of each distinct prompt, each at least one token long."""
+    prompt_B: NDArray[np.int64]
+    """Index into `prompts`."""
+    branch_B: NDArray[np.int64]
+    """Identifiers chosen by the caller (forest handles), never seen before."""
+    seed_B: NDArray[np.uint64]
+    limit_B: NDArray[np.int64]
+    """Response tokens at most; the token that reaches the limit is `TRUNCATED` unless it stops."""
+    retain: bool = False
+    """Keep the cache of a finished branch, so that it can still be forked, until it is aborted."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One token of every running branch, in the order in which branches entered."""
+
+    branch_B: NDArray[np.int64]
+    token_B: NDArray[np.int32]
+    logprob_B: NDArray[np.float32]
+    """Of the drawn token, untruncated distribution at the sampling temperature (nats)."""
+    entropy_B: NDArray[np.float32]
+    """Of that distribution, whole vocabulary (nats)."""
+    confidence_B: NDArray[np.float32]
+    """Mass of the five most probable tokens, in (0, 1]."""
+    finish_B: NDArray[np.uint8]
+    """RUNNING, STOPPED or TRUNCATED after this token."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Forward tokens that an engine has computed since it was made: nothing twice, if all is well."""
+
+    prompt_tokens: int
+    decode_tokens: int
+    copied_tokens: int
+    """Cache entries that forks took over by copy instead of computing them."""
+
+
+class Engine(Protocol):
+    """Samples branches step by step; branches enter, fork and leave while it runs."""
+
+    def start(self, sampling: Sampling) -> None:
+        """Set the sampling distribution; a RuntimeError while branches are running."""
+
+    def submit(self, branches: Branches) -> None:
+        """Queue new branches; they join the running batch as rows become free."""
+
+    def step(self) -> Sampled:
+        """Sample one token for each running branch; empty arrays when nothing is left to run."""
+
+    def fork(
+        self, parent: int, keep: int, branch_B: NDArray[np.int64], seed_B: NDArray[np.uint64]
+    ) -> None:
+        """Open siblings that share the first `keep` response tokens of `parent`.
+
+        Each draws its own token at position `keep` in the next step, with its own seed. The parent
+        may be running (keep <= its length) or finished and retained; it is not changed. Nothing
+        that it has computed is computed again. A sibling inherits the parent's limit and `retain`.
+        """
+
+    def abort(self, branch_B: NDArray[np.int64]) -> None:
+        """Forget branches, running or finished, and give their cache back."""
+
+    def load_weights(self, weights: Iterable[tuple[str, Any]] | None, version: int) -> None:
+        """Take new weights (None: they are shared with the learner) and their version."""
+
+    def weight_version(self) -> int: ...
+
+    def work(self) -> Work: ...
