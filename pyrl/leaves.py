@@ -1,0 +1,71 @@
+"""Leaves: the finished answers of one step, flat arrays over all prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyrl._core import Segments
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """Finished branches of all trees of a step; the leaves of one prompt (a group) are contiguous."""
+
+    leaf_N: NDArray[np.int64]
+    """Forest handles, tree-major, in creation order inside a tree."""
+    group_N: NDArray[np.int64]
+    """Index of the prompt in the step. Groups are ragged."""
+    groups: int
+    """G: the number of prompts, also of those that have no leaf."""
+    trunk_N: NDArray[np.int64]
+    """Ordinal of the leaf's trunk (independent sample of the prompt) inside its group."""
+    weight_N: NDArray[np.float64]
+    """Inverse-width weight: a trunk's leaves sum to 1 (arXiv:2602.02150 votes without it)."""
+    length_N: NDArray[np.int64]
+    """Response tokens, end of sequence included."""
+    finish_N: NDArray[np.uint8]
+    """engine.STOPPED or engine.TRUNCATED."""
+    entropy_N: NDArray[np.float64]
+    """Mean token entropy of the response (nats)."""
+    confidence_N: NDArray[np.float64]
+    """Mean confidence of the response's last tokens (`Sample.tail` of them)."""
+    text_N: tuple[str, ...]
+    """Decoded response without special tokens."""
+
+    def take(self, index_N: NDArray[np.int64]) -> Leaves:
+        """The leaves at these ordinals, in the given order."""
+        return Leaves(
+            leaf_N=self.leaf_N[index_N],
+            group_N=self.group_N[index_N],
+            groups=self.groups,
+            trunk_N=self.trunk_N[index_N],
+            weight_N=self.weight_N[index_N],
+            length_N=self.length_N[index_N],
+            finish_N=self.finish_N[index_N],
+            entropy_N=self.entropy_N[index_N],
+            confidence_N=self.confidence_N[index_N],
+            text_N=tuple(self.text_N[i] for i in index_N),
+        )
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What advantage stages read: the leaves that train, their rewards, tokens and segments."""
+
+    group_N: NDArray[np.int64]
+    """Non-decreasing."""
+    trunk_N: NDArray[np.int64]
+    reward_N: NDArray[np.float64]
+    """NaN is unknown (a verifier that ran out of time): no baseline counts it, no advantage."""
+    entropy_N: NDArray[np.float64]
+    length_N: NDArray[np.int64]
+    segments: Segments
+    """The trees of these leaves; see Forest.segments."""
+    leaf_T: NDArray[np.int64]
+    """Leaf ordinal of each response token, leaves concatenated (shared tokens occur once per leaf)."""
+    segment_T: NDArray[np.int64]
+    entropy_T: NDArray[np.float32]
+    confidence_T: NDArray[np.float32]
