@@ -122,7 +122,7 @@ class Ancestors:
 class TreeRLReleased:
     """TreeRL (arXiv:2506.11902) in the order of its released code.
 
-    V' = (V - mu) / sqrt(leaves) with V the mean of leave-one-out rewards, A = V' + (V' - V'(parent));
+    V' = (V - mu) / sqrt(leaves), V the mean of leave-one-out rewards; A = V' + (V' - V'(parent));
     a difference of exactly 0 is replaced by the parent's. The input is ignored.
     """
 
