@@ -187,11 +187,11 @@ class EntropyReshape:
         return advantage_T * factor_N[scored.leaf_T]
 
     def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
-        factor_N = self._factor(scored)
+        factor = self._factor(scored)[~np.isnan(scored.reward_N)]
         return {
-            "ear_clamped": _share((factor_N < self.y_min) | (factor_N > self.y_max)),
-            "ear_factor_min": float(factor_N.min(initial=1.0)),
-            "ear_factor_max": float(factor_N.max(initial=1.0)),
+            "ear_clamped": _share((factor < self.y_min) | (factor > self.y_max)),
+            "ear_factor_min": float(factor.min(initial=1.0)),
+            "ear_factor_max": float(factor.max(initial=1.0)),
         }
 
     def _factor(self, scored: Scored) -> Floats:
@@ -220,7 +220,8 @@ class AdvantageClip:
         return np.clip(advantage_T, -self.beta, self.beta)
 
     def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
-        return {"advantage_clipped": _share(np.abs(advantage_T) > self.beta)}
+        advantage = advantage_T[_known_tokens(scored)]
+        return {"advantage_clipped": _share(np.abs(advantage) > self.beta)}
 
 
 @dataclass(frozen=True)
@@ -254,9 +255,12 @@ class Hybrid:
         return result_T
 
     def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
-        signal_T = self._signal(scored, _known_tokens(scored))
-        clamped = _share(self._bounded(signal_T) != signal_T)
-        return {"hybrid_clamped": clamped, "hybrid_signal_max": float(signal_T.max(initial=0.0))}
+        known_T = _known_tokens(scored)
+        signal = self._signal(scored, known_T)[known_T]
+        return {
+            "hybrid_clamped": _share(self._bounded(signal) != signal),
+            "hybrid_signal_max": float(signal.max(initial=0.0)),
+        }
 
     def _signal(self, scored: Scored, known_T: NDArray[np.bool_]) -> Floats:
         entropy_T = scored.entropy_T.astype(np.float64)

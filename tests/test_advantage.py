@@ -124,9 +124,8 @@ def leaf_values(stages: tuple[Stage, ...], *groups: list[float]) -> np.ndarray:
 @st.composite
 def trees(draw: st.DrawFn, rewards: st.SearchStrategy[float]) -> ReferenceTree:
     """A random tree with chains, empty segments above the leaves, and shuffled leaves."""
-    parent = [-1, 0]
-    for index in range(2, draw(st.integers(2, 14))):
-        parent.append(draw(st.integers(0, index - 1)))
+    size = draw(st.integers(2, 14))
+    parent = [-1, *(draw(st.integers(0, index - 1)) for index in range(1, size))]
     tips = sorted(set(range(len(parent))) - set(parent))
     length = [draw(st.integers(1 if s in tips else 0, 4)) for s in range(len(parent))]
     return ReferenceTree(
