@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyrl.report.metrics import Row, matching, read_metrics
+from pyrl.report.metrics import Row, matching, read_metrics, step_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,59 +67,57 @@ def save_curves(metrics_path: Path, picture_path: Path, title: str) -> None:
     figure = Figure(figsize=(12, 6.4), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=13, fontweight="bold", x=0.01, ha="left")
+    last_step = max(1, *(step_of(row) for row in rows))
     for axes, panel in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
+        axes.set_xlim(-0.02 * last_step, 1.02 * last_step)
         _draw(axes, panel, rows)
     figure.savefig(picture_path, dpi=130, format="png")
 
 
 def _draw(axes: Axes, panel: Panel, rows: Sequence[Row]) -> None:
     seen = {name: value for row in rows for name, value in row.items()}
-    drawn = 0
-    for index, (label, metric) in enumerate(panel.lines):
-        for order, name in enumerate(matching(metric, seen)):
-            points = [
-                (row["step"], v) for row in rows if isinstance(v := row.get(name), int | float)
-            ]
-            if points:
-                _line(axes, points, COLORS[index], f"{label}{_set(name)}", order)
-                drawn += 1
-    axes.set_title(panel.title, loc="left", fontsize=10)
+    for index, (label, pattern) in enumerate(panel.lines):
+        for order, name in enumerate(matching(pattern, seen)):
+            points = [(r["step"], v) for r in rows if isinstance(v := r.get(name), int | float)]
+            if points and pattern == name:
+                _step_line(axes, points, label, COLORS[index])
+            elif points:
+                evaluated_set = name.split("/")[1]
+                axes.plot(
+                    *zip(*points, strict=True),
+                    ("-o", ":o")[index],
+                    markersize=4,
+                    color=COLORS[order % len(COLORS)],
+                    label=f"{evaluated_set}, {label}",
+                )
+    axes.set_title(panel.title, loc="left", fontsize=11)
+    axes.set_xlabel("step", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
     axes.tick_params(labelsize=8)
-    axes.set_xlabel("step", fontsize=8)
+    drawn = axes.get_legend_handles_labels()[1]
     if panel.share:
         axes.set_ylim(-0.02, 1.02)
     elif drawn:
         axes.set_ylim(bottom=0)
-    if drawn:
-        axes.legend(fontsize=8, frameon=False)
-    else:
+    if not drawn:
         axes.text(0.5, 0.5, "not measured in this run", ha="center", transform=axes.transAxes)
+    elif len(panel.lines) > 1:
+        axes.legend(fontsize=8, frameon=False)
 
 
-def _line(
-    axes: Axes, points: Sequence[tuple[object, float]], color: str, label: str, order: int
-) -> None:
+def _step_line(axes: Axes, points: Sequence[tuple[object, float]], label: str, color: str) -> None:
     step, value = zip(*points, strict=True)
-    if label.split(" ")[0] in ("greedy", "maj@16"):
-        style = ("-", "--", ":", "-.")[order % 4]
-        axes.plot(step, value, color=color, linestyle=style, marker="o", markersize=4, label=label)
-        return
-    axes.plot(step, value, color=color, linewidth=0.8, alpha=0.35)
+    axes.plot(step, value, color=color, linewidth=0.8, alpha=0.3)
     axes.plot(step, _smooth(value), color=color, linewidth=1.8, label=label)
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
-    """Exponential mean over about a twentieth of the run, without a lag at its start."""
-    keep = 1 - 1 / max(1.0, len(values) / 20)
+    """Exponential mean over about a twelfth of the run, without a lag at its start."""
+    keep = 1 - 1 / max(1.0, len(values) / 12)
     mean, weight, smooth = 0.0, 0.0, []
     for value in values:
         mean = keep * mean + (1 - keep) * value
         weight = keep * weight + (1 - keep)
         smooth.append(mean / weight)
     return smooth
-
-
-def _set(name: str) -> str:
-    return f", {name.split('/')[1]}" if name.startswith("eval/") else ""

@@ -143,7 +143,7 @@ def read_metrics(path: Path) -> list[Row]:
     """Rows of a metrics.jsonl by step, rows of one step merged; ValueError names a bad line."""
     merged: dict[int, Row] = {}
     for _, row in _lines(path):
-        merged.setdefault(_step(row), {}).update(row)
+        merged.setdefault(step_of(row), {}).update(row)
     return [merged[step] for step in sorted(merged)]
 
 
@@ -167,7 +167,7 @@ class _Jsonl:
         if resume_at is not None:
             kept = 0
             for end, row in _lines(path):
-                self.last_step = _step(row)
+                self.last_step = step_of(row)
                 kept = end if self.last_step < resume_at else kept
             # A cut at one byte offset is atomic, a rewrite is not.
             self._file.truncate(kept)
@@ -200,7 +200,8 @@ def _lines(path: Path) -> Iterable[tuple[int, Row]]:
             yield end, row
 
 
-def _step(row: Row) -> int:
+def step_of(row: Row) -> int:
+    """The row's step, which every row has."""
     step = row["step"]
     assert isinstance(step, int)
     return step

@@ -12,15 +12,6 @@ from typing import Literal
 
 from rich.table import Table
 
-LABELS = {
-    "greedy": "greedy",
-    "pass@1/T=0.3": "pass@1, temperature 0.3",
-    "pass@1": "pass@1, temperature 0.6",
-    "maj@16": "maj@16",
-    "maj@64": "maj@64, equal compute",
-    "pass@16": "pass@16",
-}
-"""Metrics of an evaluation in the order of the rows. Others follow under their own names."""
 TITLES = {"before": "untrained", "after": "after training"}
 
 
@@ -32,7 +23,10 @@ class Evaluation:
     """As a person calls it: "trained questions", "held-out", "length 18"."""
     model: Literal["before", "after"]
     metrics: Mapping[str, float]
-    """Shares of questions in [0, 1]; see LABELS for the names."""
+    """Shares of questions in [0, 1] in the order of the rows: "greedy", "pass@1/T=0.3", "maj@16".
+
+    A slash sets a condition apart: "pass@1, T=0.3" in the table.
+    """
     questions: int
     tokens: int
     """Sampled for these scores."""
@@ -97,11 +91,11 @@ class Report:
 
     def _rows(self, model: str) -> list[list[str]]:
         """Label and one cell per set; scores after training with their gain."""
-        used = {m for e in self.evaluations if e.model == model for m in e.metrics}
-        names = [name for name in LABELS if name in used]
-        names += sorted(used - set(LABELS))
+        names = list(
+            dict.fromkeys(m for e in self.evaluations if e.model == model for m in e.metrics)
+        )
         rows = [
-            [LABELS.get(name, name), *(self._cell(model, s, name) for s in self._sets())]
+            [name.replace("/", ", "), *(self._cell(model, s, name) for s in self._sets())]
             for name in names
         ]
         if names:
