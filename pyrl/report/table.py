@@ -79,7 +79,7 @@ class Report:
             ("report.json", json.dumps(record, indent=2) + "\n"),
         ):
             part = output_dir / f"{name}.part"
-            part.write_text(text)
+            part.write_text(text, "utf-8")
             os.replace(part, output_dir / name)
 
     def _sets(self) -> list[str]:
