@@ -106,13 +106,18 @@ double Signals::read(const Threshold& threshold, const Sketch& sketch) const {
   return threshold.q >= 0 ? sketch.quantile(threshold.q) : threshold.value;
 }
 
+// Confidence is packed against 1, so the sketches hold doubt = 1 - confidence, which is not.
+double Signals::read_confidence(const Threshold& threshold, const Sketch& doubt) const {
+  return threshold.q >= 0 ? 1 - doubt.quantile(1 - threshold.q) : threshold.value;
+}
+
 void Signals::calibrate() {
   thresholds_.entropy_high = read(spec_.entropy_high, entropy_);
   thresholds_.entropy_low = read(spec_.entropy_low, entropy_);
-  thresholds_.confidence_fork = read(spec_.confidence_fork, group_);
+  thresholds_.confidence_fork = read_confidence(spec_.confidence_fork, group_);
   thresholds_.entropy_rise = read(spec_.entropy_rise, rise_);
-  thresholds_.confidence_low = read(spec_.confidence_low, trace_);
-  thresholds_.tail_low = read(spec_.tail_low, tail_);
+  thresholds_.confidence_low = read_confidence(spec_.confidence_low, trace_);
+  thresholds_.tail_low = read_confidence(spec_.tail_low, tail_);
   thresholds_.entropy_spike = read(spec_.entropy_spike, rise_);
   thresholds_.calibrated = trace_.count() >= spec_.warmup_traces;
 }
@@ -124,7 +129,8 @@ void Signals::begin_step() {
 }
 
 Signals::Branch& Signals::branch(std::int64_t handle) {
-  const auto index = static_cast<std::size_t>(handle & 0xffffffff);
+  const auto index =
+      static_cast<std::size_t>(handle >> 32);  // Forest's handles: index | generation
   if (index >= branches_.size()) branches_.resize(std::max(index + 1, 2 * branches_.size()));
   Branch& state = branches_[index];
   if (state.handle != handle) {
@@ -171,8 +177,8 @@ void Signals::observe_one(Branch& state, float entropy, float confidence, std::s
 
   entropy_.add(entropy);
   rise_.add(rise);
-  group_.add(group);
-  tail_.add(tail);
+  group_.add(1.0 - group);
+  tail_.add(1.0 - tail);
 
   out.smooth_entropy[row] = smooth;
   out.entropy_rise[row] = rise;
@@ -192,9 +198,11 @@ std::int32_t Signals::width(const Branch& state, float entropy, float rise, floa
   // A collapsed policy has no spread of entropy to measure against: nothing to explore there.
   if (entropy <= 0) return 1;
   const double spread = std::max(t.entropy_high - t.entropy_low, 1e-12);
-  const double doubt = (group - t.confidence_fork) / std::max(std::abs(t.confidence_fork), 1e-12);
+  const double doubt = 1.0 - group, doubt_fork = 1.0 - t.confidence_fork;
+  // From 0 at the threshold towards 1 where group confidence is far below it.
+  const double excess = doubt > 0 ? 1 - doubt_fork / doubt : 0;
   const double raw =
-      spec_.width_min + spec_.alpha * (entropy - t.entropy_low) / spread - spec_.beta * doubt;
+      spec_.width_min + spec_.alpha * (entropy - t.entropy_low) / spread + spec_.beta * excess;
   const double bounded =
       std::clamp(raw, static_cast<double>(spec_.width_min), static_cast<double>(spec_.width_max));
   return static_cast<std::int32_t>(std::nearbyint(bounded));
@@ -255,7 +263,7 @@ void Signals::inherit(std::int64_t parent, std::span<const std::int64_t> childre
 void Signals::close(std::span<const std::int64_t> handle) {
   for (const std::int64_t h : handle) {
     Branch& state = branch(h);
-    if (state.tokens > 0) trace_.add(state.min_group);
+    if (state.tokens > 0) trace_.add(1.0 - state.min_group);
     state.window = {};
     state.handle = -1;
   }

@@ -129,6 +129,7 @@ class Signals {
   std::int32_t width(const Branch& branch, float entropy, float rise, float group) const;
   std::uint8_t prune_reason(const Branch& branch) const;
   double read(const Threshold& threshold, const Sketch& sketch) const;
+  double read_confidence(const Threshold& threshold, const Sketch& doubt) const;
   std::array<Sketch*, 5> sketches();
 
   SignalSpec spec_;

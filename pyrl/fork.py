@@ -163,9 +163,10 @@ class OnlineEntropy(Flat):
 class EntropyConfidence(Flat):
     """ECHO's EC-Tree: fork where entropy is high and group confidence low (arXiv:2602.02150).
 
-    The width is round(1 + alpha (H - H_low) / (H_high - H_low) - beta (C - C_fork) / C_fork), with
-    thresholds that are quantiles of the last steps. A cool-down and a cap per trunk keep one run of
-    uncertain tokens from spending the budget.
+    The width is round(1 + alpha (H - H_low) / (H_high - H_low) + beta (1 - D_fork / D)), where D is
+    doubt, 1 - C: the released code's formula with its confidence term in units that also tell
+    0.99 from 0.9999. Thresholds are quantiles of the last steps. A cool-down and a cap per trunk
+    keep one run of uncertain tokens from spending the budget.
     """
 
     entropy_high: float = 0.95

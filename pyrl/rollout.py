@@ -107,7 +107,10 @@ class Rollout:
         self.budgets = [Budget(votes, prune.respawns(votes)) for _ in self.prompts]
         for prompt in self.prompts:
             self.forest.add_tree(prompt)
+        self.retain = fork.trunks(votes) < votes
+        """Finished branches may still fork, so the engine keeps them until their trunk is done."""
         self.trunk_of: dict[int, Trunk] = {}
+        """Of every branch that the engine knows."""
         self.counts = Counts()
         engine.start(sampling)
 
@@ -167,7 +170,7 @@ class Rollout:
                 branch_B=np.array(branches, np.int64),
                 seed_B=np.array(seeds, np.uint64),
                 limit_B=np.full(count, self.limit, np.int64),
-                retain=self.fork.trunks(self.votes) < self.votes,
+                retain=self.retain,
             )
         )
 
@@ -191,7 +194,7 @@ class Rollout:
             self._decide(self.signals, sampled)
         self.forest.finish(sampled.branch_B[done_B], sampled.finish_B[done_B])
         for branch in sampled.branch_B[done_B].tolist():
-            self._ended(self.trunk_of[branch])
+            self._ended(self.trunk_of[branch] if self.retain else self.trunk_of.pop(branch))
         return True
 
     def _decide(self, signals: Signals, sampled: Sampled) -> None:
@@ -258,7 +261,7 @@ class Rollout:
         trunk.round += 1
         for site in sites:
             self._fork(site)
-        if not trunk.running:
+        if self.retain and not trunk.running:
             self.engine.abort(np.array(leaves, np.int64))
             for leaf in leaves:
                 del self.trunk_of[leaf]
