@@ -271,3 +271,39 @@ class PackedRows:
     def version_T(self) -> NDArray[np.int32]: ...
 
 def pack_flat(forest: Forest, leaf_N: NDArray[np.int64]) -> PackedRows: ...
+
+# -- token_stats (pointers are addresses; device -1 is the CPU) --
+
+def token_stats(
+    logits: int,
+    dtype: int,
+    rows: int,
+    vocabulary: int,
+    row_stride: int,
+    label: int,
+    temperature: float,
+    logprob: int,
+    entropy: int,
+    logsumexp: int,
+    confidence: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def token_stats_grad(
+    logits: int,
+    dtype: int,
+    rows: int,
+    vocabulary: int,
+    row_stride: int,
+    label: int,
+    temperature: float,
+    entropy: int,
+    logsumexp: int,
+    grad_logprob: int,
+    grad_entropy: int,
+    grad_logsumexp: int,
+    grad: int,
+    grad_row_stride: int,
+    device: int,
+    stream: int,
+) -> None: ...
