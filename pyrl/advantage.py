@@ -97,8 +97,8 @@ class Ancestors:
 
     def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
         advantage = _core.ancestor_advantage(
-            _int64(scored.segments.parent_S),
-            _int64(scored.segments.leaf_segment_N),
+            scored.segments.parent_S,
+            scored.segments.leaf_segment_N,
             scored.group_N,
             scored.reward_N,
             ancestors=self.ancestors,
@@ -135,9 +135,9 @@ class TreeRLReleased:
 
     def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
         advantage_S = _core.treerl_released_advantage(
-            _int64(scored.segments.parent_S),
-            _int64(scored.segments.length_S),
-            _int64(scored.segments.leaf_segment_N),
+            scored.segments.parent_S,
+            scored.segments.length_S,
+            scored.segments.leaf_segment_N,
             scored.group_N,
             scored.reward_N,
             by_token=self.centre == "token",
@@ -350,7 +350,3 @@ def _reward_metrics(scored: Scored) -> dict[str, float]:
 
 def _share(condition: NDArray[np.bool_]) -> float:
     return float(condition.mean()) if condition.size else 0.0
-
-
-def _int64(index: NDArray[np.integer]) -> NDArray[np.int64]:
-    return np.ascontiguousarray(index, dtype=np.int64)

@@ -13,6 +13,7 @@ from advantage_reference import ReferenceTree
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyrl._core import Forest
 from pyrl.advantage import (
     AdvantageClip,
     Ancestors,
@@ -415,6 +416,32 @@ def test_a_chain_of_segments_is_one_ancestor() -> None:
     for stages in (tree_rl(), tree_rl_released(), tree_po(), tree_grpo()):
         expected = run(stages, scored_of([example()]))
         np.testing.assert_allclose(run(stages, scored_of([chained])), expected, rtol=1e-12)
+
+
+def test_a_forest_gives_the_numbers_of_its_tree() -> None:
+    forest = Forest()
+    tree = forest.add_tree(np.arange(5, dtype=np.int32))
+    leaf = []
+    for trunk_tokens in (20, 10):
+        trunk = forest.add_trunk(tree, seed=1)
+        grow(forest, [trunk], trunk_tokens)
+        fork = forest.fork(trunk, trunk_tokens, np.array([2], np.uint64))
+        grow(forest, [trunk, int(fork[0])], 10)
+        leaf += [trunk, int(fork[0])]
+    forest.finish(np.array(leaf, np.int64), np.ones(4, np.uint8))
+    expected = scored_of([example()])
+    scored = change(expected, segments=forest.segments(forest.leaves()))
+    assert forest.leaves().tolist() == leaf
+    for stages in (tree_rl(), tree_rl_released(), tree_po(), tree_grpo()):
+        assert np.array_equal(run(stages, scored), run(stages, expected))
+
+
+def grow(forest: Forest, branches: list[int], tokens: int) -> None:
+    branch_B = np.array(branches, np.int64)
+    signal_B = np.full(branch_B.size, 0.5, np.float32)
+    for _ in range(tokens):
+        token_B = np.zeros(branch_B.size, np.int32)
+        forest.append(branch_B, token_B, signal_B, signal_B, signal_B)
 
 
 def test_two_thousand_nested_forks() -> None:
