@@ -226,20 +226,19 @@ class AdvantageClip:
 
 @dataclass(frozen=True)
 class Hybrid:
-    """ECHO, E-SC (arXiv:2602.02150): A (1 + a S) + shift (S - mean S), larger steps where unsure.
+    """ECHO, E-SC (arXiv:2602.02150): A (1 + a S) + lam (S - mean S), larger steps where unsure.
 
-    S = entropy_weight * H + doubt_weight * (1 - C) of the token under the sampling policy. Whitened
-    (the released code): H and C are whitened over the batch's tokens, and S is clamped to
-    +-bound. Raw (the paper): neither. The mean in the shift is over the tokens of the prompt.
+    S = alpha * H + beta * (1 - C) of the token under the sampling policy. Whitened (the released
+    code): H and 1 - C are whitened over the batch's tokens, and S is clamped to +-bound. Raw (the
+    paper): neither. The mean of S is over the tokens of the prompt. Raises ValueError if a signal
+    that it whitens is not finite.
     """
 
     a: float = 0.1
-    entropy_weight: float = 1.0
-    """The paper's alpha."""
-    doubt_weight: float = 1.0
-    """The paper's beta."""
-    shift: float = 0.0
-    """The paper's lambda."""
+    alpha: float = 1.0
+    beta: float = 1.0
+    lam: float = 0.0
+    """The paper's lambda; the released code has 0."""
     whiten: bool = True
     bound: float = 2.0
     eps: float = 1e-8
@@ -248,10 +247,10 @@ class Hybrid:
         known_T = _known_tokens(scored)
         signal_T = self._bounded(self._signal(scored, known_T))
         result_T = advantage_T * (1 + self.a * signal_T)
-        if self.shift != 0:
+        if self.lam != 0:
             group_T = scored.group_N[scored.leaf_T]
             signal = signal_T[known_T]
-            result_T[known_T] += self.shift * (signal - _core.group_mean(group_T[known_T], signal))
+            result_T[known_T] += self.lam * (signal - _core.group_mean(group_T[known_T], signal))
         return result_T
 
     def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
@@ -268,7 +267,7 @@ class Hybrid:
         if self.whiten:
             entropy_T = _whiten_known(entropy_T, known_T, self.eps)
             doubt_T = _whiten_known(np.clip(doubt_T, 0, 1), known_T, self.eps)
-        return self.entropy_weight * entropy_T + self.doubt_weight * doubt_T
+        return self.alpha * entropy_T + self.beta * doubt_T
 
     def _bounded(self, signal_T: Floats) -> Floats:
         return np.clip(signal_T, -self.bound, self.bound) if self.whiten else signal_T

@@ -314,9 +314,7 @@ def test_tree_grpo_matches_the_reference(batch: list[ReferenceTree]) -> None:
 
 
 @given(BATCHES, st.booleans(), st.sampled_from([0.0, 0.3]))
-def test_hybrid_matches_the_reference(
-    batch: list[ReferenceTree], whiten: bool, shift: float
-) -> None:
+def test_hybrid_matches_the_reference(batch: list[ReferenceTree], whiten: bool, lam: float) -> None:
     scored = scored_of(batch)
     known = [t for t, n in enumerate(scored.leaf_T) if not math.isnan(scored.reward_N[n])]
     entropy = [float(scored.entropy_T[t]) for t in known]
@@ -331,8 +329,8 @@ def test_hybrid_matches_the_reference(
     expected = np.zeros(scored.leaf_T.size)
     for t, s, g in zip(known, signal, group, strict=True):
         mean = np.mean([other for other, h in zip(signal, group, strict=True) if h == g])
-        expected[t] = advantage_T[t] * (1 + 0.1 * s) + shift * (s - mean)
-    stage = Hybrid(entropy_weight=0.5, doubt_weight=2.0, shift=shift, whiten=whiten)
+        expected[t] = advantage_T[t] * (1 + 0.1 * s) + lam * (s - mean)
+    stage = Hybrid(alpha=0.5, beta=2.0, lam=lam, whiten=whiten)
     np.testing.assert_allclose(stage(scored, advantage_T), expected, atol=1e-10)
 
 
@@ -366,7 +364,7 @@ def test_an_unknown_leaf_is_as_if_absent(batch: list[ReferenceTree]) -> None:
     segments.leaf_segment_N = segments.leaf_segment_N[known_N]
     leaf_T = (np.cumsum(known_N) - 1)[scored.leaf_T[known_T]]
     absent = change(scored, segments=segments, leaf_T=leaf_T, **of_leaves, **of_tokens)
-    shaping = (EntropyReshape(), AdvantageClip(), Hybrid(shift=0.2), WhitenTokens())
+    shaping = (EntropyReshape(), AdvantageClip(), Hybrid(lam=0.2), WhitenTokens())
     for first in (grpo(), rloo(), tree_rl(), tree_rl_released(), tree_po(), tree_grpo()):
         advantage_T = run((*first, *shaping), scored)
         assert np.array_equal(advantage_T[known_T], run((*first, *shaping), absent))
@@ -403,7 +401,7 @@ def test_equal_entropies_leave_every_bit(rewards: list[list[float]], entropy: fl
         confidence_T=np.full(scored.leaf_T.size, 0.7, np.float32),
     )
     assert np.array_equal(EntropyReshape()(scored, advantage_T), advantage_T)
-    assert np.array_equal(Hybrid(shift=0.5)(scored, advantage_T), advantage_T)
+    assert np.array_equal(Hybrid(lam=0.5)(scored, advantage_T), advantage_T)
 
 
 def test_a_chain_of_segments_is_one_ancestor() -> None:
@@ -482,7 +480,7 @@ def test_metrics_report_what_the_stages_do() -> None:
 
 
 def test_a_step_without_leaves_has_no_advantages() -> None:
-    stages = (*tree_rl(), EntropyReshape(), AdvantageClip(), Hybrid(shift=1.0), WhitenTokens())
+    stages = (*tree_rl(), EntropyReshape(), AdvantageClip(), Hybrid(lam=1.0), WhitenTokens())
     advantage_T, metrics = advantages(stages, scored_of([]))
     assert advantage_T.shape == (0,)
     assert all(math.isfinite(value) for value in metrics.values())
