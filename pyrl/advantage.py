@@ -155,7 +155,10 @@ class WhitenTokens:
     eps: float = 1e-8
 
     def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
-        return _whiten_known(advantage_T, _known_tokens(scored), self.eps)
+        known_T = _known_tokens(scored)
+        result_T = np.zeros_like(advantage_T)
+        result_T[known_T] = _core.whiten(advantage_T[known_T], self.eps)
+        return result_T
 
     def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
         known_T = advantage_T[_known_tokens(scored)]
@@ -230,8 +233,8 @@ class Hybrid:
 
     S = alpha * H + beta * (1 - C) of the token under the sampling policy. Whitened (the released
     code): H and 1 - C are whitened over the batch's tokens, and S is clamped to +-bound. Raw (the
-    paper): neither. The mean of S is over the tokens of the prompt. Raises ValueError if a signal
-    that it whitens is not finite.
+    paper): neither. The mean of S is over the tokens of the prompt. Raises ValueError if a
+    signal of a known leaf is not finite.
     """
 
     a: float = 0.1
@@ -245,32 +248,38 @@ class Hybrid:
 
     def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
         known_T = _known_tokens(scored)
-        signal_T = self._bounded(self._signal(scored, known_T))
-        result_T = advantage_T * (1 + self.a * signal_T)
+        signal = self._bounded(self._signal(scored, known_T))
+        advantage = advantage_T[known_T] * (1 + self.a * signal)
         if self.lam != 0:
-            group_T = scored.group_N[scored.leaf_T]
-            signal = signal_T[known_T]
-            result_T[known_T] += self.lam * (signal - _core.group_mean(group_T[known_T], signal))
+            group = scored.group_N[scored.leaf_T[known_T]]
+            advantage += self.lam * (signal - _core.group_mean(group, signal))
+        result_T = np.zeros_like(advantage_T)
+        result_T[known_T] = advantage
         return result_T
 
     def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
-        known_T = _known_tokens(scored)
-        signal = self._signal(scored, known_T)[known_T]
+        signal = self._signal(scored, _known_tokens(scored))
         return {
             "hybrid_clamped": _share(self._bounded(signal) != signal),
             "hybrid_signal_max": float(signal.max(initial=0.0)),
         }
 
     def _signal(self, scored: Scored, known_T: NDArray[np.bool_]) -> Floats:
-        entropy_T = scored.entropy_T.astype(np.float64)
-        doubt_T = 1 - scored.confidence_T.astype(np.float64)
+        """S of the known tokens, before the clamp."""
+        entropy = scored.entropy_T[known_T].astype(np.float64)
+        doubt = 1 - scored.confidence_T[known_T].astype(np.float64)
+        signal = self.alpha * entropy + self.beta * doubt
+        if not np.isfinite(signal).all():
+            bad = signal[~np.isfinite(signal)][0]
+            raise ValueError(f"entropy_T and confidence_T: expected finite values, got S = {bad}")
         if self.whiten:
-            entropy_T = _whiten_known(entropy_T, known_T, self.eps)
-            doubt_T = _whiten_known(np.clip(doubt_T, 0, 1), known_T, self.eps)
-        return self.alpha * entropy_T + self.beta * doubt_T
+            entropy = _core.whiten(entropy, self.eps)
+            doubt = _core.whiten(np.clip(doubt, 0, 1), self.eps)
+            signal = self.alpha * entropy + self.beta * doubt
+        return signal
 
-    def _bounded(self, signal_T: Floats) -> Floats:
-        return np.clip(signal_T, -self.bound, self.bound) if self.whiten else signal_T
+    def _bounded(self, signal: Floats) -> Floats:
+        return np.clip(signal, -self.bound, self.bound) if self.whiten else signal
 
 
 def grpo() -> tuple[Stage, ...]:
@@ -321,12 +330,6 @@ def _known_tokens(scored: Scored) -> NDArray[np.bool_]:
 
 def _segment_tokens(scored: Scored, value_S: Floats) -> Floats:
     return np.where(_known_tokens(scored), value_S[scored.segment_T], 0.0)
-
-
-def _whiten_known(value_T: Floats, known_T: NDArray[np.bool_], eps: float) -> Floats:
-    result_T = np.zeros_like(value_T)
-    result_T[known_T] = _core.whiten(value_T[known_T], eps)
-    return result_T
 
 
 def _reward_metrics(scored: Scored) -> dict[str, float]:

@@ -363,8 +363,10 @@ def test_an_unknown_leaf_is_as_if_absent(batch: list[ReferenceTree]) -> None:
     segments = SimpleNamespace(**vars(scored.segments))
     segments.leaf_segment_N = segments.leaf_segment_N[known_N]
     leaf_T = (np.cumsum(known_N) - 1)[scored.leaf_T[known_T]]
+    scored.entropy_T[~known_T] = np.nan
     absent = change(scored, segments=segments, leaf_T=leaf_T, **of_leaves, **of_tokens)
-    shaping = (EntropyReshape(), AdvantageClip(), Hybrid(lam=0.2), WhitenTokens())
+    hybrids = (Hybrid(lam=0.2), Hybrid(whiten=False))
+    shaping = (EntropyReshape(), AdvantageClip(), *hybrids, WhitenTokens())
     for first in (grpo(), rloo(), tree_rl(), tree_rl_released(), tree_po(), tree_grpo()):
         advantage_T = run((*first, *shaping), scored)
         assert np.array_equal(advantage_T[known_T], run((*first, *shaping), absent))
@@ -517,7 +519,8 @@ def test_malformed_leaves_are_refused(fields: dict[str, Any], message: str) -> N
         (lambda s, a: AdvantageClip(beta=-1.0), "beta: expected a positive number, got -1.0"),
         (lambda s, a: WhitenTokens()(s, a * math.inf), "expected finite values, got inf"),
         (lambda s, a: EntropyReshape()(change(s, entropy_N=a[:2] * NAN), a), "values, got nan"),
-        (lambda s, a: Hybrid()(change(s, entropy_T=s.entropy_T * NAN), a), "values, got nan"),
+        (lambda s, a: Hybrid()(change(s, entropy_T=s.entropy_T * NAN), a), "got S = nan"),
+        (lambda s, a: Hybrid(whiten=False)(change(s, entropy_T=a * math.inf), a), "got S = inf"),
     ],
 )
 def test_malformed_choices_are_refused(call: Any, message: str) -> None:
