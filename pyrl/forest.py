@@ -3,7 +3,7 @@
 from pyrl._core import Forest, LeafTable, Path, Segments, StaleHandleError
 
 LOW_CONFIDENCE, TAIL_DECLINE, ENTROPY_SPIKE, BUDGET = 1, 2, 3, 4
-"""Reasons of `Forest.prune`; BUDGET also stands for any other. `Forest.pruned()` is indexed by them."""
+"""Reasons of `Forest.prune` and indices of `Forest.pruned()`; BUDGET also stands for any other."""
 
 __all__ = [
     "BUDGET",
