@@ -95,13 +95,16 @@ void for_each_group(std::span<const std::int64_t> group_N, Visit visit) {
   }
 }
 
-double baseline_advantage(double reward, const Moments& group, const BaselineOptions& options) {
-  if (std::isnan(reward)) return 0;
-  if (group.count == 1) return options.single == Single::kReward ? reward : 0;
-  double advantage = reward - group.mean;
-  if (options.leave_one_out) advantage *= group.leave_one_out();
-  if (options.scale == Scale::kStd) advantage /= group.std(options.ddof) + options.eps;
-  return advantage;
+void baseline(std::span<const double> reward_N, const BaselineOptions& options,
+              std::span<double> advantage_N) {
+  const Moments group = moments(reward_N);
+  const bool alone = group.count == 1;
+  const double mean = alone && options.single == Single::kReward ? 0 : group.mean;
+  const double factor = options.leave_one_out ? group.leave_one_out() : 1;
+  const bool scaled = options.scale == Scale::kStd && !alone;
+  const double unit = scaled ? group.std(options.ddof) + options.eps : 1;
+  for (std::size_t n = 0; n < reward_N.size(); ++n)
+    advantage_N[n] = std::isnan(reward_N[n]) ? 0 : (reward_N[n] - mean) * factor / unit;
 }
 
 // Statistics of the known leaves below each segment.
@@ -193,13 +196,14 @@ class AncestorSum {
   // For a set of `count` leaves of mean `value` that ends in segment s.
   double operator()(std::int64_t s, std::int64_t count, double value) {
     choose(s, count);
-    double total = 0;
-    for (std::int64_t a : chosen_) total += static_cast<double>(nodes_[a].count);
     double sum = 0;
-    for (std::int64_t a : chosen_) {
-      const double share = static_cast<double>(nodes_[a].count) / total;
-      sum +=
-          difference(value, nodes_[a]) * (options_.weight == AncestorWeight::kLeaves ? share : 1);
+    if (options_.weight == AncestorWeight::kLeaves) {
+      double total = 0;
+      for (std::int64_t a : chosen_) total += static_cast<double>(nodes_[a].count);
+      for (std::int64_t a : chosen_)
+        sum += static_cast<double>(nodes_[a].count) / total * difference(value, nodes_[a]);
+    } else {
+      for (std::int64_t a : chosen_) sum += difference(value, nodes_[a]);
     }
     if (options_.weight == AncestorWeight::kMean) sum /= static_cast<double>(chosen_.size());
     if (options_.leave_one_out) sum *= nodes_[nodes_.root(s)].leave_one_out();
@@ -286,9 +290,8 @@ void group_advantage(std::span<const std::int64_t> group_N, std::span<const doub
   check_values("reward_N", reward_N, true);
   check_std(options.ddof, options.eps);
   for_each_group(group_N, [&](std::size_t begin, std::size_t end) {
-    const Moments group = moments(reward_N.subspan(begin, end - begin));
-    for (std::size_t n = begin; n < end; ++n)
-      advantage_N[n] = baseline_advantage(reward_N[n], group, options);
+    const std::size_t size = end - begin;
+    baseline(reward_N.subspan(begin, size), options, advantage_N.subspan(begin, size));
   });
 }
 

@@ -97,8 +97,8 @@ class Ancestors:
 
     def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
         advantage = _core.ancestor_advantage(
-            _int64(scored.segments.parent_S),
-            _int64(scored.segments.leaf_segment_N),
+            scored.segments.parent_S,
+            scored.segments.leaf_segment_N,
             scored.group_N,
             scored.reward_N,
             ancestors=self.ancestors,
@@ -135,9 +135,9 @@ class TreeRLReleased:
 
     def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
         advantage_S = _core.treerl_released_advantage(
-            _int64(scored.segments.parent_S),
-            _int64(scored.segments.length_S),
-            _int64(scored.segments.leaf_segment_N),
+            scored.segments.parent_S,
+            scored.segments.length_S,
+            scored.segments.leaf_segment_N,
             scored.group_N,
             scored.reward_N,
             by_token=self.centre == "token",
@@ -155,7 +155,10 @@ class WhitenTokens:
     eps: float = 1e-8
 
     def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
-        return _whiten_known(advantage_T, _known_tokens(scored), self.eps)
+        known_T = _known_tokens(scored)
+        result_T = np.zeros_like(advantage_T)
+        result_T[known_T] = _core.whiten(advantage_T[known_T], self.eps)
+        return result_T
 
     def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
         known_T = advantage_T[_known_tokens(scored)]
@@ -226,52 +229,57 @@ class AdvantageClip:
 
 @dataclass(frozen=True)
 class Hybrid:
-    """ECHO, E-SC (arXiv:2602.02150): A (1 + a S) + shift (S - mean S), larger steps where unsure.
+    """ECHO, E-SC (arXiv:2602.02150): A (1 + a S) + lam (S - mean S), larger steps where unsure.
 
-    S = entropy_weight * H + doubt_weight * (1 - C) of the token under the sampling policy. Whitened
-    (the released code): H and C are whitened over the batch's tokens, and S is clamped to
-    +-bound. Raw (the paper): neither. The mean in the shift is over the tokens of the prompt.
+    S = alpha * H + beta * (1 - C) of the token under the sampling policy. Whitened (the released
+    code): H and 1 - C are whitened over the batch's tokens, and S is clamped to +-bound. Raw (the
+    paper): neither. The mean of S is over the tokens of the prompt. Raises ValueError if a
+    signal of a known leaf is not finite.
     """
 
     a: float = 0.1
-    entropy_weight: float = 1.0
-    """The paper's alpha."""
-    doubt_weight: float = 1.0
-    """The paper's beta."""
-    shift: float = 0.0
-    """The paper's lambda."""
+    alpha: float = 1.0
+    beta: float = 1.0
+    lam: float = 0.0
+    """The paper's lambda; the released code has 0."""
     whiten: bool = True
     bound: float = 2.0
     eps: float = 1e-8
 
     def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
         known_T = _known_tokens(scored)
-        signal_T = self._bounded(self._signal(scored, known_T))
-        result_T = advantage_T * (1 + self.a * signal_T)
-        if self.shift != 0:
-            group_T = scored.group_N[scored.leaf_T]
-            signal = signal_T[known_T]
-            result_T[known_T] += self.shift * (signal - _core.group_mean(group_T[known_T], signal))
+        signal = self._bounded(self._signal(scored, known_T))
+        advantage = advantage_T[known_T] * (1 + self.a * signal)
+        if self.lam != 0:
+            group = scored.group_N[scored.leaf_T[known_T]]
+            advantage += self.lam * (signal - _core.group_mean(group, signal))
+        result_T = np.zeros_like(advantage_T)
+        result_T[known_T] = advantage
         return result_T
 
     def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
-        known_T = _known_tokens(scored)
-        signal = self._signal(scored, known_T)[known_T]
+        signal = self._signal(scored, _known_tokens(scored))
         return {
             "hybrid_clamped": _share(self._bounded(signal) != signal),
             "hybrid_signal_max": float(signal.max(initial=0.0)),
         }
 
     def _signal(self, scored: Scored, known_T: NDArray[np.bool_]) -> Floats:
-        entropy_T = scored.entropy_T.astype(np.float64)
-        doubt_T = 1 - scored.confidence_T.astype(np.float64)
+        """S of the known tokens, before the clamp."""
+        entropy = scored.entropy_T[known_T].astype(np.float64)
+        doubt = 1 - scored.confidence_T[known_T].astype(np.float64)
+        signal = self.alpha * entropy + self.beta * doubt
+        if not np.isfinite(signal).all():
+            bad = signal[~np.isfinite(signal)][0]
+            raise ValueError(f"entropy_T and confidence_T: expected finite values, got S = {bad}")
         if self.whiten:
-            entropy_T = _whiten_known(entropy_T, known_T, self.eps)
-            doubt_T = _whiten_known(np.clip(doubt_T, 0, 1), known_T, self.eps)
-        return self.entropy_weight * entropy_T + self.doubt_weight * doubt_T
+            entropy = _core.whiten(entropy, self.eps)
+            doubt = _core.whiten(np.clip(doubt, 0, 1), self.eps)
+            signal = self.alpha * entropy + self.beta * doubt
+        return signal
 
-    def _bounded(self, signal_T: Floats) -> Floats:
-        return np.clip(signal_T, -self.bound, self.bound) if self.whiten else signal_T
+    def _bounded(self, signal: Floats) -> Floats:
+        return np.clip(signal, -self.bound, self.bound) if self.whiten else signal
 
 
 def grpo() -> tuple[Stage, ...]:
@@ -324,12 +332,6 @@ def _segment_tokens(scored: Scored, value_S: Floats) -> Floats:
     return np.where(_known_tokens(scored), value_S[scored.segment_T], 0.0)
 
 
-def _whiten_known(value_T: Floats, known_T: NDArray[np.bool_], eps: float) -> Floats:
-    result_T = np.zeros_like(value_T)
-    result_T[known_T] = _core.whiten(value_T[known_T], eps)
-    return result_T
-
-
 def _reward_metrics(scored: Scored) -> dict[str, float]:
     centred_N = _core.group_advantage(
         scored.group_N,
@@ -350,7 +352,3 @@ def _reward_metrics(scored: Scored) -> dict[str, float]:
 
 def _share(condition: NDArray[np.bool_]) -> float:
     return float(condition.mean()) if condition.size else 0.0
-
-
-def _int64(index: NDArray[np.integer]) -> NDArray[np.int64]:
-    return np.ascontiguousarray(index, dtype=np.int64)

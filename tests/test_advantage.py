@@ -13,6 +13,7 @@ from advantage_reference import ReferenceTree
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyrl._core import Forest
 from pyrl.advantage import (
     AdvantageClip,
     Ancestors,
@@ -313,9 +314,7 @@ def test_tree_grpo_matches_the_reference(batch: list[ReferenceTree]) -> None:
 
 
 @given(BATCHES, st.booleans(), st.sampled_from([0.0, 0.3]))
-def test_hybrid_matches_the_reference(
-    batch: list[ReferenceTree], whiten: bool, shift: float
-) -> None:
+def test_hybrid_matches_the_reference(batch: list[ReferenceTree], whiten: bool, lam: float) -> None:
     scored = scored_of(batch)
     known = [t for t, n in enumerate(scored.leaf_T) if not math.isnan(scored.reward_N[n])]
     entropy = [float(scored.entropy_T[t]) for t in known]
@@ -330,8 +329,8 @@ def test_hybrid_matches_the_reference(
     expected = np.zeros(scored.leaf_T.size)
     for t, s, g in zip(known, signal, group, strict=True):
         mean = np.mean([other for other, h in zip(signal, group, strict=True) if h == g])
-        expected[t] = advantage_T[t] * (1 + 0.1 * s) + shift * (s - mean)
-    stage = Hybrid(entropy_weight=0.5, doubt_weight=2.0, shift=shift, whiten=whiten)
+        expected[t] = advantage_T[t] * (1 + 0.1 * s) + lam * (s - mean)
+    stage = Hybrid(alpha=0.5, beta=2.0, lam=lam, whiten=whiten)
     np.testing.assert_allclose(stage(scored, advantage_T), expected, atol=1e-10)
 
 
@@ -364,8 +363,10 @@ def test_an_unknown_leaf_is_as_if_absent(batch: list[ReferenceTree]) -> None:
     segments = SimpleNamespace(**vars(scored.segments))
     segments.leaf_segment_N = segments.leaf_segment_N[known_N]
     leaf_T = (np.cumsum(known_N) - 1)[scored.leaf_T[known_T]]
+    scored.entropy_T[~known_T] = np.nan
     absent = change(scored, segments=segments, leaf_T=leaf_T, **of_leaves, **of_tokens)
-    shaping = (EntropyReshape(), AdvantageClip(), Hybrid(shift=0.2), WhitenTokens())
+    hybrids = (Hybrid(lam=0.2), Hybrid(whiten=False))
+    shaping = (EntropyReshape(), AdvantageClip(), *hybrids, WhitenTokens())
     for first in (grpo(), rloo(), tree_rl(), tree_rl_released(), tree_po(), tree_grpo()):
         advantage_T = run((*first, *shaping), scored)
         assert np.array_equal(advantage_T[known_T], run((*first, *shaping), absent))
@@ -402,7 +403,7 @@ def test_equal_entropies_leave_every_bit(rewards: list[list[float]], entropy: fl
         confidence_T=np.full(scored.leaf_T.size, 0.7, np.float32),
     )
     assert np.array_equal(EntropyReshape()(scored, advantage_T), advantage_T)
-    assert np.array_equal(Hybrid(shift=0.5)(scored, advantage_T), advantage_T)
+    assert np.array_equal(Hybrid(lam=0.5)(scored, advantage_T), advantage_T)
 
 
 def test_a_chain_of_segments_is_one_ancestor() -> None:
@@ -415,6 +416,32 @@ def test_a_chain_of_segments_is_one_ancestor() -> None:
     for stages in (tree_rl(), tree_rl_released(), tree_po(), tree_grpo()):
         expected = run(stages, scored_of([example()]))
         np.testing.assert_allclose(run(stages, scored_of([chained])), expected, rtol=1e-12)
+
+
+def test_a_forest_gives_the_numbers_of_its_tree() -> None:
+    forest = Forest()
+    tree = forest.add_tree(np.arange(5, dtype=np.int32))
+    leaf = []
+    for trunk_tokens in (20, 10):
+        trunk = forest.add_trunk(tree, seed=1)
+        grow(forest, [trunk], trunk_tokens)
+        fork = forest.fork(trunk, trunk_tokens, np.array([2], np.uint64))
+        grow(forest, [trunk, int(fork[0])], 10)
+        leaf += [trunk, int(fork[0])]
+    forest.finish(np.array(leaf, np.int64), np.ones(4, np.uint8))
+    expected = scored_of([example()])
+    scored = change(expected, segments=forest.segments(forest.leaves()))
+    assert forest.leaves().tolist() == leaf
+    for stages in (tree_rl(), tree_rl_released(), tree_po(), tree_grpo()):
+        assert np.array_equal(run(stages, scored), run(stages, expected))
+
+
+def grow(forest: Forest, branches: list[int], tokens: int) -> None:
+    branch_B = np.array(branches, np.int64)
+    signal_B = np.full(branch_B.size, 0.5, np.float32)
+    for _ in range(tokens):
+        token_B = np.zeros(branch_B.size, np.int32)
+        forest.append(branch_B, token_B, signal_B, signal_B, signal_B)
 
 
 def test_two_thousand_nested_forks() -> None:
@@ -455,7 +482,7 @@ def test_metrics_report_what_the_stages_do() -> None:
 
 
 def test_a_step_without_leaves_has_no_advantages() -> None:
-    stages = (*tree_rl(), EntropyReshape(), AdvantageClip(), Hybrid(shift=1.0), WhitenTokens())
+    stages = (*tree_rl(), EntropyReshape(), AdvantageClip(), Hybrid(lam=1.0), WhitenTokens())
     advantage_T, metrics = advantages(stages, scored_of([]))
     assert advantage_T.shape == (0,)
     assert all(math.isfinite(value) for value in metrics.values())
@@ -492,7 +519,8 @@ def test_malformed_leaves_are_refused(fields: dict[str, Any], message: str) -> N
         (lambda s, a: AdvantageClip(beta=-1.0), "beta: expected a positive number, got -1.0"),
         (lambda s, a: WhitenTokens()(s, a * math.inf), "expected finite values, got inf"),
         (lambda s, a: EntropyReshape()(change(s, entropy_N=a[:2] * NAN), a), "values, got nan"),
-        (lambda s, a: Hybrid()(change(s, entropy_T=s.entropy_T * NAN), a), "values, got nan"),
+        (lambda s, a: Hybrid()(change(s, entropy_T=s.entropy_T * NAN), a), "got S = nan"),
+        (lambda s, a: Hybrid(whiten=False)(change(s, entropy_T=a * math.inf), a), "got S = inf"),
     ],
 )
 def test_malformed_choices_are_refused(call: Any, message: str) -> None:
