@@ -300,15 +300,17 @@ def _flatten(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str
 
 def _apply(run: Run, settings: Mapping[str, Any], path: Path) -> Run:
     """The run with the settings of a file, read by the same parser as options."""
-    names = [name for name, _ in _leaves(run)]
+    current = dict(_leaves(run))
     options = []
     for name, value in settings.items():
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1, cutoff=0)[0]
+        if name not in current:
+            near = difflib.get_close_matches(name, current, n=1, cutoff=0)[0]
             raise ConfigError(f"{path}: there is no setting {name!r}; the nearest is {near!r}")
-        options += (
-            [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
-        )
+        if isinstance(value, list):
+            options += [f"--{name}", *map(str, value)]
+        elif value is not None or current[name] is not None:
+            # A choice that a method leaves out (None) is no option, so it is not given back as one.
+            options.append(f"--{name}={value}")
     said = io.StringIO()
     try:
         with redirect_stderr(said):

@@ -8,6 +8,7 @@ import math
 import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -97,10 +98,17 @@ class MetricsLog:
             if name not in SINKS:
                 raise ValueError(f"loggers: expected some of {', '.join(SINKS)}, got {name!r}")
         output_dir.mkdir(parents=True, exist_ok=True)
-        self._metrics = _Jsonl(output_dir / "metrics.jsonl", resume_at)
-        self._completions = _Jsonl(output_dir / "completions.jsonl", resume_at)
-        sent = self._metrics.last_step
-        self._sinks = [SINKS[name](output_dir, resume_at, sent) for name in loggers]
+        with ExitStack() as stack:
+            self._metrics = _Jsonl(output_dir / "metrics.jsonl", resume_at)
+            stack.callback(self._metrics.close)
+            self._completions = _Jsonl(output_dir / "completions.jsonl", resume_at)
+            stack.callback(self._completions.close)
+            self._sinks: list[Sink] = []
+            for name in loggers:
+                self._sinks.append(SINKS[name](output_dir, resume_at, self._metrics.last_step))
+                stack.callback(self._sinks[-1].close)
+            self.close = stack.pop_all().close
+            """Close the files and finish the loggers."""
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> Row:
         """Append one row; numpy scalars become Python's, NaN and infinities null. Returns it."""
@@ -120,12 +128,6 @@ class MetricsLog:
                 for row in completions
             ]
         )
-
-    def close(self) -> None:
-        self._metrics.close()
-        self._completions.close()
-        for sink in self._sinks:
-            sink.close()
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -161,17 +163,15 @@ class _Jsonl:
     def __init__(self, path: Path, resume_at: int | None) -> None:
         if resume_at is None and path.exists() and path.stat().st_size:
             raise FileExistsError(f"{path}: holds another run; choose a new directory or resume")
-        self._file = path.open("ab")
         self.last_step = -1
         """Of the file as it was found, rows that are now dropped included."""
-        if resume_at is not None:
-            kept = 0
-            for end, row in _lines(path):
-                self.last_step = step_of(row)
-                kept = end if self.last_step < resume_at else kept
-            # A cut at one byte offset is atomic, a rewrite is not.
-            self._file.truncate(kept)
-            os.fsync(self._file.fileno())
+        kept = 0
+        for end, row in _lines(path) if path.exists() else ():
+            self.last_step = step_of(row)
+            kept = end if resume_at is not None and self.last_step < resume_at else kept
+        self._file = path.open("ab")
+        # A cut at one byte offset is atomic, a rewrite is not.
+        self._file.truncate(kept)
 
     def append(self, rows: Sequence[Row]) -> None:
         text = "".join(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in rows)

@@ -34,11 +34,6 @@ class Progress:
     def __init__(self, *, console: Console | None = None, every: float = 4.0) -> None:
         self._console = console or Console(stderr=True)
         self._every = every
-        self._live: Live | None = None
-        if self._console.is_terminal and not self._console.is_dumb_terminal:
-            self._live = Live(
-                get_renderable=self._render, console=self._console, refresh_per_second=4
-            )
         self._ticker = threading.Thread(target=self._tick, name="pyrl-progress", daemon=True)
         self._stopped = threading.Event()
         self._lock = threading.Lock()
@@ -48,6 +43,11 @@ class Progress:
         self._tokens = self._phase_tokens = 0
         self._rate = 0.0
         self._shown: dict[str, Any] = {}
+        self._live: Live | None = None
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            self._live = Live(
+                get_renderable=self._render, console=self._console, refresh_per_second=4
+            )
 
     def __enter__(self) -> Progress:
         if self._live:

@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 TITLES = {"before": "untrained", "after": "after training"}
 
@@ -42,10 +44,9 @@ class Report:
     facts: Mapping[str, str | int | float] = field(default_factory=dict)
     """Beside the scores: tokens that training sampled, seconds, seed, learning rate..."""
 
-    def table(self) -> Table:
-        """For the terminal."""
-        table = Table(title=self.title, caption=self._caption(), title_justify="left")
-        table.caption_justify = "left"
+    def __rich__(self) -> Group:
+        """For the terminal: `rich.print(report)`."""
+        table = Table(title=self.title, title_justify="left")
         sets = self._sets()
         table.add_column("")
         for name in sets:
@@ -57,7 +58,7 @@ class Report:
             for label, *cells in rows:
                 table.add_row(f"  {label}", *cells)
             table.add_section()
-        return table
+        return Group(table, Text(self._caption(), style="dim"))
 
     def markdown(self) -> str:
         """The same as GitHub's Markdown."""
