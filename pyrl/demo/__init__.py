@@ -1,4 +1,4 @@
-"""The embedded default: a small transformer that sorts digits, and questions longer than it learned."""
+"""The embedded default: a small transformer that sorts digits, and questions too long for it."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ MODEL = Path(str(files("pyrl.demo") / "model"))
 QUESTIONS: dict[str, Path] = {
     name: MODEL.parent / f"{name}.jsonl" for name in ("train", "heldout", "length18")
 }
-"""Packaged question files: lengths 15 to 17 to learn from, others of the same lengths, length 18."""
+"""Packaged question files: 15 to 17 digits to learn from, others of 15 to 17, and 18 digits."""

@@ -25,7 +25,7 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Lengths, optimizer and schedule. Stopped early, so that the lengths above 14 stay half learned."""
+    """Lengths, optimizer and schedule; it stops early, with the lengths above 14 half learned."""
 
     lengths: tuple[int, ...] = tuple(range(2, 17))
     weights: tuple[float, ...] = (1.0,) * 9 + (0.05,) * 6
@@ -86,7 +86,7 @@ def draw_batch(rng: np.random.Generator, recipe: Pretraining) -> tuple[Tensor, T
         rng.choice(recipe.lengths, recipe.batch, p=weights / weights.sum())
     ):
         (question,) = draw_questions(rng, int(length), 1)
-        ids = tokenizer(question + solve(question)).input_ids + [tokenizer.eos_token_id]
+        ids = [*tokenizer(question + solve(question)).input_ids, tokenizer.eos_token_id]
         input_BT[row, : len(ids)] = torch.tensor(ids)
         label_BT[row, length + 1 : len(ids)] = input_BT[row, length + 1 : len(ids)]
     return input_BT, label_BT
