@@ -61,9 +61,8 @@ class VoteReward:
     ) -> NDArray[np.float64]:
         silent_N = answers.class_N < 0
         label_N = votes.class_G[leaves.group_N]
-        reward_N = (~silent_N & (answers.class_N == label_N)).astype(np.float64)
-        reward_N[silent_N] = np.nan if self.no_answer is None else self.no_answer
-        return reward_N
+        no_answer = math.nan if self.no_answer is None else self.no_answer
+        return np.where(silent_N, no_answer, np.where(answers.class_N == label_N, 1.0, 0.0))
 
 
 @dataclass(frozen=True)
