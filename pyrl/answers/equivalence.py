@@ -9,16 +9,18 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyrl.answers.pool import Status, VerifierPool
+from pyrl.answers.pool import Outcome, Status, VerifierPool
+
+_T = TypeVar("_T")
+_V = TypeVar("_V")
 
 _JUDGE = Path(__file__).with_name("math_judge.py")
 _LONGEST = 512
@@ -54,19 +56,19 @@ class Equivalence(Protocol):
 
 
 def _number_classes(
-    answer_N: Sequence[str | None], find: Callable[[str, list[str]], int | None]
+    item_N: Sequence[_T | None], find: Callable[[_T, list[_T]], int | None]
 ) -> NDArray[np.int64]:
-    """Give each answer the class of the representative (first member) that `find` picks."""
-    representatives: list[str] = []
-    class_of: dict[str | None, int] = {None: -1}
-    for answer in answer_N:
-        if answer is None or answer in class_of:
+    """Give each item the class of the representative (first member) that `find` picks."""
+    representatives: list[_T] = []
+    class_of: dict[_T | None, int] = {None: -1}
+    for item in item_N:
+        if item is None or item in class_of:
             continue
-        found = find(answer, representatives)
-        class_of[answer] = len(representatives) if found is None else found
+        found = find(item, representatives)
+        class_of[item] = len(representatives) if found is None else found
         if found is None:
-            representatives.append(answer)
-    return np.array([class_of[answer] for answer in answer_N], np.int64)
+            representatives.append(item)
+    return np.array([class_of[item] for item in item_N], np.int64)
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Exact:
 
     def classes(self, answer_N: Sequence[str | None]) -> NDArray[np.int64]:
         stripped_N = [None if answer is None else answer.strip() for answer in answer_N]
-        return _number_classes(stripped_N, lambda answer, others: None)
+        return _number_classes(stripped_N, lambda answer, representatives: None)
 
     def same(self, a: str, b: str) -> bool:
         return a.strip() == b.strip()
@@ -88,11 +90,13 @@ class Exact:
 
 @dataclass(frozen=True)
 class _Form:
-    """What an answer is, once: numbers and texts are compared here, expressions by a verifier."""
+    """What an answer is. Equal forms are equal answers; a verifier compares expressions further."""
 
     kind: str
     """"number", "text", "expression", or "unknown": equal to itself only."""
     key: str | Fraction
+    text: str = field(compare=False)
+    """The answer, for the verifier."""
 
 
 def _number(answer: str) -> Fraction | None:
@@ -111,13 +115,13 @@ def _plain_form(answer: str) -> _Form | None:
     """The form of an answer that needs no parser; None for the others."""
     answer = answer.strip()
     if len(answer) > _LONGEST:
-        return _Form("text", answer)
+        return _Form("text", answer, answer)
     number = _number(answer)
     if number is not None:
-        return _Form("number", number)
+        return _Form("number", number, answer)
     text = _TEXT.sub(r"\1", answer) if _TEXT.fullmatch(answer) else answer
     if _WORD.search(_TEXT.sub("", text)):
-        return _Form("text", " ".join(text.casefold().rstrip(".").split()))
+        return _Form("text", " ".join(text.casefold().rstrip(".").split()), answer)
     return None
 
 
@@ -135,22 +139,25 @@ class MathEquivalence:
         self.pool = VerifierPool(_JUDGE) if pool is None else pool
         self._unknown = 0
         self._form: dict[str, _Form] = {}
-        self._verdict: dict[tuple[str, str], bool | None] = {}
-        self._strikes: Counter[str] = Counter()
+        self._verdict: dict[frozenset[_Form], bool | None] = {}
+        self._strikes: Counter[_Form] = Counter()
 
     @property
     def unknown(self) -> int:
         return self._unknown
 
     def classes(self, answer_N: Sequence[str | None]) -> NDArray[np.int64]:
+        form_of = self._parse([answer for answer in answer_N if answer is not None])
         self._strikes.clear()
-        self._parse([answer for answer in answer_N if answer is not None])
-        return _number_classes(answer_N, self._find)
+        form_N = [None if answer is None else form_of[answer] for answer in answer_N]
+        return _number_classes(form_N, self._find)
 
     def same(self, a: str, b: str) -> bool | None:
+        form_of = self._parse([a, b])
         self._strikes.clear()
-        self._parse([a, b])
-        return self._compare(a, [b])[0]
+        verdict = self._compare(form_of[a], [form_of[b]])[0]
+        self._unknown += verdict is None
+        return verdict
 
     def close(self) -> None:
         self.pool.close()
@@ -161,83 +168,77 @@ class MathEquivalence:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _find(self, answer: str, representatives: list[str]) -> int | None:
-        """Ordinal of the first representative that equals the answer."""
-        others = iter(enumerate(representatives))
-        while chunk := list(islice(others, self.pool.workers)):
-            verdicts = self._compare(answer, [other for _, other in chunk])
-            for (ordinal, _), verdict in zip(chunk, verdicts, strict=True):
-                if verdict:
-                    return ordinal
+    def _find(self, form: _Form, representatives: list[_Form]) -> int | None:
+        """Ordinal of the first representative that equals the form."""
+        for begin in range(0, len(representatives), self.pool.workers):
+            verdicts = self._compare(form, representatives[begin : begin + self.pool.workers])
+            found = verdicts.index(True) if True in verdicts else None
+            self._unknown += verdicts[:found].count(None)
+            if found is not None:
+                return begin + found
         return None
 
-    def _parse(self, answers: list[str]) -> None:
-        """Remember the form of each new answer."""
-        hard = []
-        for answer in dict.fromkeys(answers):
-            if answer not in self._form:
-                form = _plain_form(answer)
-                if form is None:
-                    hard.append(answer)
-                else:
-                    _remember(self._form, answer, form)
+    def _parse(self, answers: list[str]) -> dict[str, _Form]:
+        """The form of each answer, remembered."""
+        distinct = dict.fromkeys(answers)
+        form_of = {answer: self._form.get(answer) or _plain_form(answer) for answer in distinct}
+        hard = [answer for answer, form in form_of.items() if form is None]
         outcomes = self.pool.map("canonical", [(answer.strip(),) for answer in hard])
-        for answer, outcome in zip(hard, outcomes, strict=True):
-            if outcome.status is not Status.DONE:
-                form = _Form("unknown", answer.strip())
-            elif outcome.value is None:
-                form = _Form("text", " ".join(answer.split()))
-            else:
-                kind, key = outcome.value
-                form = _Form(kind, Fraction(key) if kind == "number" else key)
+        known = {answer: form for answer, form in form_of.items() if form is not None}
+        known |= {a: _parsed_form(a, outcome) for a, outcome in zip(hard, outcomes, strict=True)}
+        for answer, form in known.items():
             _remember(self._form, answer, form)
+        return known
 
-    def _compare(self, answer: str, others: list[str]) -> list[bool | None]:
-        """Verdicts on the answer against each other one, those that need a verifier at once."""
-        verdicts = [self._compare_forms(answer, other) for other in others]
-        open_calls = {
-            _pair(answer, other): None
+    def _compare(self, form: _Form, others: list[_Form]) -> list[bool | None]:
+        """Verdicts on the form against each other one, those that need a verifier at once."""
+        verdicts = [_compare_forms(form, other) for other in others]
+        asked = [
+            other
             for other, verdict in zip(others, verdicts, strict=True)
-            if verdict is None and self._can_be_judged(answer, other)
-        }
-        outcomes = self.pool.map("equal", open_calls)
-        for pair, outcome in zip(open_calls, outcomes, strict=True):
+            if verdict is None and self._can_be_judged(form, other)
+        ]
+        calls = [sorted((form.text, other.text)) for other in asked]
+        for other, outcome in zip(asked, self.pool.map("equal", calls), strict=True):
             known = outcome.status is Status.DONE
-            _remember(self._verdict, pair, outcome.value if known else None)
+            _remember(self._verdict, frozenset((form, other)), outcome.value if known else None)
             if not known:
-                self._strikes.update(pair)
-        verdicts = [
-            self._verdict.get(_pair(answer, other)) if verdict is None else verdict
+                self._strikes.update((form, other))
+        return [
+            self._verdict.get(frozenset((form, other))) if verdict is None else verdict
             for other, verdict in zip(others, verdicts, strict=True)
         ]
-        self._unknown += verdicts.count(None)
-        return verdicts
 
-    def _compare_forms(self, a: str, b: str) -> bool | None:
-        """The verdict where no verifier is needed, else None."""
-        left, right = self._form[a], self._form[b]
-        if left == right:
-            return True
-        kinds = {left.kind, right.kind}
-        if "unknown" in kinds:
-            return None
-        return None if "expression" in kinds and "text" not in kinds else False
-
-    def _can_be_judged(self, a: str, b: str) -> bool:
+    def _can_be_judged(self, a: _Form, b: _Form) -> bool:
         return (
-            "unknown" not in (self._form[a].kind, self._form[b].kind)
-            and _pair(a, b) not in self._verdict
+            "unknown" not in (a.kind, b.kind)
+            and frozenset((a, b)) not in self._verdict
             and max(self._strikes[a], self._strikes[b]) < _STRIKES
         )
 
 
-def _pair(a: str, b: str) -> tuple[str, str]:
-    a, b = a.strip(), b.strip()
-    return (a, b) if a <= b else (b, a)
+def _parsed_form(answer: str, outcome: Outcome) -> _Form:
+    answer = answer.strip()
+    if outcome.status is not Status.DONE:
+        return _Form("unknown", answer, answer)
+    if outcome.value is None:
+        return _Form("text", " ".join(answer.split()), answer)
+    kind, key = outcome.value
+    return _Form(kind, Fraction(key) if kind == "number" else key, answer)
 
 
-def _remember(memory: dict[Any, Any], key: Any, value: Any) -> None:
-    if len(memory) >= _MEMORY:
+def _compare_forms(a: _Form, b: _Form) -> bool | None:
+    """The verdict where no verifier is needed, else None."""
+    if a == b:
+        return True
+    kinds = {a.kind, b.kind}
+    if "unknown" in kinds:
+        return None
+    return None if "expression" in kinds and "text" not in kinds else False
+
+
+def _remember(memory: dict[_T, _V], key: _T, value: _V) -> None:
+    if key not in memory and len(memory) >= _MEMORY:
         del memory[next(iter(memory))]
     memory[key] = value
 

@@ -80,7 +80,7 @@ class LastNumber:
 
 @dataclass(frozen=True)
 class Pattern:
-    """The first group of the last match of a regular expression (Python's `re`, dot matches all)."""
+    """The first group of the last match of a regular expression of Python; dot matches newline."""
 
     regex: str
     needs_end: bool = True

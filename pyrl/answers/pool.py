@@ -74,9 +74,9 @@ class _Worker:
             self.kill()
             raise VerifierError(f"verifiers in {source} did not load: {outcome.reason}")
 
-    def call(self, arguments: Sequence[str], timeout_s: float) -> Outcome:
+    def call(self, message: bytes, timeout_s: float) -> Outcome:
         try:
-            self._pipe.send_bytes(json.dumps(arguments).encode())
+            self._pipe.send_bytes(message)
         except OSError:  # died since its last call
             return self._obituary()
         return self._receive(timeout_s)
@@ -160,21 +160,21 @@ class VerifierPool:
 
     def submit(self, function: str, *arguments: str) -> Future[Outcome]:
         """Queue one call. Raises RuntimeError after close."""
-        return self._threads.submit(self._call, [function, *arguments])
+        return self._threads.submit(self._call, json.dumps([function, *arguments]).encode())
 
     def map(self, function: str, calls: Iterable[Sequence[str]]) -> list[Outcome]:
         """Outcomes in the order of the calls, whichever ends first."""
         futures = [self.submit(function, *arguments) for arguments in calls]
         return [future.result() for future in futures]
 
-    def _call(self, arguments: Sequence[str]) -> Outcome:
+    def _call(self, message: bytes) -> Outcome:
         with self._slots.lock:
             self.calls += 1
             worker = self._slots.idle.pop() if self._slots.idle else None
         if worker is None:
             worker = _Worker(self.source, self.memory_mb, self.timeout_s)
             worker.wait_until_ready(self.source)
-        outcome = worker.call(arguments, self.timeout_s)
+        outcome = worker.call(message, self.timeout_s)
         if outcome.status is Status.DONE:
             with self._slots.lock:
                 self._slots.idle.append(worker)
