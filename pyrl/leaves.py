@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyrl._core import Segments
+from pyrl._core import Forest, Segments
 
 
 @dataclass(frozen=True)
@@ -69,3 +70,24 @@ class Scored:
     segment_T: NDArray[np.int64]
     entropy_T: NDArray[np.float32]
     confidence_T: NDArray[np.float32]
+
+
+def collect(
+    forest: Forest, decode: Callable[[Sequence[NDArray[np.int32]]], list[str]], tail: int = 16
+) -> Leaves:
+    """The finished branches of a forest with one tree per prompt; `decode` turns tokens into text."""
+    leaf_N = forest.leaves()
+    table = forest.leaf_table(leaf_N)
+    paths = [forest.path(leaf).tokens for leaf in leaf_N.tolist()]
+    return Leaves(
+        leaf_N=leaf_N,
+        group_N=table.tree_N,
+        groups=forest.trees(),
+        trunk_N=table.trunk_N,
+        weight_N=table.weight_N,
+        length_N=table.length_N,
+        finish_N=table.finish_N,
+        entropy_N=table.mean_entropy_N,
+        confidence_N=forest.tail_confidence(leaf_N, tail),
+        text_N=tuple(decode(paths)),
+    )

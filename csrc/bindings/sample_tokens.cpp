@@ -1,7 +1,43 @@
+#include "sample_tokens.h"
+
 #include "bindings/bind.h"
 
 namespace pyrl {
+namespace {
 
-void bind_sample_tokens(py::module_& m) { static_cast<void>(m); }
+py::tuple sample_tokens_arrays(std::uintptr_t data, int dtype, std::int64_t vocabulary,
+                               std::int64_t row_stride, const array<std::uint64_t>& seed_B,
+                               const array<std::int64_t>& position_B, double temperature,
+                               std::int64_t top_k, double top_p, double min_p) {
+  const std::int64_t rows = seed_B.size();
+  array<std::int32_t> token_B(rows);
+  array<float> logprob_B(rows), entropy_B(rows), confidence_B(rows);
+  const LogitMatrix logits_BV{reinterpret_cast<const void*>(data), static_cast<Dtype>(dtype), rows,
+                              vocabulary, row_stride};
+  const SampledTokens out{view_mutable(token_B), view_mutable(logprob_B), view_mutable(entropy_B),
+                          view_mutable(confidence_B)};
+  {
+    py::gil_scoped_release release;
+    sample_tokens(logits_BV, view(seed_B), view(position_B), {temperature, top_k, top_p, min_p},
+                  out);
+  }
+  return py::make_tuple(token_B, logprob_B, entropy_B, confidence_B);
+}
+
+array<double> uniforms_array(const array<std::uint64_t>& seed_B,
+                             const array<std::int64_t>& position_B) {
+  array<double> uniform_B(seed_B.size());
+  uniforms(view(seed_B), view(position_B), view_mutable(uniform_B));
+  return uniform_B;
+}
+
+}  // namespace
+
+void bind_sample_tokens(py::module_& m) {
+  m.def("sample_tokens", &sample_tokens_arrays, "data"_a, "dtype"_a, "vocabulary"_a, "row_stride"_a,
+        "seed_B"_a.noconvert(), "position_B"_a.noconvert(), "temperature"_a, "top_k"_a, "top_p"_a,
+        "min_p"_a);
+  m.def("uniforms", &uniforms_array, "seed_B"_a.noconvert(), "position_B"_a.noconvert());
+}
 
 }  // namespace pyrl

@@ -1,0 +1,367 @@
+"""Who samples, embedded: a transformers model, batched continuously over a cache that forks.
+
+It shares the learner's weights, and is the reference for the other engines.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pyrl.attention import use_pyrl_attention
+from pyrl.engine import RUNNING, STOPPED, TRUNCATED, Branches, Sampled, Sampling, Work
+from pyrl.engine.kv_cache import Prefill, Prefix, SlotCache, detached, part
+from pyrl.sample_tokens import sample_tokens
+
+PREFILL_TOKENS = 8192
+"""Prompt tokens per forward at most (a longer prompt goes alone): bounds the memory of prefills."""
+
+
+@dataclass(eq=False)
+class _Path:
+    """Where the computed tokens of one path lie: nowhere yet, in a slot, or parked."""
+
+    prompt: NDArray[np.int32] | None = None
+    """Tokens that are still to be computed."""
+    slot: int = -1
+    parked: Prefix | None = None
+    heirs: int = 0
+    """Queued branches that will copy from here."""
+    taken: bool = False
+    """A branch runs on it or has left with it, so that further ones save its computation."""
+
+
+@dataclass(eq=False)
+class _Branch:
+    branch: int
+    seed: int
+    limit: int
+    retain: bool
+    prompt_length: int
+    length: int
+    """Response tokens, the pending one included."""
+    path: _Path
+    """Its own; while it is queued, the one that it will copy from."""
+    pending: int | None = None
+    """The sampled token that the model has not seen."""
+
+    @property
+    def total(self) -> int:
+        return self.prompt_length + self.length
+
+
+class HFEngine:
+    """`Engine` over a transformers causal language model; puts it in eval mode to sample.
+
+    `eos`: token ids that end a response. `max_rows`: rows of the running batch; further branches
+    wait, forks before new prompts.
+
+    Raises ValueError for a model whose attention is not plain causal, or whose logits are not
+    exactly the output embeddings of the final hidden states (soft-capped or rescaled logits).
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, eos: Collection[int], *, max_rows: int = 256
+    ) -> None:
+        if max_rows < 1:
+            raise ValueError(f"max_rows: expected at least 1, got {max_rows}")
+        use_pyrl_attention(model)
+        self._model = model
+        self._decoder = model.get_decoder()
+        self._max_positions: int = model.config.get_text_config().max_position_embeddings
+        self._eos = np.array(sorted(eos), np.int32)
+        self._max_rows = max_rows
+        self._sampling: Sampling | None = None
+        self._version = 0
+        self._work = dict.fromkeys(("prompt_tokens", "decode_tokens", "copied_tokens"), 0)
+        self._cache = SlotCache(max_rows)
+        self._known: dict[int, _Branch] = {}
+        self._running: dict[int, _Branch] = {}  # in the order of entry
+        self._slots: list[_Branch] = []  # the running branches and the orphans, by slot
+        self._orphans: list[_Branch] = []  # aborted, but their last token is still to be computed
+        self._forked: OrderedDict[int, _Branch] = OrderedDict()
+        self._submitted: OrderedDict[int, _Branch] = OrderedDict()
+        model.eval()
+        _check_logits(model)
+
+    def start(self, sampling: Sampling) -> None:
+        if self._running:
+            raise RuntimeError(
+                f"start: {len(self._running)} branches are running; abort them first"
+            )
+        self._sampling = sampling
+
+    def submit(self, branches: Branches) -> None:
+        prompts = [np.asarray(prompt, np.int32) for prompt in branches.prompts]
+        if any(prompt.size == 0 for prompt in prompts):
+            raise ValueError("submit: expected prompts of at least one token, got an empty one")
+        paths = [_Path(prompt=prompt) for prompt in prompts]
+        fields = (branches.branch_B, branches.prompt_B, branches.seed_B, branches.limit_B)
+        new = [
+            _Branch(branch, seed, limit, branches.retain, prompts[p].size, 0, paths[p])
+            for branch, p, seed, limit in zip(*(x.tolist() for x in fields), strict=True)
+        ]
+        for entry in new:
+            if not 1 <= entry.limit <= self._max_positions - entry.prompt_length:
+                raise ValueError(
+                    f"submit: branch {entry.branch}: expected a limit of at least 1 that with its "
+                    f"prompt of {entry.prompt_length} tokens fits the model's "
+                    f"{self._max_positions} positions, got {entry.limit}"
+                )
+        self._queue(new, self._submitted)
+
+    def fork(
+        self, parent: int, keep: int, branch_B: NDArray[np.int64], seed_B: NDArray[np.uint64]
+    ) -> None:
+        source = self._find(parent)
+        finished = not any(parent in x for x in (self._running, self._forked, self._submitted))
+        last = source.length - finished
+        if not 0 <= keep <= last:
+            state = "finished" if finished else "running"
+            raise ValueError(f"fork: expected keep in 0..{last} ({state} parent), got {keep}")
+        new = [
+            _Branch(b, seed, source.limit, source.retain, source.prompt_length, keep, source.path)
+            for b, seed in zip(branch_B.tolist(), seed_B.tolist(), strict=True)
+        ]
+        self._queue(new, self._forked)
+
+    def abort(self, branch_B: NDArray[np.int64]) -> None:
+        leaving: list[_Branch] = []
+        for entry in [self._find(branch) for branch in branch_B.tolist()]:
+            del self._known[entry.branch]
+            if entry.branch in self._running:
+                del self._running[entry.branch]
+                (self._orphans if self._awaited(entry) else leaving).append(entry)
+            for queue in (self._forked, self._submitted):
+                if queue.pop(entry.branch, None):
+                    entry.path.heirs -= 1
+        self._leave(leaving)
+
+    def step(self) -> Sampled:
+        if self._sampling is None:
+            raise RuntimeError("step: call start first")
+        if self._model.training:
+            self._model.eval()
+        with torch.no_grad():  # inference mode would poison buffers that the learner also uses
+            self._decode()
+            self._admit()
+            return self._sample(self._sampling)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]] | None, version: int) -> None:
+        """Take a full set of named weights, or None if the learner has changed the model in place.
+
+        RuntimeError while branches are running, queued or retained: their caches would be stale.
+        ValueError, with the model unchanged, unless the names and shapes are exactly the model's
+        (of tied weights one name is enough; if more come, they must agree).
+        """
+        if self._known:
+            raise RuntimeError(
+                f"load_weights: {len(self._known)} branches are running, queued or retained; "
+                "abort them first"
+            )
+        if weights is not None:
+            _replace_weights(self._model, dict(weights))
+        self._cache = SlotCache(self._max_rows)
+        self._slots, self._orphans = [], []
+        self._version = version
+
+    def weight_version(self) -> int:
+        return self._version
+
+    def work(self) -> Work:
+        return Work(**self._work)
+
+    def _find(self, branch: int) -> _Branch:
+        if branch not in self._known:
+            raise ValueError(f"branch {branch} is unknown: never submitted, finished or aborted")
+        return self._known[branch]
+
+    def _queue(self, new: list[_Branch], queue: OrderedDict[int, _Branch]) -> None:
+        ids = {entry.branch: entry for entry in new}
+        if len(ids) < len(new) or ids.keys() & self._known.keys():
+            raise ValueError("expected branch identifiers that are not in use, each once")
+        for entry in new:
+            entry.path.heirs += 1
+        queue.update(ids)
+        self._known.update(ids)
+
+    def _decode(self) -> None:
+        """Let the model see the token that each row drew last."""
+        self._leave([orphan for orphan in self._orphans if not self._awaited(orphan)])
+        self._orphans = [orphan for orphan in self._orphans if orphan.path.slot >= 0]
+        if self._slots:
+            position_B1, mask = self._cache.begin_token()
+            token_B1 = torch.tensor([[entry.pending] for entry in self._slots])
+            hidden = self._decoder(
+                input_ids=token_B1.to(position_B1.device),
+                position_ids=position_B1,
+                attention_mask=mask,
+                past_key_values=self._cache,
+                use_cache=True,
+            ).last_hidden_state
+            self._cache.end_token(hidden[:, 0])
+            self._work["decode_tokens"] += len(self._slots)
+        self._leave(self._orphans)
+        self._orphans = []
+
+    def _admit(self) -> None:
+        """Fill free rows from the queues, each with a copy of what is already computed of it."""
+        entering = list(self._dequeue(self._max_rows - len(self._slots)))
+        self._prefill({id(x.path): x.path for x in entering if x.path.prompt is not None}.values())
+        for _, group in groupby(entering, key=lambda entry: (id(entry.path), entry.total)):
+            heirs = list(group)
+            path, total = heirs[0].path, heirs[0].total
+            first = self._cache.insert(self._computed(path, total), len(heirs))
+            self._work["copied_tokens"] += total * (len(heirs) - (not path.taken))
+            path.taken = True
+            path.heirs -= len(heirs)
+            for slot, heir in enumerate(heirs, first):
+                heir.path = _Path(slot=slot, taken=True)
+                self._running[heir.branch] = heir
+            self._slots += heirs
+
+    def _sample(self, sampling: Sampling) -> Sampled:
+        """Draw a token for each running branch; those that end leave their rows."""
+        rows = list(self._running.values())
+        branch_B = np.array([entry.branch for entry in rows], np.int64)
+        if not rows:
+            none = np.empty(0, np.float32)
+            return Sampled(branch_B, np.empty(0, np.int32), none, none, none, np.empty(0, np.uint8))
+        hidden_B = self._cache.last_hidden(np.array([entry.path.slot for entry in rows], np.int64))
+        drawn = sample_tokens(
+            self._model.get_output_embeddings()(hidden_B),
+            np.array([entry.seed for entry in rows], np.uint64),
+            np.array([entry.length for entry in rows], np.int64),
+            sampling,
+        )
+        for entry, token in zip(rows, drawn.token_B.tolist(), strict=True):
+            entry.pending = token
+            entry.length += 1
+        spent_B = np.array([entry.length == entry.limit for entry in rows])
+        stopped_B = np.isin(drawn.token_B, self._eos)
+        finish_B = np.where(stopped_B, STOPPED, np.where(spent_B, TRUNCATED, RUNNING))
+        finished = [rows[b] for b in np.flatnonzero(finish_B)]
+        for entry in finished:
+            del self._running[entry.branch]
+            if not entry.retain:
+                del self._known[entry.branch]
+        self._leave(finished)
+        return Sampled(
+            branch_B,
+            drawn.token_B,
+            drawn.logprob_B,
+            drawn.entropy_B,
+            drawn.confidence_B,
+            finish_B.astype(np.uint8),
+        )
+
+    def _dequeue(self, count: int) -> Iterator[_Branch]:
+        for queue in (self._forked, self._submitted):
+            while queue and count:
+                yield queue.popitem(last=False)[1]
+                count -= 1
+
+    def _prefill(self, paths: Collection[_Path]) -> None:
+        """Compute prompts, packed without padding; neighbours of equal length attend as a batch."""
+        prompts = [(path, path.prompt) for path in paths if path.prompt is not None]
+        prompts.sort(key=lambda pair: pair[1].size)
+        while prompts:
+            end_N = np.cumsum([prompt.size for _, prompt in prompts])
+            count = max(1, int(np.searchsorted(end_N, PREFILL_TOKENS, side="right")))
+            pack, prompts = prompts[:count], prompts[count:]
+            prefixes = self._compute([prompt for _, prompt in pack], [0, *end_N[:count].tolist()])
+            for (path, _), prefix in zip(pack, prefixes, strict=True):
+                path.prompt, path.parked = None, prefix
+            self._work["prompt_tokens"] += int(end_N[count - 1])
+
+    def _compute(self, prompts: list[NDArray[np.int32]], cu_seqlens: list[int]) -> list[Prefix]:
+        device = self._model.device
+        position_I = np.concatenate([np.arange(prompt.size) for prompt in prompts])
+        cache = Prefill()
+        hidden = self._decoder(
+            input_ids=torch.from_numpy(np.concatenate(prompts)).to(device, torch.int64)[None],
+            position_ids=torch.from_numpy(position_I).to(device)[None],
+            past_key_values=cache,
+            use_cache=True,
+            cu_seq_lens_q=torch.tensor(cu_seqlens, dtype=torch.int32),
+        ).last_hidden_state
+        return cache.prefixes(hidden, cu_seqlens)
+
+    def _computed(self, path: _Path, total: int) -> Prefix:
+        if path.parked is not None:
+            return part(path.parked, 0, total)
+        return self._cache.view(path.slot, total)
+
+    def _awaited(self, entry: _Branch) -> bool:
+        """Whether a queued fork shares the token that the model has not seen."""
+        return entry.path.heirs > 0 and any(
+            heir.path is entry.path and heir.total == entry.total for heir in self._forked.values()
+        )
+
+    def _leave(self, entries: list[_Branch]) -> None:
+        """Free rows; what someone may still copy is parked."""
+        # From the last slot down, so that the row that moves into a hole is one that stays.
+        for entry in sorted(entries, key=lambda entry: entry.path.slot, reverse=True):
+            path = entry.path
+            if path.heirs or entry.branch in self._known:
+                path.parked = detached(self._cache.view(path.slot, self._cache.length(path.slot)))
+            self._cache.remove(path.slot)
+            last = self._slots.pop()
+            if last is not entry:
+                self._slots[path.slot] = last
+                last.path.slot = path.slot
+            path.slot = -1
+
+
+def _check_logits(model: PreTrainedModel) -> None:
+    """Raise ValueError unless logits are the output embeddings of the final hidden states."""
+    head = model.get_output_embeddings()
+    seen: list[Tensor] = []
+
+    def loud(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        # Large logits, so that soft-capping shows in a model of any scale.
+        seen.extend((inputs[0], output * (100 / output.abs().max())))
+        return seen[1]
+
+    hook = head.register_forward_hook(loud)
+    with torch.no_grad():
+        token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+        logits = model(input_ids=token, use_cache=False).logits
+        hook.remove()
+        hidden = model.get_decoder()(input_ids=token, use_cache=False).last_hidden_state
+    if not (torch.equal(seen[0], hidden) and torch.equal(seen[1], logits)):
+        raise ValueError(
+            f"{type(model).__name__} changes its hidden states or its logits (soft-capping, "
+            "scaling) around the output embeddings: not supported"
+        )
+
+
+def _replace_weights(model: PreTrainedModel, given: dict[str, Tensor]) -> None:
+    own: dict[str, Tensor] = model.state_dict()
+    tied: dict[int, list[str]] = {}
+    for name, tensor in own.items():
+        tied.setdefault(tensor.data_ptr(), []).append(name)
+    unknown = sorted(given.keys() - own.keys())
+    missing = [names[0] for names in tied.values() if given.keys().isdisjoint(names)]
+    if unknown or missing:
+        raise ValueError(f"weights: unknown names {unknown}, missing names {missing}")
+    for name, tensor in given.items():
+        if tensor.shape != own[name].shape:
+            raise ValueError(
+                f"{name}: expected {tuple(own[name].shape)}, got {tuple(tensor.shape)}"
+            )
+    for names in tied.values():
+        first, *others = (given[name] for name in names if name in given)
+        if not all(torch.equal(first, other) for other in others):
+            raise ValueError(f"expected equal tensors for the tied weights {names}")
+    with torch.no_grad():
+        for name, tensor in given.items():
+            own[name].copy_(tensor)

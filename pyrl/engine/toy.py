@@ -1,0 +1,180 @@
+"""Who samples in tests of statistics: a bigram model whose every probability is known exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pyrl.engine import RUNNING, STOPPED, TRUNCATED, Branches, Sampled, Sampling, Work
+from pyrl.sample_tokens import sample_tokens
+
+
+@dataclass(eq=False)
+class _Row:
+    branch: int
+    seed: int
+    limit: int
+    retain: bool
+    prompt_length: int
+    path: list[int]
+    """The prompt's last token, then the response."""
+    computed: int
+    """Tokens of prompt and response that the model has seen."""
+
+    @property
+    def length(self) -> int:
+        return len(self.path) - 1
+
+    def see(self) -> int:
+        """Let the model see what it has not; returns the number of those tokens."""
+        new = self.prompt_length + self.length - self.computed
+        self.computed += new
+        return new
+
+
+class ToyEngine:
+    """`Engine` over a bigram model: the next token depends on the last one alone.
+
+    `transition_VV`: float64, row v is the distribution of the token after v. Draws are those of
+    `sample_tokens`, so that seeds replay. Rows are unlimited: branches enter at once.
+    Raises ValueError unless the rows are distributions.
+    """
+
+    def __init__(self, transition_VV: NDArray[np.float64], eos: Collection[int]) -> None:
+        self._log_VV = _log_distributions(transition_VV)
+        self._eos = np.array(sorted(eos), np.int32)
+        self._sampling: Sampling | None = None
+        self._version = 0
+        self._work = Work(0, 0, 0)
+        self._running: dict[int, _Row] = {}
+        self._retained: dict[int, _Row] = {}
+
+    def start(self, sampling: Sampling) -> None:
+        if self._running:
+            raise RuntimeError(
+                f"start: {len(self._running)} branches are running; abort them first"
+            )
+        self._sampling = sampling
+
+    def submit(self, branches: Branches) -> None:
+        if any(len(prompt) == 0 for prompt in branches.prompts):
+            raise ValueError("submit: expected prompts of at least one token, got an empty one")
+        fields = (branches.branch_B, branches.prompt_B, branches.seed_B, branches.limit_B)
+        new = []
+        for branch, p, seed, limit in zip(*(x.tolist() for x in fields), strict=True):
+            if limit < 1:
+                raise ValueError(f"submit: branch {branch}: expected a limit >= 1, got {limit}")
+            prompt = branches.prompts[p]
+            path = [int(prompt[-1])]
+            new.append(_Row(branch, seed, limit, branches.retain, len(prompt), path, len(prompt)))
+        self._enter(new)
+        used = np.unique(branches.prompt_B)
+        computed = sum(len(branches.prompts[p]) for p in used)
+        self._count(prompt=computed, copied=sum(row.prompt_length for row in new) - computed)
+
+    def fork(
+        self, parent: int, keep: int, branch_B: NDArray[np.int64], seed_B: NDArray[np.uint64]
+    ) -> None:
+        source = self._find(parent)
+        last = source.length - (parent in self._retained)
+        if not 0 <= keep <= last:
+            state = "finished" if parent in self._retained else "running"
+            raise ValueError(f"fork: expected keep in 0..{last} ({state} parent), got {keep}")
+        total = source.prompt_length + keep
+        fork = replace(source, path=source.path[: keep + 1], computed=total)
+        new = [
+            replace(fork, branch=branch, seed=seed, path=list(fork.path))
+            for branch, seed in zip(branch_B.tolist(), seed_B.tolist(), strict=True)
+        ]
+        self._enter(new)
+        # A last token that is shared is seen once, by the parent, even if that leaves before.
+        seen = source.see() if total > source.computed else 0
+        self._count(decode=seen, copied=total * len(new))
+
+    def abort(self, branch_B: NDArray[np.int64]) -> None:
+        for branch in [self._find(branch).branch for branch in branch_B.tolist()]:
+            (self._running if branch in self._running else self._retained).pop(branch)
+
+    def step(self) -> Sampled:
+        if self._sampling is None:
+            raise RuntimeError("step: call start first")
+        rows = list(self._running.values())
+        self._count(decode=sum(row.see() for row in rows))
+        drawn = sample_tokens(
+            self._log_VV[[row.path[-1] for row in rows]],
+            np.array([row.seed for row in rows], np.uint64),
+            np.array([row.length for row in rows], np.int64),
+            self._sampling,
+        )
+        for row, token in zip(rows, drawn.token_B.tolist(), strict=True):
+            row.path.append(token)
+        spent_B = np.array([row.length == row.limit for row in rows], bool)
+        stopped_B = np.isin(drawn.token_B, self._eos)
+        finish_B = np.where(stopped_B, STOPPED, np.where(spent_B, TRUNCATED, RUNNING))
+        for b in np.flatnonzero(finish_B):
+            row = self._running.pop(rows[b].branch)
+            if row.retain:
+                self._retained[row.branch] = row
+        return Sampled(
+            np.array([row.branch for row in rows], np.int64),
+            drawn.token_B,
+            drawn.logprob_B,
+            drawn.entropy_B,
+            drawn.confidence_B,
+            finish_B.astype(np.uint8),
+        )
+
+    def load_weights(
+        self, weights: Iterable[tuple[str, NDArray[np.float64]]] | None, version: int
+    ) -> None:
+        """Take a new `transition`, its only weight; None keeps the one that it has.
+
+        RuntimeError while branches are running or retained.
+        """
+        known = len(self._running) + len(self._retained)
+        if known:
+            raise RuntimeError(f"load_weights: {known} branches are running or retained")
+        if weights is not None:
+            given = dict(weights)
+            if given.keys() != {"transition"}:
+                raise ValueError(f"weights: expected the name transition alone, got {list(given)}")
+            self._log_VV = _log_distributions(given["transition"])
+        self._version = version
+
+    def weight_version(self) -> int:
+        return self._version
+
+    def work(self) -> Work:
+        return self._work
+
+    def _find(self, branch: int) -> _Row:
+        row = self._running.get(branch) or self._retained.get(branch)
+        if row is None:
+            raise ValueError(f"branch {branch} is unknown: never submitted, finished or aborted")
+        return row
+
+    def _enter(self, new: list[_Row]) -> None:
+        ids = {row.branch: row for row in new}
+        known = self._running.keys() | self._retained.keys()
+        if len(ids) < len(new) or ids.keys() & known:
+            raise ValueError("expected branch identifiers that are not in use, each once")
+        self._running.update(ids)
+
+    def _count(self, *, prompt: int = 0, decode: int = 0, copied: int = 0) -> None:
+        old = self._work
+        self._work = Work(
+            old.prompt_tokens + prompt, old.decode_tokens + decode, old.copied_tokens + copied
+        )
+
+
+def _log_distributions(transition_VV: NDArray[np.float64]) -> torch.Tensor:
+    transition_VV = np.asarray(transition_VV, np.float64)
+    if transition_VV.ndim != 2 or transition_VV.shape[0] != transition_VV.shape[1]:
+        raise ValueError(f"transition: expected shape [V, V], got {transition_VV.shape}")
+    if (transition_VV < 0).any() or not np.allclose(transition_VV.sum(axis=1), 1):
+        raise ValueError("transition: expected rows that are distributions (>= 0, sum 1)")
+    return torch.from_numpy(transition_VV).log()

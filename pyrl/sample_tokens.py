@@ -1,0 +1,163 @@
+"""Draws the next token of each row of logits, with the statistics that forks and votes read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyrl import _core
+from pyrl.engine import Sampling
+from pyrl.token_stats import ELEMENTS
+
+_CHUNK_ELEMENTS = 1 << 23
+"""Logits that the torch composition holds in float64 at a time: 64 MiB for each intermediate."""
+
+
+@dataclass(frozen=True)
+class SampledTokens:
+    """One token per row, statistics of the untruncated distribution at the temperature."""
+
+    token_B: NDArray[np.int32]
+    logprob_B: NDArray[np.float32]
+    """Of the drawn token (nats)."""
+    entropy_B: NDArray[np.float32]
+    """Over the whole vocabulary (nats)."""
+    confidence_B: NDArray[np.float32]
+    """Mass of the five most probable tokens, in (0, 1]."""
+
+
+def sample_tokens(
+    logits_BV: Tensor,
+    seed_B: NDArray[np.uint64],
+    position_B: NDArray[np.int64],
+    sampling: Sampling,
+) -> SampledTokens:
+    """Draw one token per row; a draw depends on its row's logits, seed and position alone.
+
+    The uniform number of a draw is Philox4x32-10 keyed by the seed at the position, and the token
+    is its inverse distribution function in vocabulary order. Truncation: temperature, min-p,
+    top-k, top-p, each renormalised, ties to the lower id. Temperature 0 takes the most probable
+    token and reports statistics at temperature 1. Columns that are not adjacent are copied first.
+
+    Logits on another device than the CPU are sampled there by a composition of torch functions in
+    float64, from the same uniform numbers; its draws differ from the kernel's only where rounding
+    (relative 1e-7) moves the boundary between two tokens across the uniform number.
+
+    Raises ValueError for wrong shapes or dtypes and FloatingPointError for rows with NaN or +inf
+    or without a finite entry (-inf masks a token).
+    """
+    _check(logits_BV, seed_B, position_B)
+    sample = _sample_kernel if logits_BV.device.type == "cpu" else sample_tokens_composed
+    sampled = sample(logits_BV.detach(), seed_B, position_B, sampling)
+    broken = np.flatnonzero(sampled.token_B < 0)
+    if broken.size:
+        raise FloatingPointError(
+            "sample_tokens: expected logits without NaN or +inf and a finite entry in each row, "
+            f"got {broken.size} of {len(seed_B)} rows that are not: {broken[:8].tolist()}"
+        )
+    return sampled
+
+
+def _check(logits_BV: Tensor, seed_B: NDArray[np.uint64], position_B: NDArray[np.int64]) -> None:
+    if logits_BV.ndim != 2 or logits_BV.shape[1] == 0:
+        raise ValueError(f"logits_BV: expected shape [B, V >= 1], got {tuple(logits_BV.shape)}")
+    if logits_BV.dtype not in ELEMENTS:
+        raise ValueError(f"logits_BV: expected one of {list(ELEMENTS)}, got {logits_BV.dtype}")
+    for name, values, dtype in (
+        ("seed_B", seed_B, np.uint64),
+        ("position_B", position_B, np.int64),
+    ):
+        if values.shape != logits_BV.shape[:1] or values.dtype != dtype:
+            raise ValueError(
+                f"{name}: expected {np.dtype(dtype).name}[{logits_BV.shape[0]}], "
+                f"got {values.dtype}{list(values.shape)}"
+            )
+
+
+def _sample_kernel(
+    logits_BV: Tensor,
+    seed_B: NDArray[np.uint64],
+    position_B: NDArray[np.int64],
+    sampling: Sampling,
+) -> SampledTokens:
+    if logits_BV.stride(1) != 1:
+        logits_BV = logits_BV.contiguous()
+    return SampledTokens(
+        *_core.sample_tokens(
+            data=logits_BV.data_ptr(),
+            dtype=ELEMENTS[logits_BV.dtype],
+            vocabulary=logits_BV.shape[1],
+            row_stride=logits_BV.stride(0),
+            seed_B=np.ascontiguousarray(seed_B),
+            position_B=np.ascontiguousarray(position_B),
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+        )
+    )
+
+
+def sample_tokens_composed(
+    logits_BV: Tensor,
+    seed_B: NDArray[np.uint64],
+    position_B: NDArray[np.int64],
+    sampling: Sampling,
+) -> SampledTokens:
+    """The kernel's draws from torch functions, on any device, some rows at a time in float64.
+
+    A row that cannot be drawn has token -1.
+    """
+    uniforms = _core.uniforms(np.ascontiguousarray(seed_B), np.ascontiguousarray(position_B))
+    uniform_B = torch.from_numpy(uniforms).to(logits_BV.device)
+    rows = max(1, _CHUNK_ELEMENTS // logits_BV.shape[1])
+    parts = [
+        _compose(logits.double(), uniform, sampling)
+        for logits, uniform in zip(
+            torch.split(logits_BV, rows), torch.split(uniform_B, rows), strict=True
+        )
+    ]
+    columns_KB = torch.cat(parts, dim=1).cpu().numpy()
+    return SampledTokens(columns_KB[0].astype(np.int32), *columns_KB[1:].astype(np.float32))
+
+
+def _compose(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> Tensor:
+    """Token, logprob, entropy and confidence as the rows of one float64 tensor."""
+    logprob_BV = (logits_BV / (sampling.temperature or 1.0)).log_softmax(dim=1)
+    probability_BV = logprob_BV.exp()
+    if sampling.temperature == 0:
+        token_B = logits_BV.argmax(dim=1)
+    else:
+        weight_BV = _truncate(probability_BV, sampling)
+        cumulative_BV = weight_BV.cumsum(dim=1)
+        target_B = uniform_B * cumulative_BV[:, -1]
+        token_B = torch.searchsorted(cumulative_BV, target_B[:, None], right=True)[:, 0]
+        index_V = torch.arange(weight_BV.shape[1], device=weight_BV.device)
+        last_B = torch.where(weight_BV > 0, index_V, 0).amax(dim=1)
+        token_B = torch.minimum(token_B, last_B)
+    chosen_B = logprob_BV.gather(1, token_B[:, None])[:, 0]
+    entropy_B = torch.special.entr(probability_BV).sum(dim=1)
+    top_BK = probability_BV.topk(min(5, probability_BV.shape[1]), dim=1).values
+    broken_B = logprob_BV.isnan().any(dim=1)
+    token_B = torch.where(broken_B, -1, token_B)
+    return torch.stack([token_B.double(), chosen_B, entropy_B, top_BK.sum(dim=1).clamp(max=1)])
+
+
+def _truncate(probability_BV: Tensor, sampling: Sampling) -> Tensor:
+    """Weights of the kept tokens, 0 elsewhere."""
+    if sampling.top_k == 0 and sampling.top_p == 1 and sampling.min_p == 0:
+        return probability_BV
+    # Stable: equal probabilities stay in the order of their ids.
+    sorted_BV, order_BV = probability_BV.sort(dim=1, descending=True, stable=True)
+    sorted_BV = sorted_BV.where(sorted_BV >= sampling.min_p * sorted_BV[:, :1], 0.0)
+    if sampling.top_k:
+        sorted_BV[:, sampling.top_k :] = 0.0
+    if sampling.top_p < 1:
+        before_BV = sorted_BV.cumsum(dim=1) - sorted_BV
+        mass_B1 = sorted_BV.sum(dim=1, keepdim=True)
+        sorted_BV = sorted_BV.where(before_BV < sampling.top_p * mass_B1, 0.0)
+    return torch.zeros_like(probability_BV).scatter_(1, order_BV, sorted_BV)
