@@ -247,7 +247,8 @@ def label_metrics(
             known_N = member_N & np.isfinite(grade_N) & np.isfinite(reward_N)
             row["reward_accuracy"] = _mean(grade_N[known_N] == reward_N[known_N])
             row["ground_truth_reward"] = _mean(grade_N[member_N])
-            row["pass@n"] = float((grade_N[member_N] == 1).any())
+            graded_N = member_N & np.isfinite(grade_N)
+            row["pass@n"] = float(grade_N[graded_N].max()) if graded_N.any() else math.nan
         for name, value in row.items():
             rows.setdefault(name, []).append(value)
     return {f"{prefix}{name}": _mean(np.array(values)) for name, values in rows.items()}

@@ -197,13 +197,20 @@ def test_plain_numbers_and_words_need_no_process() -> None:
 
 def test_nothing_is_judged_twice() -> None:
     with MathEquivalence(VerifierPool(JUDGE, workers=1, timeout_s=20)) as equivalence:
-        first = equivalence.classes(["x+1", "1+x", "2x", "x+1"])
-        assert first.tolist() == [0, 0, 1, 0]
-        # three parses; 1+x has the form of x+1; 2x is compared once
-        assert equivalence.pool.calls == 4
-        assert equivalence.classes(["2x", None, "1+x", "x+1"]).tolist() == [0, -1, 1, 1]
-        assert equivalence.same("1+x", "2x") is False
-        assert equivalence.pool.calls == 4
+        answers = ["(x+1)^2", "(1+x)^2", "2x", "x^2+2x+1", "(x+1)^2"]
+        assert equivalence.classes(answers).tolist() == [0, 0, 1, 0, 0]
+        # four parses; (1+x)^2 has the form of (x+1)^2, 2x another value: one pair to judge
+        assert equivalence.pool.calls == 5
+        assert equivalence.classes([*answers[::-1], None]).tolist() == [0, 0, 1, 0, 0, -1]
+        assert equivalence.same("x^2+2x+1", "(1+x)^2") is True
+        assert equivalence.pool.calls == 5
+
+
+def test_different_values_need_no_verifier_however_many_there_are() -> None:
+    with MathEquivalence(VerifierPool(JUDGE, workers=1, timeout_s=20)) as equivalence:
+        answers = [rf"{n}x+\sqrt{{2}}" for n in range(2, 22)]
+        assert equivalence.classes(answers).tolist() == list(range(20))
+        assert equivalence.pool.calls == 20
 
 
 def test_the_partition_does_not_depend_on_order_and_its_numbers_follow_it(
@@ -259,7 +266,7 @@ def test_a_pair_that_a_verifier_cannot_settle_stays_apart_and_is_counted(tmp_pat
     source = tmp_path / "judge.py"
     source.write_text(
         "import os\n"
-        "def canonical(a): return 'expression', a\n"
+        "def canonical(a): return 'expression', a, None\n"
         "def equal(a, b): return os._exit(1) if 'x' in a + b else a[0] == b[0]\n"
     )
     with MathEquivalence(VerifierPool(source, workers=1)) as equivalence:
@@ -277,7 +284,7 @@ def test_an_answer_that_keeps_crashing_the_verifier_is_given_up(tmp_path: Path) 
     source = tmp_path / "judge.py"
     source.write_text(
         "import os\n"
-        "def canonical(a): return 'expression', a\n"
+        "def canonical(a): return 'expression', a, None\n"
         "def equal(a, b): return os._exit(1) if 'x' in a + b else False\n"
     )
     with MathEquivalence(VerifierPool(source, workers=1)) as equivalence:

@@ -6,6 +6,7 @@ arXiv:2504.16084) an answer that did not vote for the label can still be rewarde
 
 from __future__ import annotations
 
+import cmath
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,8 @@ _LONGEST = 512
 """Characters; a longer answer is compared as text."""
 _STRIKES = 4
 """Unknown comparisons after which an answer is not sent to a verifier again for this prompt."""
+_CLOSE = 1e-5
+"""Of values; math-verify compares numbers to six decimals."""
 _MEMORY = 1_000_000
 """Remembered answers and verdicts, each; the oldest are forgotten first."""
 
@@ -97,6 +100,8 @@ class _Form:
     key: str | Fraction
     text: str = field(compare=False)
     """The answer, for the verifier."""
+    value: complex | None = field(compare=False, default=None)
+    """At a fixed point of its variables, where it has one. Equal forms have close values."""
 
 
 def _number(answer: str) -> Fraction | None:
@@ -111,6 +116,13 @@ def _number(answer: str) -> Fraction | None:
     return Fraction(f"{sign}{(whole or '0').replace(',', '')}{decimals or ''}") / below
 
 
+def _float(number: Fraction) -> float | None:
+    try:
+        return float(number)
+    except OverflowError:
+        return None
+
+
 def _plain_form(answer: str) -> _Form | None:
     """The form of an answer that needs no parser; None for the others."""
     answer = answer.strip()
@@ -118,7 +130,7 @@ def _plain_form(answer: str) -> _Form | None:
         return _Form("text", answer, answer)
     number = _number(answer)
     if number is not None:
-        return _Form("number", number, answer)
+        return _Form("number", number, answer, _float(number))
     text = _TEXT.sub(r"\1", answer) if _TEXT.fullmatch(answer) else answer
     if _WORD.search(_TEXT.sub("", text)):
         return _Form("text", " ".join(text.casefold().rstrip(".").split()), answer)
@@ -223,8 +235,9 @@ def _parsed_form(answer: str, outcome: Outcome) -> _Form:
         return _Form("unknown", answer, answer)
     if outcome.value is None:
         return _Form("text", " ".join(answer.split()), answer)
-    kind, key = outcome.value
-    return _Form(kind, Fraction(key) if kind == "number" else key, answer)
+    kind, key, parts = outcome.value
+    value = None if parts is None else complex(*parts)
+    return _Form(kind, Fraction(key) if kind == "number" else key, answer, value)
 
 
 def _compare_forms(a: _Form, b: _Form) -> bool | None:
@@ -234,7 +247,11 @@ def _compare_forms(a: _Form, b: _Form) -> bool | None:
     kinds = {a.kind, b.kind}
     if "unknown" in kinds:
         return None
-    return None if "expression" in kinds and "text" not in kinds else False
+    if "text" in kinds or "expression" not in kinds:
+        return False
+    if a.value is None or b.value is None:
+        return None
+    return None if cmath.isclose(a.value, b.value, rel_tol=_CLOSE, abs_tol=_CLOSE) else False
 
 
 def _remember(memory: dict[_T, _V], key: _T, value: _V) -> None:

@@ -6,9 +6,11 @@ and simplifying what a model wrote can take any amount of time and memory.
 
 from __future__ import annotations
 
+import cmath
 import logging
 from functools import lru_cache
 from typing import Any
+from zlib import crc32
 
 import sympy
 from math_verify import LatexExtractionConfig, parse, verify
@@ -39,22 +41,37 @@ def _parsed(answer: str) -> Any:
     return found[0]
 
 
-def canonical(answer: str) -> tuple[str, str] | None:
-    """("number", "p/q"), ("expression", structural key), or None for what is not mathematics.
+def _value(expression: Any) -> tuple[float, float] | None:
+    """Real and imaginary part at one fixed point; None for what has no such value."""
+    if not isinstance(expression, sympy.Expr):
+        return None
+    point = {symbol: 1 + crc32(str(symbol).encode()) / 2**32 for symbol in expression.free_symbols}
+    try:
+        value = complex(expression.evalf(15, subs=point))
+    except (ArithmeticError, NotImplementedError, TypeError, ValueError):
+        return None
+    return (value.real, value.imag) if cmath.isfinite(value) else None
 
-    An expression is compared with two simple ones: if it takes all time or memory, it does so
-    here, once and alone, and not in each comparison with another answer.
+
+def canonical(answer: str) -> tuple[str, str, tuple[float, float] | None] | None:
+    """("number", "p/q", value), ("expression", structural key, value); None: not mathematics.
+
+    Expressions of different value need no comparison. One without a value is compared with two
+    simple ones: if it takes all time or memory, it does so here, once and alone, and not in each
+    comparison with another answer.
     """
     expression = _parsed(answer)
     if expression is None:
         return None
     if isinstance(expression, sympy.Float):
         expression = sympy.Rational(str(expression))
+    value = _value(expression)
     if isinstance(expression, sympy.Rational):
-        return "number", str(expression)
-    for probe in _PROBES:
-        equal(answer, probe)
-    return "expression", sympy.srepr(expression)
+        return "number", str(expression), value
+    if value is None:
+        for probe in _PROBES:
+            equal(answer, probe)
+    return "expression", sympy.srepr(expression), value
 
 
 def equal(a: str, b: str) -> bool:

@@ -137,7 +137,7 @@ class VerifierPool:
     """
 
     def __init__(
-        self, source: Path, *, workers: int = 2, timeout_s: float = 5.0, memory_mb: int = 1024
+        self, source: Path, *, workers: int = 2, timeout_s: float = 10.0, memory_mb: int = 1024
     ) -> None:
         if workers < 1:
             raise ValueError(f"workers: expected >= 1, got {workers}")
