@@ -10,7 +10,7 @@ from pyrl.pack import pack_rows
 
 
 def grown(leaves: int, seed: int) -> Forest:
-    """Two trees, random forks and lengths (0 and page borders among them), all branches finished."""
+    """Two trees with random forks and lengths, 0 among them; all branches are finished."""
     rng, forest = np.random.default_rng(seed), Forest()
     for prompt in ([3, 4, 5], [6]):
         forest.add_trunk(forest.add_tree(np.array(prompt, np.int32)), 1)
