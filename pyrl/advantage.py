@@ -163,8 +163,8 @@ class WhitenTokens:
     def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
         known_T = advantage_T[_known_tokens(scored)]
         if known_T.size == 0:
-            return {"whiten_mean": 0.0, "whiten_std": 0.0}
-        return {"whiten_mean": float(known_T.mean()), "whiten_std": float(known_T.std())}
+            return {"advantage/whiten_mean": 0.0, "advantage/whiten_std": 0.0}
+        return {"advantage/whiten_mean": float(known_T.mean()), "advantage/whiten_std": float(known_T.std())}
 
 
 @dataclass(frozen=True)
@@ -192,9 +192,9 @@ class EntropyReshape:
     def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
         factor = self._factor(scored)[~np.isnan(scored.reward_N)]
         return {
-            "ear_clamped": _share((factor < self.y_min) | (factor > self.y_max)),
-            "ear_factor_min": float(factor.min(initial=1.0)),
-            "ear_factor_max": float(factor.max(initial=1.0)),
+            "advantage/clamp_rate": _share((factor < self.y_min) | (factor > self.y_max)),
+            "advantage/ear_factor_min": float(factor.min(initial=1.0)),
+            "advantage/ear_factor_max": float(factor.max(initial=1.0)),
         }
 
     def _factor(self, scored: Scored) -> Floats:
@@ -224,7 +224,7 @@ class AdvantageClip:
 
     def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
         advantage = advantage_T[_known_tokens(scored)]
-        return {"advantage_clipped": _share(np.abs(advantage) > self.beta)}
+        return {"advantage/clipped": _share(np.abs(advantage) > self.beta)}
 
 
 @dataclass(frozen=True)
@@ -260,8 +260,8 @@ class Hybrid:
     def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
         signal = self._signal(scored, _known_tokens(scored))
         return {
-            "hybrid_clamped": _share(self._bounded(signal) != signal),
-            "hybrid_signal_max": float(signal.max(initial=0.0)),
+            "advantage/hybrid_clamped": _share(self._bounded(signal) != signal),
+            "advantage/hybrid_signal_max": float(signal.max(initial=0.0)),
         }
 
     def _signal(self, scored: Scored, known_T: NDArray[np.bool_]) -> Floats:
@@ -345,8 +345,8 @@ def _reward_metrics(scored: Scored) -> dict[str, float]:
     groups = np.unique(scored.group_N)
     informative = np.unique(scored.group_N[centred_N != 0])
     return {
-        "reward_unknown": _share(np.isnan(scored.reward_N)),
-        "groups_informative": informative.size / max(groups.size, 1),
+        "advantage/reward_unknown": _share(np.isnan(scored.reward_N)),
+        "frac_reward_zero_std": 1 - informative.size / max(groups.size, 1),
     }
 
 

@@ -90,7 +90,11 @@ class Run:
     suffix: str = ""
     """Text after each question, such as how the answer should be written."""
     extractor: str = "boxed"
-    """How the answer is read from a response."""
+    """How the answer is read from a response: "boxed", "whole", "number" or "regex:PATTERN"."""
+    equivalence: Literal["math", "exact"] = "math"
+    """When two answers are the same: as mathematics (math-verify), or as text."""
+    stop: str = ""
+    """A response also ends with any token that contains this text, such as a line break."""
     save_every: int = 10
     """Steps between checkpoints; the last step always leaves one."""
     keep_checkpoints: int = 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from pyrl.attention import use_pyrl_attention
 from pyrl.config import Run
 from pyrl.loss import Loss
 from pyrl.pack import TokenBatch, gather
-from pyrl.policy_loss import policy_loss
+from pyrl.policy_loss import PolicyLoss, policy_loss
 from pyrl.token_stats import TokenStats, token_stats
 
 
@@ -74,12 +73,10 @@ class Learner:
         questions = np.unique(group_N)
         parts = np.array_split(questions, min(self.run.updates_per_step, len(questions)))
         rows = [self._mini_batch(batch.take(np.flatnonzero(np.isin(group_N, p)))) for p in parts]
-        mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-        largest = max(row["sampling/sampling_logp_difference/max"] for row in rows[:1])
-        return mean | {
-            "learning_rate": rate,
-            "sampling/sampling_logp_difference/max": largest,
-        }
+        mean = {name: float(np.mean([row.get(name, 0.0) for row in rows])) for name in rows[0]}
+        # Only before the first update are sampler and learner the same policy.
+        name = "sampling/sampling_logp_difference/max"
+        return mean | {"learning_rate": rate, name: rows[0][name]}
 
     def _mini_batch(self, batch: TokenBatch) -> dict[str, float]:
         terms = self._terms(batch)
@@ -90,16 +87,16 @@ class Learner:
             part = batch.take(leaf_N)
             loss = self._loss(part, terms.take(batch, leaf_N), tally)
             loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.run.clip_grad_norm)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.run.clip_grad_norm))
         self.model.eval()
-        if not (math.isfinite(tally.sums.get("loss", 0.0)) and torch.isfinite(norm)):
+        if not (math.isfinite(tally.loss) and math.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)
             raise NonFiniteError(
-                f"expected a finite loss and gradient, got loss {tally.sums.get('loss')}, "
-                f"gradient norm {float(norm)}; the weights are unchanged"
+                f"expected a finite loss and gradient, got loss {tally.loss} and gradient norm "
+                f"{norm}; the weights are unchanged"
             )
         self.optimizer.step()
-        return tally.metrics() | {"grad_norm": float(norm)}
+        return tally.metrics() | {"grad_norm": norm}
 
     def _passes(self, batch: TokenBatch) -> Iterator[NDArray[np.int64]]:
         """Passes over the leaves that have a gradient: zero advantage alone gives none."""
@@ -124,11 +121,10 @@ class Learner:
         if self.reference is not None:
             with torch.no_grad():
                 reference = self.stats(self.reference, batch).logprob
-        old_T = torch.from_numpy(batch.old_logprob_T).to(device)
         out = policy_loss(
             stats.logprob,
             stats.entropy,
-            old_logprob_T=old_T,
+            old_logprob_T=torch.from_numpy(batch.old_logprob_T).to(device),
             advantage_T=torch.from_numpy(batch.advantage_T.astype(np.float32)).to(device),
             weight_T=torch.from_numpy(terms.weight_T).to(device),
             clip_low_T=torch.from_numpy(terms.low_T).to(device),
@@ -139,7 +135,7 @@ class Learner:
             kl=self.loss.kl.estimator,
             entropy_coef=self.loss.entropy,
         )
-        tally.add(out, stats, old_T, float(terms.weight_T.sum()))
+        tally.add(out, stats, batch, terms)
         return out.loss
 
     def stats(self, model: PreTrainedModel, batch: TokenBatch) -> TokenStats:
@@ -196,13 +192,37 @@ class Terms:
 
 
 class Tally:
-    """Sums over passes, so that metrics are those of the mini-batch."""
+    """Weighted sums over passes, so that metrics are those of the whole mini-batch."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
+        self.loss = 0.0
         self.weight = 0.0
-        self.tokens = 0
+        self.sums: dict[str, float] = {}
         self.largest = 0.0
+        self.ratio = 0.0
 
-    def add(self, out: Any, stats: TokenStats, old_T: Tensor, weight: float) -> None:
-        raise RuntimeError
+    def add(self, out: PolicyLoss, stats: TokenStats, batch: TokenBatch, terms: Terms) -> None:
+        gap_T = np.abs(stats.logprob.detach().cpu().numpy() - batch.old_logprob_T)[batch.mask_T]
+        entropy_T = stats.entropy.detach().cpu().numpy()
+        self.loss += float(out.loss)
+        self.weight += out.weight
+        self.largest = max(self.largest, float(gap_T.max(initial=0.0)))
+        self.ratio = max(self.ratio, out.ratio_max)
+        for name, mean in {
+            "clip_ratio/low_mean": out.clipped_low,
+            "clip_ratio/high_mean": out.clipped_high,
+            "clip_ratio/dual_mean": out.clipped_dual,
+            "kl": out.kl_ref,
+            "sampling/importance_sampling_ratio/mean": out.ratio_mean,
+            "sampling/sampling_logp_difference/mean": float(gap_T.mean()) if len(gap_T) else 0.0,
+            "entropy/trained": float(np.average(entropy_T, weights=terms.weight_T)),
+        }.items():
+            self.sums[name] = self.sums.get(name, 0.0) + out.weight * mean
+
+    def metrics(self) -> dict[str, float]:
+        means = {name: value / self.weight for name, value in self.sums.items() if self.weight}
+        return means | {
+            "loss": self.loss,
+            "sampling/importance_sampling_ratio/max": self.ratio,
+            "sampling/sampling_logp_difference/max": self.largest,
+        }

@@ -82,7 +82,7 @@ def collect(
     return Leaves(
         leaf_N=leaf_N,
         group_N=table.tree_N,
-        groups=forest.trees(),
+        groups=forest.trees,
         trunk_N=table.trunk_N,
         weight_N=table.weight_N,
         length_N=table.length_N,

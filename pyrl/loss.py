@@ -14,7 +14,7 @@ from pyrl.policy_loss import Aggregate, TokenMean
 
 class Bounds(Protocol):
     def __call__(self, batch: TokenBatch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Lowest and highest ratio of each token that still has a gradient."""
+        """Clip radii [T]: a ratio has a gradient between 1 - low and 1 + high."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Clip:
 
     def __call__(self, batch: TokenBatch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         tokens = len(batch.label_T)
-        return np.full(tokens, 1 - self.low, np.float32), np.full(tokens, 1 + self.high, np.float32)
+        return np.full(tokens, self.low, np.float32), np.full(tokens, self.high, np.float32)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ConfidenceClip:
 
     def __call__(self, batch: TokenBatch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         radius_T = self.radius(batch)[batch.leaf_T].astype(np.float32)
-        return 1 - radius_T, 1 + radius_T
+        return radius_T, radius_T
 
 
 @dataclass(frozen=True)

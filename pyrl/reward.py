@@ -72,12 +72,10 @@ class TrueReward:
     NaN where the verifier is unsure or the prompt has no true answer.
     """
 
-    equivalence: Equivalence
-
     def __call__(
         self, leaves: Leaves, answers: Answers, votes: Votes, prompts: Sequence[Question]
     ) -> NDArray[np.float64]:
-        return _grade(leaves, answers, prompts, self.equivalence)
+        return _grade(leaves, answers, prompts, answers.equivalence)
 
 
 def _grade(
@@ -221,7 +219,6 @@ def label_metrics(
     votes: Votes,
     reward_N: NDArray[np.float64],
     prompts: Sequence[Question],
-    equivalence: Equivalence,
     *,
     prefix: str = "vote/",
 ) -> dict[str, float]:
@@ -233,6 +230,7 @@ def label_metrics(
     `ground_truth_reward` (share of right leaves) and `pass@n` (any leaf is right). What a verifier
     leaves unknown is left out.
     """
+    equivalence = answers.equivalence
     grade_N = _grade(leaves, answers, prompts, equivalence)
     rows: dict[str, list[float]] = {}
     for group in np.unique(leaves.group_N):

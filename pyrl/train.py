@@ -34,7 +34,7 @@ from pyrl.report.metrics import read_metrics
 from pyrl.reward import label_metrics
 from pyrl.rollout import Rollout, answer_start, derive_seed, make_signals
 from pyrl.tree_metrics import tree_metrics
-from pyrl.vote import Votes
+from pyrl.vote import FlipCounter, Votes
 
 
 class RunError(ValueError):
@@ -80,8 +80,7 @@ class Trainer:
         self.tokens = 0
         """Sampled in training since the run began, pruned ones included."""
         self.seconds = 0.0
-        self.labels: dict[str, str] = {}
-        """The last label of each question, by its index."""
+        self.flips = FlipCounter()
         self.evaluations: list[Evaluation] = []
         self.interrupted = False
         if found:
@@ -104,13 +103,13 @@ class Trainer:
         kept_N = self.algorithm.select(leaves, self.algorithm.sample.train)
         self.progress.phase("updating")
         batch, metrics = self._advantages(forest, leaves, reward_N, kept_N)
-        if self.algorithm.reward.usable(answers, votes, reward_N):
-            metrics |= self.learner.update(batch, leaves.group_N[kept_N], self.step)
-        else:
+        if (answers.class_N < 0).all() and not np.nan_to_num(reward_N).any():
             self.progress.alarm(
-                f"step {self.step + 1}: no answer could be read from any response, no update; "
-                f"check --extractor ({self.run.extractor}) and --sample.max-tokens"
+                f"Step {self.step + 1}: no answer could be read from any response, so there is no "
+                f"update. Check --extractor ({self.run.extractor}) and --sample.max-tokens."
             )
+        else:
+            metrics |= self.learner.update(batch, leaves.group_N[kept_N], self.step)
         self.step += 1
         self.engine.load_weights(None, self.step)
         self.tokens += rollout.counts.sampled_tokens
@@ -243,7 +242,7 @@ class Trainer:
         record = {
             "tokens": self.tokens,
             "seconds": self.seconds,
-            "labels": self.labels,
+            "labels": self.flips.state_dict(),
             "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
         }
         checkpoint.save(
@@ -261,7 +260,7 @@ class Trainer:
         self.step = found.step
         self.tokens = found.record["tokens"]
         self.seconds = found.record["seconds"]
-        self.labels = dict(found.record["labels"])
+        self.flips.load_state_dict(found.record["labels"])
         self.evaluations = [Evaluation(**row) for row in found.record["evaluations"]]
         self.learner.load_state(found.optimizer(), found.counts)
         if self.signals is not None:
@@ -315,20 +314,15 @@ class Trainer:
         kept_N: NDArray[np.int64],
         prompts: Sequence[Prompt],
     ) -> dict[str, float]:
-        metrics = label_metrics(leaves, answers, votes, reward_N, prompts, self.equivalence)
-        kept = label_metrics(
-            leaves.take(kept_N), answers.take(kept_N), votes, reward_N[kept_N], prompts, self.equivalence
+        kept = leaves.take(kept_N), answers.take(kept_N), votes, reward_N[kept_N], prompts
+        everyone = leaves, answers, votes, reward_N, prompts
+        return (
+            vote_metrics(votes, answers)
+            | reward_metrics(leaves.group_N[kept_N], reward_N[kept_N])
+            | {"vote/label_flips": self.flips.update(votes, prompts, self.equivalence)}
+            | label_metrics(*everyone)
+            | label_metrics(*kept, prefix="vote/post_")
         )
-        seen = flips = 0
-        for prompt, label in zip(prompts, votes.label_G, strict=True):
-            key = str(prompt.index)
-            if label is not None:
-                seen += key in self.labels
-                flips += self.labels.get(key, label) != label
-                self.labels[key] = label
-        if seen:
-            metrics["vote/label_flips"] = flips / seen
-        return metrics | {name.replace("vote/", "vote/post_"): v for name, v in kept.items()}
 
     def _log_completions(
         self,
@@ -426,3 +420,27 @@ def completion_metrics(leaves: Leaves) -> dict[str, float]:
         "completions/mean_length": float(leaves.length_N.mean()),
         "completions/clipped_ratio": float((leaves.finish_N == TRUNCATED).mean()),
     }
+
+
+def vote_metrics(votes: Votes, answers: Answers) -> dict[str, float]:
+    """What the votes look like without any true answer."""
+    labels = [label for label in votes.label_G if label is not None]
+    return {
+        "vote/majority_ratio_min": float(votes.ratio_G.min()),
+        "vote/margin": float(votes.margin_G.mean()),
+        "vote/entropy": float(votes.entropy_G.mean()),
+        "vote/answered": float((answers.class_N >= 0).mean()),
+        "vote/distinct_labels": len(set(labels)) / max(len(labels), 1),
+        "vote/icc": votes.icc,
+    }
+
+
+def reward_metrics(
+    group_N: NDArray[np.int64], reward_N: NDArray[np.float64]
+) -> dict[str, float]:
+    """Mean and spread of the known rewards of the leaves that train."""
+    known_N = ~np.isnan(reward_N)
+    spread = [float(reward_N[known_N & (group_N == g)].std()) for g in np.unique(group_N[known_N])]
+    if not spread:
+        return {}
+    return {"reward": float(reward_N[known_N].mean()), "reward_std": float(np.mean(spread))}

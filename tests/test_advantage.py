@@ -220,11 +220,11 @@ def test_metrics_report_what_the_stages_do() -> None:
     scored = change(scored, entropy_N=np.array([0.1, 0.1, 0.1, 1.0, 1.0, 1.0, 1.0, 1.0]))
     stages = (*grpo(), EntropyReshape(), AdvantageClip(beta=1.0), WhitenTokens(), Hybrid())
     metrics = advantages(stages, scored)[1]
-    assert metrics["reward_unknown"] == 1 / 8
-    assert metrics["groups_informative"] == 1 / 2
-    assert metrics["ear_clamped"] == 1 / 7
-    assert metrics["ear_factor_min"] == pytest.approx(-1.076923, abs=1e-6)
-    assert metrics["advantage_clipped"] == 1 / 7
+    assert metrics["advantage/reward_unknown"] == 1 / 8
+    assert metrics["frac_reward_zero_std"] == 1 / 2
+    assert metrics["advantage/clamp_rate"] == 1 / 7
+    assert metrics["advantage/ear_factor_min"] == pytest.approx(-1.076923, abs=1e-6)
+    assert metrics["advantage/clipped"] == 1 / 7
     assert all(math.isfinite(value) for value in metrics.values())
 
 
