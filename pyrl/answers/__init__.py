@@ -55,11 +55,13 @@ class Answers:
     """Equal answers to one prompt share a class, numbered from 0 in each group; -1: no answer."""
     unknown: int
     """Comparisons that ran into a limit; the answers were taken for different."""
+    equivalence: Equivalence
+    """That sorted them: rewards and metrics compare answers by the same relation."""
 
     def take(self, index_N: NDArray[np.int64]) -> Answers:
         """The answers at these ordinals, classes as they were numbered before."""
         answer_N = tuple(self.answer_N[i] for i in index_N)
-        return Answers(answer_N, self.class_N[index_N], self.unknown)
+        return Answers(answer_N, self.class_N[index_N], self.unknown, self.equivalence)
 
 
 def classify(leaves: Leaves, extractor: Extractor, equivalence: Equivalence) -> Answers:
@@ -74,4 +76,4 @@ def classify(leaves: Leaves, extractor: Extractor, equivalence: Equivalence) -> 
     for group in np.unique(leaves.group_N):
         member_N = np.flatnonzero(leaves.group_N == group)
         class_N[member_N] = equivalence.classes([answer_N[i] for i in member_N])
-    return Answers(answer_N, class_N, equivalence.unknown - unknown)
+    return Answers(answer_N, class_N, equivalence.unknown - unknown, equivalence)
