@@ -67,6 +67,7 @@ class Forest {
  public:
   Forest() = default;
   Forest(Forest&&) = default;
+  Forest& operator=(Forest&&) = default;
 
   std::int32_t add_tree(std::span<const std::int32_t> prompt);
   std::int64_t add_trunk(std::int64_t tree, std::uint64_t seed);

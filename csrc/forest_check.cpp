@@ -45,6 +45,8 @@ void Forest::check() const {
   std::int64_t tokens = 0;
   for (std::int32_t tree = 0; tree < trees(); ++tree) check_tree(tree, seen);
   check_free(segments_, seen, "segment");
+  for (const std::int32_t index : segments_.free)
+    PYRL_CHECK(segments_[index].run == kNone, "forest: free segment ", index, " has a run");
   for (const Segment& segment : segments_.items) tokens += end_of(segment) - segment.begin;
   PYRL_CHECK(tokens == tokens_live_ && tokens <= tokens_, "forest: ", tokens, " tokens, ",
              tokens_live_, " counted, ", tokens_, " ever");
@@ -55,7 +57,9 @@ void Forest::check() const {
 void Forest::check_tree(std::int32_t tree, std::vector<std::uint8_t>& seen) const {
   std::vector<std::int32_t> pending{trees_[tree].root};
   check_index(segments_, trees_[tree].root, "segment");
-  PYRL_CHECK(segments_[pending.back()].run == kNone && segments_[pending.back()].parent == kNone,
+  const Segment& root = segments_[trees_[tree].root];
+  PYRL_CHECK(root.run == kNone && root.parent == kNone && root.sibling.prev == kNone &&
+                 root.sibling.next == kNone,
              "forest: the root of tree ", tree, " is no root");
   while (!pending.empty()) {
     const std::int32_t index = pending.back();

@@ -123,11 +123,15 @@ void Forest::transfer(Self& self, Stream& stream) {
 std::vector<std::uint32_t> Forest::run_lengths() const {
   std::vector<std::uint32_t> length(runs_.items.size());
   for (const Segment& segment : segments_.items) {
-    if (segment.run == kNone) continue;
-    PYRL_CHECK(segment.run >= 0 && segment.run < runs_.size(), "forest: segment of run ",
+    PYRL_CHECK(segment.run >= kNone && segment.run < runs_.size(), "forest: segment of run ",
                segment.run, " of ", runs_.size());
     PYRL_CHECK(segment.branch >= kNone && segment.branch < branches_.size(),
                "forest: segment of branch ", segment.branch, " of ", branches_.size());
+    if (segment.run == kNone) {  // a root, or free
+      PYRL_CHECK(segment.branch == kNone && segment.begin == 0 && segment.end == 0,
+                 "forest: a root with tokens");
+      continue;
+    }
     const std::uint32_t base = runs_[segment.run].base, end = end_of(segment);
     PYRL_CHECK(base <= segment.begin && segment.begin <= end, "forest: segment [", segment.begin,
                ", ", end, ") in a run from ", base);

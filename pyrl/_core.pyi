@@ -346,3 +346,34 @@ def treerl_released_advantage(
     *,
     by_token: bool,
 ) -> NDArray[np.float64]: ...
+
+# -- policy_loss (an empty ref_logprob_T: no reference) --
+
+def policy_loss_float32(
+    logprob_T: NDArray[np.float32],
+    entropy_T: NDArray[np.float32],
+    old_logprob_T: NDArray[np.float32],
+    advantage_T: NDArray[np.float32],
+    weight_T: NDArray[np.float32],
+    clip_low_T: NDArray[np.float32],
+    clip_high_T: NDArray[np.float32],
+    ref_logprob_T: NDArray[np.float32],
+    dual_clip: float,
+    kl: int,
+    kl_coef: float,
+    entropy_coef: float,
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], tuple[float, ...]]: ...
+def policy_loss_float64(
+    logprob_T: NDArray[np.float64],
+    entropy_T: NDArray[np.float64],
+    old_logprob_T: NDArray[np.float64],
+    advantage_T: NDArray[np.float64],
+    weight_T: NDArray[np.float64],
+    clip_low_T: NDArray[np.float64],
+    clip_high_T: NDArray[np.float64],
+    ref_logprob_T: NDArray[np.float64],
+    dual_clip: float,
+    kl: int,
+    kl_coef: float,
+    entropy_coef: float,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], tuple[float, ...]]: ...

@@ -58,6 +58,10 @@ def load_prompts(
     opened = open_source(source)
     if chat is None:
         chat = bool(tokenizer.chat_template) and not opened.prefix
+    if chat and not tokenizer.chat_template:
+        raise DataError(f"{source}: chat is on, but the tokenizer has no chat template")
+    if limit is not None and limit < 1:
+        raise DataError(f"{source}: limit: expected at least 1, got {limit}")
     encode = Encoder(tokenizer, max_tokens, chat, opened.prefix + prefix, suffix)
     prompts = [encode(i, row) for i, row in enumerate(islice(opened.rows, limit))]
     if not prompts:
@@ -98,15 +102,13 @@ class Encoder:
         text: str = messages[-1]["content"]
         wrapped = f"{self.prefix}{text}{self.suffix}"
         if self.chat:
-            if not self.tokenizer.chat_template:
-                raise DataError(f"{where}: chat is on, but the tokenizer has no chat template")
             messages[-1] = {**messages[-1], "content": wrapped}
             rendered = self.tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, tokenize=False
             )
             return text, str(rendered)
         if not isinstance(value, str):
-            raise DataError(f"{where}: the prompt is a list of chat messages, but chat is off")
+            raise DataError(f"{where}: the prompt is chat messages, but no chat template is in use")
         return text, wrapped
 
 

@@ -59,8 +59,8 @@ def open_source(source: str) -> Source:
         return Source(READERS[path.suffix](path))
     if path.exists():
         raise DataError(f"{path}: expected a file that ends in {', '.join(READERS)}")
-    if source.startswith((".", "/", "~")):
-        raise DataError(f"{path}: no such file")
+    if source.startswith((".", "/", "~")) or ("/" not in source and path.suffix):
+        raise DataError(f"{path}: no such file; known are files that end in {', '.join(READERS)}")
     return Source(_hub(source))
 
 
@@ -69,7 +69,7 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
         for number, line in enumerate(file, 1):
             if line.strip():
                 where = f"{path}, line {number}"
-                yield _row(where, _parse_json(line, where))
+                yield _row(where, _parse_json(line.strip(), where))
 
 
 def _read_json(path: Path) -> Iterator[Row]:
@@ -91,9 +91,8 @@ def _read_csv(path: Path) -> Iterator[Row]:
                     raise DataError(f"{where}: expected {len(reader.fieldnames or ())} columns")
                 yield Row(where, values)
         except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(
-                f"{path}, line {reader.line_num + 1}: malformed CSV: {error}"
-            ) from error
+            where = f"{path}, line {reader.reader.line_num}"
+            raise DataError(f"{where}: malformed CSV: {error}") from error
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:

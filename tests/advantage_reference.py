@@ -1,4 +1,7 @@
-"""Tree advantages as their papers print them: sets of leaves, recursion, one number at a time."""
+"""Tree advantages as their papers print them: sets of leaves, recursion, one number at a time.
+
+With the records that the stages read, made from such trees.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from pyrl.advantage import Stage, advantages
+from pyrl.leaves import Scored
 
 
 @dataclass
@@ -44,6 +54,91 @@ class ReferenceTree:
             n: self.reward[n] - fmean(self.reward[other] for other in known if other != n)
             for n in known
         }
+
+
+def segments_of(parent: list[int], leaf_segment: list[int], length: list[int]) -> Any:
+    return SimpleNamespace(
+        parent_S=np.array(parent, np.int64),
+        length_S=np.array(length, np.int64),
+        leaf_segment_N=np.array(leaf_segment, np.int64),
+    )
+
+
+def scored_of(trees: list[ReferenceTree]) -> Scored:
+    """The record of a step with these trees; signals are random."""
+    random = np.random.default_rng(0)
+    parent: list[int] = []
+    length, leaf_segment, group, trunk, reward = [], [], [], [], []
+    leaf_T: list[int] = []
+    segment_T: list[int] = []
+    for index, tree in enumerate(trees):
+        first = len(parent)
+        parent += [first + up if up >= 0 else -1 for up in tree.parent]
+        length += tree.length
+        for n, segment in enumerate(tree.leaf_segment):
+            path = tree.path(segment)[1:]
+            segment_T += [first + s for s in path for _ in range(tree.length[s])]
+            leaf_T += [len(group)] * sum(tree.length[s] for s in path)
+            group.append(index)
+            trunk.append(path[0])
+            leaf_segment.append(first + segment)
+            reward.append(tree.reward[n])
+    return Scored(
+        group_N=np.array(group, np.int64),
+        trunk_N=np.array(trunk, np.int64),
+        reward_N=np.array(reward, np.float64),
+        entropy_N=random.uniform(0.1, 2.0, len(group)),
+        length_N=np.bincount(np.array(leaf_T, np.int64), minlength=len(group)).astype(np.int64),
+        segments=segments_of(parent, leaf_segment, length),
+        leaf_T=np.array(leaf_T, np.int64),
+        segment_T=np.array(segment_T, np.int64),
+        entropy_T=random.exponential(1.0, len(leaf_T)).astype(np.float32),
+        confidence_T=random.uniform(0.2, 1.0, len(leaf_T)).astype(np.float32),
+    )
+
+
+def flat(*groups: list[float]) -> list[ReferenceTree]:
+    """Trees without a fork."""
+    return [
+        ReferenceTree(
+            parent=[-1] + [0] * len(reward),
+            length=[3] + [2] * len(reward),
+            leaf_segment=list(range(1, len(reward) + 1)),
+            reward=reward,
+        )
+        for reward in groups
+    ]
+
+
+def example() -> ReferenceTree:
+    """root -> {a: leaves 1, 0; b: leaves 0, 0}; a has 20 tokens, the other segments 10."""
+    return ReferenceTree(
+        parent=[-1, 0, 1, 1, 0, 4, 4],
+        length=[5, 20, 10, 10, 10, 10, 10],
+        leaf_segment=[2, 3, 5, 6],
+        reward=[1.0, 0.0, 0.0, 0.0],
+    )
+
+
+def change(scored: Scored, **fields: Any) -> Scored:
+    return Scored(**{**vars(scored), **fields})
+
+
+def run(stages: tuple[Stage, ...], scored: Scored) -> np.ndarray:
+    return advantages(stages, scored)[0]
+
+
+def per_leaf(advantage_T: np.ndarray, scored: Scored) -> np.ndarray:
+    """The advantage of each leaf, which must be one number for all its tokens."""
+    result = np.full(scored.group_N.size, math.nan)
+    result[scored.leaf_T] = advantage_T
+    assert np.array_equal(result[scored.leaf_T], advantage_T)
+    return result
+
+
+def leaf_values(stages: tuple[Stage, ...], *groups: list[float]) -> np.ndarray:
+    scored = scored_of(flat(*groups))
+    return per_leaf(run(stages, scored), scored)
 
 
 def grpo(reward: Sequence[float], eps: float = 1e-6) -> list[float]:

@@ -260,8 +260,9 @@ def test_time_left_and_speed_come_from_this_process_alone(
     progress.phase("updating")
     clock.now += 4
     progress.step(42, 50)
+    clock.now += 3
     progress.show({})
-    assert written(pipe) == "step 42/50  updating 4 s  600 tokens  0 tokens/s  1:30 left\n"
+    assert written(pipe) == "step 42/50  updating 7 s  600 tokens  100 tokens/s  1:27 left\n"
 
 
 def test_on_a_terminal_the_display_is_live_and_alarms_stay() -> None:
@@ -352,7 +353,7 @@ def test_the_collapse_is_told_though_the_vote_share_stays_high() -> None:
         10,
         reward=0.9,
         vote__majority_ratio=0.9,
-        vote__label_accuracy=lambda step: 0.65 if step < 5 else 0.06,
+        vote__label_accuracy=lambda step: 0.65 if step < 6 else 0.06,
         vote__distinct_labels=lambda step: 1.0 if step < 5 else 0.1,
     )
     rows.insert(0, {"step": 0, "eval/held-out/greedy": 0.65})
@@ -388,7 +389,7 @@ def test_entropy_may_fall_late_but_not_in_the_first_tenth() -> None:
 def trigger(rule: Any) -> Iterator[Mapping[str, Any]]:
     """A history on which the rule must speak."""
     name = rule.metric.replace("*", "held-out")
-    for step in range(1, 9):
+    for step in range(1, 13):
         if isinstance(rule, Outside):
             value = rule.bound + (0.04 if rule.than == "above" else -0.04)
         else:
@@ -401,7 +402,7 @@ def trigger(rule: Any) -> Iterator[Mapping[str, Any]]:
 def test_each_alarm_says_what_was_seen_against_what_and_what_to_try(rule: Any) -> None:
     rows = list(trigger(rule))
     alarms = Alarms(80, [rule])
-    said = [text for end in range(1, 9) for text in alarms.check(rows[:end])]
+    said = [text for end in range(1, 13) for text in alarms.check(rows[:end])]
     assert len(said) == 1
     assert rule.seen in said[0]
     assert said[0].endswith(rule.advice)

@@ -38,6 +38,7 @@ class Progress:
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._spoken = self._started = self._phase_started = time.monotonic()
+        self._step_started = self._first_started = self._started
         self._step = self._first_step = self._total = 0
         self._phase = "starting"
         self._tokens = self._phase_tokens = 0
@@ -70,12 +71,14 @@ class Progress:
 
     def step(self, step: int, total: int) -> None:
         """Step number `step` of `total` begins (from 1); a resumed run begins later than 1."""
+        self._step_started = time.monotonic()
         if not self._total:
-            self._first_step, self._started = step, time.monotonic()
+            self._first_step, self._first_started = step, self._step_started
         self._step, self._total = step, total
 
     def phase(self, name: str) -> None:
         """What happens now: "sampling", "scoring", "updating", "evaluating"..."""
+        self._speed()
         self._phase, self._phase_started, self._phase_tokens = name, time.monotonic(), 0
 
     def tokens(self, n: int) -> None:
@@ -118,8 +121,9 @@ class Progress:
         done = self._step - self._first_step
         if not done:
             return ""
-        seconds = time.monotonic() - self._started
-        return _clock(seconds / done * (self._total - self._step + 1)) + " left"
+        pace = (self._step_started - self._first_started) / done
+        spent = time.monotonic() - self._step_started
+        return f"{_clock(max(0.0, pace * (self._total - self._step + 1) - spent))} left"
 
     def _line(self) -> str:
         parts = [
