@@ -45,6 +45,9 @@ class Reward(Protocol):
         self, leaves: Leaves, answers: Answers, votes: Votes, prompts: Sequence[Question]
     ) -> NDArray[np.float64]: ...
 
+    def usable(self, answers: Answers, votes: Votes, reward_N: NDArray[np.float64]) -> bool:
+        """Whether these rewards say anything: False where no answer could be read at all."""
+
 
 @dataclass(frozen=True)
 class VoteReward:
@@ -64,18 +67,25 @@ class VoteReward:
         no_answer = math.nan if self.no_answer is None else self.no_answer
         return np.where(silent_N, no_answer, np.where(answers.class_N == label_N, 1.0, 0.0))
 
+    def usable(self, answers: Answers, votes: Votes, reward_N: NDArray[np.float64]) -> bool:
+        return bool((votes.class_G >= 0).any())
+
 
 @dataclass(frozen=True)
 class TrueReward:
     """1 for the true answer, 0 for another or none: supervised training.
 
-    NaN where the verifier is unsure or the prompt has no true answer.
+    NaN where the verifier is unsure or the prompt has no true answer. Answers are compared by the
+    relation that sorted them.
     """
 
     def __call__(
         self, leaves: Leaves, answers: Answers, votes: Votes, prompts: Sequence[Question]
     ) -> NDArray[np.float64]:
         return _grade(leaves, answers, prompts, answers.equivalence)
+
+    def usable(self, answers: Answers, votes: Votes, reward_N: NDArray[np.float64]) -> bool:
+        return bool((np.isfinite(reward_N) & (answers.class_N >= 0)).any())
 
 
 def _grade(
@@ -169,6 +179,9 @@ class FunctionReward:
             )
         return self._checked(value_N, len(asked))
 
+    def usable(self, answers: Answers, votes: Votes, reward_N: NDArray[np.float64]) -> bool:
+        return bool(np.isfinite(reward_N).any())
+
     def _checked(self, value_N: Any, expected: int) -> NDArray[np.float64]:
         if not isinstance(value_N, Sequence | np.ndarray) or isinstance(value_N, str):
             kind = type(value_N).__name__
@@ -212,6 +225,9 @@ class RandomReward:
         draw_N = random.random(len(leaves.text_N))
         return np.where(draw_N < self.p, 1.0, 0.0)
 
+    def usable(self, answers: Answers, votes: Votes, reward_N: NDArray[np.float64]) -> bool:
+        return True
+
 
 def label_metrics(
     leaves: Leaves,
@@ -225,10 +241,10 @@ def label_metrics(
     """How good labels and rewards are, as arXiv:2504.16084 measures it: for the eyes only.
 
     Each is a mean over prompts. Of all prompts with leaves: `majority_ratio` (the label's share of
-    the vote), `majority_voting_reward` (mean reward). Of those with a true answer, if there are
-    any: `label_accuracy`, `reward_accuracy` (share of leaves whose reward is the true one),
-    `ground_truth_reward` (share of right leaves) and `pass@n` (any leaf is right). What a verifier
-    leaves unknown is left out.
+    the vote), `answered` (share of leaves with an answer) and `majority_voting_reward` (mean
+    reward). Of those with a true answer, if there are any: `label_accuracy`, `reward_accuracy`
+    (share of leaves whose reward is the true one), `ground_truth_reward` (share of right leaves)
+    and `pass_any` (any leaf is right). What a verifier leaves unknown is left out.
     """
     equivalence = answers.equivalence
     grade_N = _grade(leaves, answers, prompts, equivalence)
@@ -237,6 +253,7 @@ def label_metrics(
         member_N = leaves.group_N == group
         row = {
             "majority_ratio": float(votes.ratio_G[group]),
+            "answered": float((answers.class_N[member_N] >= 0).mean()),
             "majority_voting_reward": _mean(reward_N[member_N]),
         }
         truth = prompts[group].answer
@@ -246,10 +263,30 @@ def label_metrics(
             row["reward_accuracy"] = _mean(grade_N[known_N] == reward_N[known_N])
             row["ground_truth_reward"] = _mean(grade_N[member_N])
             graded_N = member_N & np.isfinite(grade_N)
-            row["pass@n"] = float(grade_N[graded_N].max()) if graded_N.any() else math.nan
+            row["pass_any"] = float(grade_N[graded_N].max()) if graded_N.any() else math.nan
         for name, value in row.items():
             rows.setdefault(name, []).append(value)
     return {f"{prefix}{name}": _mean(np.array(values)) for name, values in rows.items()}
+
+
+def vote_metrics(leaves: Leaves, answers: Answers, votes: Votes) -> dict[str, float]:
+    """The state of the votes as such: signs of collapse, without any knowledge of the truth.
+
+    `majority_ratio_min` over the prompts with leaves, means of `margin` and of `entropy` (nats)
+    over them, `distinct_labels` (different labels per label), `icc` and `unknown` (comparisons of
+    answers without a verdict).
+    """
+    present = np.unique(leaves.group_N)
+    label_N = [label for label in votes.label_G if label is not None]
+    distinct = len(np.unique(answers.equivalence.classes(label_N)))
+    return {
+        "vote/majority_ratio_min": float(votes.ratio_G[present].min(initial=1.0)),
+        "vote/margin": _mean(votes.margin_G[present]),
+        "vote/entropy": _mean(votes.entropy_G[present]),
+        "vote/distinct_labels": distinct / len(label_N) if label_N else math.nan,
+        "vote/icc": votes.icc,
+        "vote/unknown": float(answers.unknown),
+    }
 
 
 def _accuracy(answer: str | None, truth: str, equivalence: Equivalence) -> float:

@@ -31,7 +31,7 @@ from pyrl.pack import TokenBatch, pack
 from pyrl.prompts import Prompt, load_prompts
 from pyrl.report import Alarms, Completion, Evaluation, MetricsLog, Progress, Report, save_curves
 from pyrl.report.metrics import read_metrics
-from pyrl.reward import label_metrics
+from pyrl.reward import label_metrics, vote_metrics
 from pyrl.rollout import Rollout, answer_start, derive_seed, make_signals
 from pyrl.tree_metrics import tree_metrics
 from pyrl.vote import FlipCounter, Votes
@@ -103,13 +103,13 @@ class Trainer:
         kept_N = self.algorithm.select(leaves, self.algorithm.sample.train)
         self.progress.phase("updating")
         batch, metrics = self._advantages(forest, leaves, reward_N, kept_N)
-        if (answers.class_N < 0).all() and not np.nan_to_num(reward_N).any():
-            self.progress.alarm(
-                f"Step {self.step + 1}: no answer could be read from any response, so there is no "
-                f"update. Check --extractor ({self.run.extractor}) and --sample.max-tokens."
-            )
-        else:
+        if self.algorithm.reward.usable(answers, votes, reward_N):
             metrics |= self.learner.update(batch, leaves.group_N[kept_N], self.step)
+        else:
+            self.progress.alarm(
+                f"Step {self.step + 1}: no response can be rewarded, so there is no update. Check "
+                f"--extractor ({self.run.extractor}) and --sample.max-tokens."
+            )
         self.step += 1
         self.engine.load_weights(None, self.step)
         self.tokens += rollout.counts.sampled_tokens
@@ -317,7 +317,7 @@ class Trainer:
         kept = leaves.take(kept_N), answers.take(kept_N), votes, reward_N[kept_N], prompts
         everyone = leaves, answers, votes, reward_N, prompts
         return (
-            vote_metrics(votes, answers)
+            vote_metrics(leaves, answers, votes)
             | reward_metrics(leaves.group_N[kept_N], reward_N[kept_N])
             | {"vote/label_flips": self.flips.update(votes, prompts, self.equivalence)}
             | label_metrics(*everyone)
@@ -419,19 +419,6 @@ def completion_metrics(leaves: Leaves) -> dict[str, float]:
         "entropy": float(np.average(leaves.entropy_N, weights=leaves.length_N)),
         "completions/mean_length": float(leaves.length_N.mean()),
         "completions/clipped_ratio": float((leaves.finish_N == TRUNCATED).mean()),
-    }
-
-
-def vote_metrics(votes: Votes, answers: Answers) -> dict[str, float]:
-    """What the votes look like without any true answer."""
-    labels = [label for label in votes.label_G if label is not None]
-    return {
-        "vote/majority_ratio_min": float(votes.ratio_G.min()),
-        "vote/margin": float(votes.margin_G.mean()),
-        "vote/entropy": float(votes.entropy_G.mean()),
-        "vote/answered": float((answers.class_N >= 0).mean()),
-        "vote/distinct_labels": len(set(labels)) / max(len(labels), 1),
-        "vote/icc": votes.icc,
     }
 
 

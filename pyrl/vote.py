@@ -196,8 +196,8 @@ class _Indexed(Protocol):
 class FlipCounter:
     """How often the label of a prompt changes from one visit to the next."""
 
-    label: dict[int, str] = field(default_factory=dict)
-    """The last label of each prompt that had one, by `Prompt.index`."""
+    label: dict[str, str] = field(default_factory=dict)
+    """The last label of each prompt that had one, by its `Prompt.index` in digits: JSON."""
 
     def update(self, votes: Votes, prompts: Sequence[_Indexed], equivalence: Equivalence) -> float:
         """Share of the prompts with a label now and before whose label changed; NaN for none."""
@@ -205,14 +205,14 @@ class FlipCounter:
         for prompt, label in zip(prompts, votes.label_G, strict=True):
             if label is None:
                 continue
-            if prompt.index in self.label:
-                flips.append(equivalence.same(self.label[prompt.index], label) is False)
-            self.label[prompt.index] = label
+            key = str(prompt.index)
+            if key in self.label:
+                flips.append(equivalence.same(self.label[key], label) is False)
+            self.label[key] = label
         return float(np.mean(flips)) if flips else float("nan")
 
     def state_dict(self) -> dict[str, str]:
-        """As JSON."""
-        return {str(index): label for index, label in self.label.items()}
+        return dict(self.label)
 
     def load_state_dict(self, state: Mapping[str, str]) -> None:
-        self.label = {int(index): label for index, label in state.items()}
+        self.label = dict(state)

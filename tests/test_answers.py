@@ -191,7 +191,8 @@ def test_different_answers_are_told_apart(equivalence: MathEquivalence, a: str, 
 def test_plain_numbers_and_words_need_no_process() -> None:
     with MathEquivalence() as equivalence:
         answers = ["1", "1.0", "2/2", "100%", "yes", "Yes", "no", "-7", "1,000", "9" * 100_000]
-        assert equivalence.classes(answers).tolist() == [0, 0, 0, 0, 1, 1, 2, 3, 4, 5]
+        answers += [r"-\dfrac{14}{2}", r"\frac{1}{2}"]
+        assert equivalence.classes(answers).tolist() == [0, 0, 0, 0, 1, 1, 2, 3, 4, 5, 3, 6]
         assert equivalence.pool.calls == 0
 
 

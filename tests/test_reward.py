@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from leaf_records import Question, leaves_of
 from numpy.typing import NDArray
 
-from pyrl.answers import Answers, Exact, Whole, classify
+from pyrl.answers import Answers, Equivalence, Exact, MathEquivalence, Whole, classify
 from pyrl.leaves import Leaves
 from pyrl.reward import (
     FunctionReward,
@@ -19,6 +20,7 @@ from pyrl.reward import (
     TrueReward,
     VoteReward,
     label_metrics,
+    vote_metrics,
 )
 from pyrl.vote import Majority, Votes
 
@@ -40,9 +42,11 @@ class Unsure:
     def close(self) -> None: ...
 
 
-def step(tie: str = "first") -> tuple[Leaves, Answers, Votes]:
+def step(
+    tie: str = "first", equivalence: Equivalence | None = None
+) -> tuple[Leaves, Answers, Votes]:
     leaves = leaves_of(TEXT_N, group_N=GROUP_N)
-    answers = classify(leaves, Whole(), Exact())
+    answers = classify(leaves, Whole(), equivalence or Exact())
     return leaves, answers, Majority(tie=tie)(leaves, answers)
 
 
@@ -82,11 +86,11 @@ def test_true_answers_change_neither_the_votes_nor_the_rewards_of_a_vote() -> No
     assert VoteReward()(*step(), hidden).tolist() == expected
     assert RandomReward()(*step(), hidden).tolist() == RandomReward()(*step(), UNLABELLED).tolist()
     with pytest.raises(AssertionError, match="true answer was read"):
-        TrueReward(Exact())(*step(), hidden)
+        TrueReward()(*step(), hidden)
 
 
 def test_the_true_reward_grades_and_is_unknown_without_truth_or_verdict() -> None:
-    reward_N = TrueReward(Unsure())(*step(), questions("b", "c", None))
+    reward_N = TrueReward()(*step(equivalence=Unsure()), questions("b", "c", None))
     np.testing.assert_array_equal(reward_N, [0, 1, 0, 0, 1, math.nan, math.nan, math.nan])
 
 
@@ -215,34 +219,36 @@ def test_random_rewards_have_the_right_rate_and_depend_on_seed_and_texts_only() 
 def test_label_metrics_are_means_over_prompts() -> None:
     leaves, answers, votes = step()
     reward_N = VoteReward()(leaves, answers, votes, UNLABELLED)
-    metrics = label_metrics(leaves, answers, votes, reward_N, questions("a", "d", "z"), Exact())
+    metrics = label_metrics(leaves, answers, votes, reward_N, questions("a", "d", "z"))
     assert metrics == {
         "vote/majority_ratio": pytest.approx((0.5 + 0.5 + 0) / 3),
+        "vote/answered": pytest.approx((0.75 + 1 + 0) / 3),
         "vote/majority_voting_reward": pytest.approx((0.5 + 0.5 + 0) / 3),
         "vote/label_accuracy": pytest.approx(1 / 3),
         "vote/reward_accuracy": pytest.approx((1 + 0 + 1) / 3),
         "vote/ground_truth_reward": pytest.approx((0.5 + 0.5 + 0) / 3),
-        "vote/pass@n": pytest.approx(2 / 3),
+        "vote/pass_any": pytest.approx(2 / 3),
     }
 
 
 def test_metrics_without_truth_are_those_of_the_vote_alone() -> None:
     leaves, answers, votes = step()
     reward_N = VoteReward()(leaves, answers, votes, UNLABELLED)
-    metrics = label_metrics(
-        leaves, answers, votes, reward_N, UNLABELLED, Exact(), prefix="vote/post_"
-    )
-    assert set(metrics) == {"vote/post_majority_ratio", "vote/post_majority_voting_reward"}
+    metrics = label_metrics(leaves, answers, votes, reward_N, UNLABELLED, prefix="vote/post_")
+    names = ("majority_ratio", "answered", "majority_voting_reward")
+    assert set(metrics) == {f"vote/post_{name}" for name in names}
 
 
 def test_what_a_verifier_leaves_unknown_is_left_out_of_the_metrics() -> None:
     leaves, answers, votes = step()
     reward_N = VoteReward(no_answer=None)(leaves, answers, votes, UNLABELLED)
-    metrics = label_metrics(leaves, answers, votes, reward_N, questions("a", "c", "d"), Unsure())
+    metrics = label_metrics(
+        leaves, replace(answers, equivalence=Unsure()), votes, reward_N, questions("a", "c", "d")
+    )
     assert metrics["vote/label_accuracy"] == pytest.approx((1 + 1 + 0) / 3)
     assert metrics["vote/reward_accuracy"] == 1
     assert metrics["vote/ground_truth_reward"] == pytest.approx((0.5 + 1 + 0) / 3)
-    assert metrics["vote/pass@n"] == pytest.approx(2 / 3)
+    assert metrics["vote/pass_any"] == pytest.approx(2 / 3)
 
 
 def test_a_wrong_label_still_rewards_most_wrong_answers_rightly() -> None:
@@ -252,6 +258,39 @@ def test_a_wrong_label_still_rewards_most_wrong_answers_rightly() -> None:
     answers = classify(leaves, Whole(), Exact())
     votes = Majority()(leaves, answers)
     reward_N = VoteReward()(leaves, answers, votes, questions("t"))
-    metrics = label_metrics(leaves, answers, votes, reward_N, questions("t"), Exact())
+    metrics = label_metrics(leaves, answers, votes, reward_N, questions("t"))
     assert metrics["vote/label_accuracy"] == 0
     assert metrics["vote/reward_accuracy"] == pytest.approx(1 - 4 / 20 - 2 / 20)
+
+
+def test_vote_metrics_describe_the_votes_without_the_truth() -> None:
+    texts = ["1", "1.0", "1/1", "", "2", "4/4", "", "3", "1", "3"]
+    leaves = leaves_of(texts, group_N=[0, 0, 0, 0, 1, 1, 2, 3, 3, 3], groups=5)
+    with MathEquivalence() as equivalence:
+        answers = classify(leaves, Whole(), equivalence)
+        votes = Majority()(leaves, answers)
+        metrics = vote_metrics(leaves, answers, votes)
+    assert votes.label_G == ("1", "2", None, "3", None)
+    assert metrics["vote/majority_ratio_min"] == 0
+    assert metrics["vote/margin"] == pytest.approx((0.75 + 0 + 0 + 1 / 3) / 4)
+    assert metrics["vote/distinct_labels"] == 1
+    assert metrics["vote/unknown"] == 0
+    assert math.isnan(metrics["vote/icc"])
+    one_label = Votes(**(vars(votes) | {"label_G": ("1", "2/2", None, "3", None)}))
+    distinct = vote_metrics(leaves, answers, one_label)["vote/distinct_labels"]
+    assert distinct == pytest.approx(2 / 3)
+
+
+def test_a_step_in_which_nothing_could_be_read_is_not_usable() -> None:
+    for texts, usable in [(["", ""], False), (["", "a"], True)]:
+        leaves = leaves_of(texts)
+        answers = classify(leaves, Whole(), Exact())
+        votes = Majority()(leaves, answers)
+        for reward in (VoteReward(), TrueReward()):
+            reward_N = reward(leaves, answers, votes, questions("a"))
+            assert reward.usable(answers, votes, reward_N) is usable
+        assert RandomReward().usable(answers, votes, np.array([1.0, 0.0]))
+    unknown_N = TrueReward()(leaves, answers, votes, questions(None))
+    assert not TrueReward().usable(answers, votes, unknown_N)
+    assert not FunctionReward("math:fsum").usable(answers, votes, np.full(2, np.nan))
+    assert FunctionReward("math:fsum").usable(answers, votes, np.array([math.nan, 0.0]))

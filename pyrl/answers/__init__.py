@@ -56,7 +56,7 @@ class Answers:
     unknown: int
     """Comparisons that ran into a limit; the answers were taken for different."""
     equivalence: Equivalence
-    """What made the classes; whatever compares answers later uses the same."""
+    """That sorted them: rewards and metrics compare answers by the same relation."""
 
     def take(self, index_N: NDArray[np.int64]) -> Answers:
         """The answers at these ordinals, classes as they were numbered before."""

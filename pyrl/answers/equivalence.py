@@ -35,6 +35,7 @@ _MEMORY = 1_000_000
 
 _DECIMAL = r"(\d{1,3}(?:,\d{3})+|\d+)?(\.\d+)?"
 _NUMBER = re.compile(rf"\\?\$?([-+]?){_DECIMAL}(?:/(\d+))?(\\?%)?\$?")
+_FRACTION = re.compile(r"([-+]?)\\[dt]?frac\{(\d+)\}\{(\d+)\}")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}|^[A-Za-z]{2,}$|:|\d\s+\d")
 r"""Not mathematics: a word (as LaTeX a product of letters, equal to its anagrams), a time, or
 numbers side by side (as LaTeX a sum). `\sqrt` and the like are commands, not words."""
@@ -106,7 +107,8 @@ class _Form:
 
 def _number(answer: str) -> Fraction | None:
     """The exact value of an integer, decimal, fraction or percentage in plain notation."""
-    match = _NUMBER.fullmatch(answer)
+    fraction = _FRACTION.fullmatch(answer)
+    match = _NUMBER.fullmatch(fraction.expand(r"\1\2/\3") if fraction else answer)
     if match is None or not (match[2] or match[3]):
         return None
     sign, whole, decimals, below, percent = match.groups()
