@@ -61,7 +61,7 @@ def forest_step() -> Callable[[], None]:
 
 def list_step() -> Callable[[], None]:
     """The peer: four Python lists per branch."""
-    columns = [([], [], [], []) for _ in range(BRANCHES)]
+    columns: list[tuple[list[float], ...]] = [([], [], [], []) for _ in range(BRANCHES)]
     token_B, value_B = np.arange(BRANCHES, dtype=np.int32), np.ones(BRANCHES, np.float32)
 
     def step() -> None:
@@ -84,8 +84,8 @@ def measure(driver: Path, trees: int) -> list[tuple[str, float, float | None]]:
         ("append, 1024 branches, Python (ns/token)", best_ns(forest_step), 80),
         ("  four Python lists instead (ns/token)", best_ns(list_step), None),
     ]
-    for length in (10, 1_000, 100_000, 1_000_000):
-        rows.append((f"fork of {length:,} tokens, C++ (us)", drive(driver, "fork", length), 2))
+    lengths = (10, 1_000, 100_000, 1_000_000)
+    rows += [(f"fork of {n:,} tokens, C++ (us)", drive(driver, "fork", n), 2) for n in lengths]
     size = f"{trees} trees x 64 leaves x 1000 tokens"
     rows.append((f"{size} (B/token)", drive(driver, "size", trees, 64, 1000, 0), 20))
     rows.append((f"{size}, forked (B/token)", drive(driver, "size", trees, 64, 1000, 1), 20))
