@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from pyrl.attention import use_pyrl_attention
 from pyrl.engine import RUNNING, STOPPED, TRUNCATED, Branches, Sampled, Sampling, Work
 from pyrl.engine.kv_cache import Prefill, Prefix, SlotCache, detached, part
+from pyrl.engine.packed_linear import PackedLinears
 from pyrl.sample_tokens import sample_tokens
 
 PREFILL_TOKENS = 8192
@@ -91,6 +92,7 @@ class HFEngine:
         self._submitted: OrderedDict[int, _Branch] = OrderedDict()
         model.eval()
         _check_logits(model)
+        self._linears = PackedLinears(model)
 
     def start(self, sampling: Sampling) -> None:
         if self._running:
@@ -150,7 +152,8 @@ class HFEngine:
             raise RuntimeError("step: call start first")
         if self._model.training:
             self._model.eval()
-        with torch.no_grad():  # inference mode would poison buffers that the learner also uses
+        # Inference mode instead of no_grad would poison buffers that the learner also uses.
+        with torch.no_grad(), self._linears.active():
             self._decode()
             self._admit()
             return self._sample(self._sampling)
@@ -169,6 +172,7 @@ class HFEngine:
             )
         if weights is not None:
             _replace_weights(self._model, dict(weights))
+        self._linears.clear()
         self._cache = SlotCache(self._max_rows)
         self._slots, self._orphans = [], []
         self._version = version
