@@ -160,6 +160,21 @@ def test_rows_must_be_distributions() -> None:
         ToyEngine(np.ones((2, 3)) / 3, [])
 
 
+def test_branches_must_name_a_prompt() -> None:
+    one = np.zeros(1, np.int64)
+    branches = Branches(PROMPTS, one - 1, one, one.astype(np.uint64), one + 1)
+    with pytest.raises(ValueError, match=r"expected prompt_B in 0\.\."):
+        engine().submit(branches)
+
+
+@pytest.mark.parametrize("prompt", [[], [4], [-1]])
+def test_prompts_must_have_tokens_of_the_vocabulary(prompt: list[int]) -> None:
+    one = np.zeros(1, np.int64)
+    branches = Branches([np.array(prompt, np.int32)], one, one, one.astype(np.uint64), one + 1)
+    with pytest.raises(ValueError, match="prompt 0: expected at least one token, and ids below 4"):
+        engine().submit(branches)
+
+
 def test_bad_requests_say_what_was_expected() -> None:
     toy = ToyEngine(TRANSITION, [EOS])
     with pytest.raises(RuntimeError, match="call start first"):
