@@ -468,6 +468,21 @@ def test_a_finished_branch_cannot_be_forked_behind_its_last_token() -> None:
         driver.fork(0, 3)
 
 
+def test_branches_must_name_a_prompt() -> None:
+    one = np.zeros(1, np.int64)
+    branches = Branches(PROMPTS, one - 1, one, one.astype(np.uint64), one + 1)
+    with pytest.raises(ValueError, match=r"expected prompt_B in 0\.\."):
+        HFEngine(llama(), []).submit(branches)
+
+
+@pytest.mark.parametrize("prompt", [[], [5, 31], [-1]])
+def test_prompts_must_have_tokens_of_the_vocabulary(prompt: list[int]) -> None:
+    one = np.zeros(1, np.int64)
+    branches = Branches([np.array(prompt, np.int32)], one, one, one.astype(np.uint64), one + 1)
+    with pytest.raises(ValueError, match="prompt 0: expected at least one token, and ids below 31"):
+        HFEngine(llama(), []).submit(branches)
+
+
 def test_an_engine_that_was_not_started_does_not_step() -> None:
     with pytest.raises(RuntimeError, match="call start first"):
         HFEngine(llama(), []).step()

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from pyrl.attention import use_pyrl_attention
 from pyrl.engine import RUNNING, STOPPED, TRUNCATED, Branches, Sampled, Sampling, Work
 from pyrl.engine.kv_cache import Prefill, Prefix, SlotCache, detached, part
+from pyrl.engine.packed_linear import PackedLinears
 from pyrl.sample_tokens import sample_tokens
 
 PREFILL_TOKENS = 8192
@@ -77,6 +78,7 @@ class HFEngine:
         self._model = model
         self._decoder = model.get_decoder()
         self._max_positions: int = model.config.get_text_config().max_position_embeddings
+        self._vocabulary: int = model.get_input_embeddings().num_embeddings
         self._eos = np.array(sorted(eos), np.int32)
         self._max_rows = max_rows
         self._sampling: Sampling | None = None
@@ -91,6 +93,7 @@ class HFEngine:
         self._submitted: OrderedDict[int, _Branch] = OrderedDict()
         model.eval()
         _check_logits(model)
+        self._linears = PackedLinears(model)
 
     def start(self, sampling: Sampling) -> None:
         if self._running:
@@ -101,9 +104,18 @@ class HFEngine:
 
     def submit(self, branches: Branches) -> None:
         prompts = [np.asarray(prompt, np.int32) for prompt in branches.prompts]
-        if any(prompt.size == 0 for prompt in prompts):
-            raise ValueError("submit: expected prompts of at least one token, got an empty one")
+        for p, prompt in enumerate(prompts):
+            if not prompt.size or prompt.min() < 0 or prompt.max() >= self._vocabulary:
+                raise ValueError(
+                    f"submit: prompt {p}: expected at least one token, and ids below "
+                    f"{self._vocabulary}, got {prompt}"
+                )
         paths = [_Path(prompt=prompt) for prompt in prompts]
+        if not all(0 <= p < len(branches.prompts) for p in branches.prompt_B):
+            raise ValueError(
+                f"submit: expected prompt_B in 0..{len(branches.prompts) - 1}, "
+                f"got {branches.prompt_B}"
+            )
         fields = (branches.branch_B, branches.prompt_B, branches.seed_B, branches.limit_B)
         new = [
             _Branch(branch, seed, limit, branches.retain, prompts[p].size, 0, paths[p])
@@ -135,7 +147,7 @@ class HFEngine:
 
     def abort(self, branch_B: NDArray[np.int64]) -> None:
         leaving: list[_Branch] = []
-        for entry in [self._find(branch) for branch in branch_B.tolist()]:
+        for entry in [self._find(branch) for branch in dict.fromkeys(branch_B.tolist())]:
             del self._known[entry.branch]
             if entry.branch in self._running:
                 del self._running[entry.branch]
@@ -150,7 +162,8 @@ class HFEngine:
             raise RuntimeError("step: call start first")
         if self._model.training:
             self._model.eval()
-        with torch.no_grad():  # inference mode would poison buffers that the learner also uses
+        # Inference mode instead of no_grad would poison buffers that the learner also uses.
+        with torch.no_grad(), self._linears.active():
             self._decode()
             self._admit()
             return self._sample(self._sampling)
@@ -169,6 +182,7 @@ class HFEngine:
             )
         if weights is not None:
             _replace_weights(self._model, dict(weights))
+        self._linears.clear()
         self._cache = SlotCache(self._max_rows)
         self._slots, self._orphans = [], []
         self._version = version

@@ -61,8 +61,17 @@ class ToyEngine:
         self._sampling = sampling
 
     def submit(self, branches: Branches) -> None:
-        if any(len(prompt) == 0 for prompt in branches.prompts):
-            raise ValueError("submit: expected prompts of at least one token, got an empty one")
+        for p, prompt in enumerate(branches.prompts):
+            if not len(prompt) or not all(0 <= token < len(self._log_VV) for token in prompt):
+                raise ValueError(
+                    f"submit: prompt {p}: expected at least one token, and ids below "
+                    f"{len(self._log_VV)}, got {prompt}"
+                )
+        if not all(0 <= p < len(branches.prompts) for p in branches.prompt_B):
+            raise ValueError(
+                f"submit: expected prompt_B in 0..{len(branches.prompts) - 1}, "
+                f"got {branches.prompt_B}"
+            )
         fields = (branches.branch_B, branches.prompt_B, branches.seed_B, branches.limit_B)
         new = []
         for branch, p, seed, limit in zip(*(x.tolist() for x in fields), strict=True):
@@ -96,7 +105,7 @@ class ToyEngine:
         self._count(decode=seen, copied=total * len(new))
 
     def abort(self, branch_B: NDArray[np.int64]) -> None:
-        for branch in [self._find(branch).branch for branch in branch_B.tolist()]:
+        for branch in [self._find(b).branch for b in dict.fromkeys(branch_B.tolist())]:
             (self._running if branch in self._running else self._retained).pop(branch)
 
     def step(self) -> Sampled:
