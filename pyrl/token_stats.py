@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from pyrl import _core
 
@@ -206,7 +205,7 @@ def _backward(
     return _grad_op(logits, label, ctx.temperature, entropy, logsumexp, *upstream), None, None
 
 
-def _refuse(ctx: Any, _: Tensor) -> None:
+def _refuse(*_: Any) -> None:
     raise NotImplementedError(
         "token_stats: expected to be differentiated once, got a request for second derivatives"
     )
@@ -303,8 +302,9 @@ class _LinearTokenStats(torch.autograd.Function):
         return stats
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True
+            _refuse()
         hidden, weight, bias, label, entropy, logsumexp = ctx.saved_tensors
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         wide = torch.promote_types(hidden.dtype, torch.float32)

@@ -279,6 +279,15 @@ def test_no_tokens_have_no_loss_and_no_mean() -> None:
     assert math.isnan(result.ratio_max)
 
 
+def test_second_derivatives_are_refused() -> None:
+    logprob_T = tensor(LOGPROB).requires_grad_()
+    loss = fixture_loss(logprob_T=logprob_T).loss
+    with pytest.raises(
+        NotImplementedError, match="policy_loss: expected to be differentiated once"
+    ):
+        torch.autograd.grad(loss, logprob_T, create_graph=True)
+
+
 def test_the_op_obeys_torchs_rules() -> None:
     arguments = random_arguments(6, torch.float64)
     logprob_T = arguments["logprob_T"].requires_grad_()

@@ -80,7 +80,7 @@ def test_uniform_numbers_of_successive_positions_and_seeds_are_uniform_and_uncor
     position_B = np.tile(np.arange(200, dtype=np.int64), 200)
     seed_B = np.repeat(np.arange(200, dtype=np.uint64), 200)
     uniform_BB = _core.uniforms(seed_B, position_B).reshape(200, 200)
-    assert 0 <= uniform_BB.min()
+    assert uniform_BB.min() >= 0
     assert uniform_BB.max() < 1
     assert scipy.stats.kstest(uniform_BB.ravel(), "uniform").pvalue > 1e-3
     for shifted in (uniform_BB[1:], uniform_BB[:, 1:]):
