@@ -89,7 +89,7 @@ def _adjacent(matrix: Tensor) -> Tensor:
 
 
 def _where(matrix_TV: Tensor) -> dict[str, int]:
-    """The matrix and, for a CUDA tensor, the caller's stream, as the kernels take them."""
+    """The matrix, and the threads or the CUDA stream of the caller, as the kernels take them."""
     cuda = matrix_TV.device.type == "cuda"
     return {
         "logits": matrix_TV.data_ptr(),
@@ -97,6 +97,7 @@ def _where(matrix_TV: Tensor) -> dict[str, int]:
         "rows": matrix_TV.shape[0],
         "vocabulary": matrix_TV.shape[1],
         "row_stride": matrix_TV.stride(0),
+        "threads": torch.get_num_threads(),
         "device": matrix_TV.device.index if cuda else -1,
         "stream": torch.cuda.current_stream(matrix_TV.device).cuda_stream if cuda else 0,
     }

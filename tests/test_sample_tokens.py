@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import kernel_reference as reference
 import numpy as np
@@ -151,6 +152,22 @@ def test_a_draw_never_depends_on_the_other_rows(sampling: Sampling) -> None:
             whole.confidence_B[rows],
         )
         assert_same(part, expected)
+
+
+@pytest.fixture
+def restored_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("restored_threads")
+def test_a_draw_never_depends_on_the_number_of_threads() -> None:
+    logits_BV, (seed_B, position_B) = logits(37, 49152), keys(37)
+    torch.set_num_threads(1)
+    alone = sample_tokens(logits_BV, seed_B, position_B, Sampling(top_p=0.9))
+    torch.set_num_threads(3)
+    assert_same(sample_tokens(logits_BV, seed_B, position_B, Sampling(top_p=0.9)), alone)
 
 
 def test_rows_may_be_strided_and_columns_apart() -> None:

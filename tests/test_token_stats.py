@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import hypothesis
@@ -153,6 +153,26 @@ def test_gradcheck_passes(temperature: float) -> None:
         return result.logprob, result.entropy, result.logsumexp
 
     assert torch.autograd.gradcheck(stats, (logits_TV.requires_grad_(),))
+
+
+@pytest.fixture
+def restored_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("restored_threads")
+def test_results_never_depend_on_the_number_of_threads() -> None:
+    logits_TV, label_T = problem(37, 49152, torch.bfloat16)
+    results = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        stats = token_stats(logits_TV, label_T)
+        slope_TV, _ = gradients(logits_TV, label_T, 0.8)
+        results.append([*(getattr(stats, name) for name in FIELDS), slope_TV])
+    for alone, together in zip(*results, strict=True):
+        assert together.equal(alone)
 
 
 def test_confidence_has_no_gradient() -> None:
