@@ -67,6 +67,17 @@ void check_token(const Token& token, double weight, std::size_t t) {
              " at ", t);
 }
 
+template <typename Real>
+void check_lengths(const PolicyLossArgs<Real>& args) {
+  const std::size_t tokens = args.logprob_T.size();
+  for (const std::span<const Real>& values :
+       {args.entropy_T, args.old_logprob_T, args.advantage_T, args.weight_T, args.clip_low_T,
+        args.clip_high_T, args.ref_logprob_T.empty() ? args.logprob_T : args.ref_logprob_T}) {
+    PYRL_CHECK(values.size() == tokens, "policy_loss: expected ", tokens,
+               " entries in each array, got ", values.size());
+  }
+}
+
 void check_spec(const PolicyLossSpec& spec, bool has_reference) {
   PYRL_CHECK(spec.dual_clip > 1, "dual_clip: expected > 1, got ", spec.dual_clip);
   PYRL_CHECK(spec.kl_coef == 0 || has_reference,
@@ -81,6 +92,7 @@ PolicyLossTotals policy_loss(const PolicyLossArgs<Real>& args) {
   const PolicyLossSpec& spec = args.spec;
   const bool has_reference = !args.ref_logprob_T.empty() || args.logprob_T.empty();
   check_spec(spec, has_reference);
+  check_lengths(args);
   PolicyLossTotals totals;
   for (std::size_t t = 0; t < args.logprob_T.size(); ++t) {
     args.loss_T[t] = args.logprob_grad_T[t] = args.entropy_grad_T[t] = 0;

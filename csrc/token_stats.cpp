@@ -2,6 +2,7 @@
 
 #include "check.h"
 #include "logit_row.h"
+#include "parallel_rows.h"
 
 namespace pyrl {
 namespace {
@@ -101,26 +102,30 @@ void grad_row(const Element* z, std::int64_t t, double scale, const TokenStatsGr
 
 }  // namespace
 
-void token_stats(const TokenStatsArgs& args) {
+void token_stats(const TokenStatsArgs& args, int threads) {
   const LogitMatrix& logits_TV = args.logits_TV;
   check(logits_TV, args.label_T);
   const double scale = exponent_scale(args.temperature);
   with_elements(logits_TV, [&](const auto* z) {
-    for (std::int64_t t = 0; t < logits_TV.rows; ++t) {
-      stats_row(z + t * logits_TV.row_stride, t, scale, args);
-    }
+    parallel_rows(logits_TV.rows, logits_TV.vocabulary, threads, [&](auto begin, auto end) {
+      for (std::int64_t t = begin; t < end; ++t) {
+        stats_row(z + t * logits_TV.row_stride, t, scale, args);
+      }
+    });
   });
 }
 
-void token_stats_grad(const TokenStatsGradArgs& args) {
+void token_stats_grad(const TokenStatsGradArgs& args, int threads) {
   const LogitMatrix& logits_TV = args.logits_TV;
   check(logits_TV, args.label_T);
   const double scale = exponent_scale(args.temperature);
   with_elements(logits_TV, [&]<typename Element>(const Element* z) {
     Element* dz = static_cast<Element*>(args.grad_TV);
-    for (std::int64_t t = 0; t < logits_TV.rows; ++t) {
-      grad_row(z + t * logits_TV.row_stride, t, scale, args, dz + t * args.grad_row_stride);
-    }
+    parallel_rows(logits_TV.rows, logits_TV.vocabulary, threads, [&](auto begin, auto end) {
+      for (std::int64_t t = begin; t < end; ++t) {
+        grad_row(z + t * logits_TV.row_stride, t, scale, args, dz + t * args.grad_row_stride);
+      }
+    });
   });
 }
 

@@ -38,9 +38,10 @@ struct TokenStatsGradArgs {
   std::int64_t grad_row_stride;
 };
 
-// Throw std::invalid_argument for a label that is neither -100 nor inside the vocabulary.
-void token_stats(const TokenStatsArgs& args);
-void token_stats_grad(const TokenStatsGradArgs& args);
+// Throw std::invalid_argument for a label that is neither -100 nor inside the vocabulary. Results
+// do not depend on the number of threads.
+void token_stats(const TokenStatsArgs& args, int threads);
+void token_stats_grad(const TokenStatsGradArgs& args, int threads);
 
 // On the caller's stream (a cudaStream_t); all pointers are device pointers. A label outside the
 // vocabulary gives NaN in its row.

@@ -14,6 +14,7 @@ def sample_tokens(
     top_k: int,
     top_p: float,
     min_p: float,
+    threads: int,
 ) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]: ...
 def uniforms(seed_B: NDArray[np.uint64], position_B: NDArray[np.int64]) -> NDArray[np.float64]: ...
 from typing import Literal
@@ -287,6 +288,7 @@ def token_stats(
     entropy: int,
     logsumexp: int,
     confidence: int,
+    threads: int,
     device: int,
     stream: int,
 ) -> None: ...
@@ -305,6 +307,7 @@ def token_stats_grad(
     grad_logsumexp: int,
     grad: int,
     grad_row_stride: int,
+    threads: int,
     device: int,
     stream: int,
 ) -> None: ...

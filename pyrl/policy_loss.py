@@ -228,6 +228,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():  # create_graph=True
+        raise NotImplementedError(
+            "policy_loss: expected to be differentiated once, got a request for second derivatives"
+        )
     logprob_grad_T, entropy_grad_T = ctx.saved_tensors
     return (grad_loss * logprob_grad_T, grad_loss * entropy_grad_T, *[None] * 10)
 

@@ -98,6 +98,7 @@ def _sample_kernel(
             top_k=sampling.top_k,
             top_p=sampling.top_p,
             min_p=sampling.min_p,
+            threads=torch.get_num_threads(),
         )
     )
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from pyrl import _core
 
@@ -90,7 +89,7 @@ def _adjacent(matrix: Tensor) -> Tensor:
 
 
 def _where(matrix_TV: Tensor) -> dict[str, int]:
-    """The matrix and, for a CUDA tensor, the caller's stream, as the kernels take them."""
+    """The matrix, and the threads or the CUDA stream of the caller, as the kernels take them."""
     cuda = matrix_TV.device.type == "cuda"
     return {
         "logits": matrix_TV.data_ptr(),
@@ -98,6 +97,7 @@ def _where(matrix_TV: Tensor) -> dict[str, int]:
         "rows": matrix_TV.shape[0],
         "vocabulary": matrix_TV.shape[1],
         "row_stride": matrix_TV.stride(0),
+        "threads": torch.get_num_threads(),
         "device": matrix_TV.device.index if cuda else -1,
         "stream": torch.cuda.current_stream(matrix_TV.device).cuda_stream if cuda else 0,
     }
@@ -206,7 +206,7 @@ def _backward(
     return _grad_op(logits, label, ctx.temperature, entropy, logsumexp, *upstream), None, None
 
 
-def _refuse(ctx: Any, _: Tensor) -> None:
+def _refuse(*_: Any) -> None:
     raise NotImplementedError(
         "token_stats: expected to be differentiated once, got a request for second derivatives"
     )
@@ -303,8 +303,9 @@ class _LinearTokenStats(torch.autograd.Function):
         return stats
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True
+            _refuse()
         hidden, weight, bias, label, entropy, logsumexp = ctx.saved_tensors
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         wide = torch.promote_types(hidden.dtype, torch.float32)

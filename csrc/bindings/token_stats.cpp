@@ -17,8 +17,8 @@ T* pointer(std::uintptr_t address) {
 }
 
 // device < 0: the CPU.
-void token_stats_any(const TokenStatsArgs& args, int device, std::uintptr_t stream) {
-  if (device < 0) return token_stats(args);
+void token_stats_any(const TokenStatsArgs& args, int threads, int device, std::uintptr_t stream) {
+  if (device < 0) return token_stats(args, threads);
 #ifdef PYRL_WITH_CUDA
   token_stats_cuda(args, device, pointer<void>(stream));
 #else
@@ -26,8 +26,9 @@ void token_stats_any(const TokenStatsArgs& args, int device, std::uintptr_t stre
 #endif
 }
 
-void token_stats_grad_any(const TokenStatsGradArgs& args, int device, std::uintptr_t stream) {
-  if (device < 0) return token_stats_grad(args);
+void token_stats_grad_any(const TokenStatsGradArgs& args, int threads, int device,
+                          std::uintptr_t stream) {
+  if (device < 0) return token_stats_grad(args, threads);
 #ifdef PYRL_WITH_CUDA
   token_stats_grad_cuda(args, device, pointer<void>(stream));
 #else
@@ -42,16 +43,16 @@ void bind_token_stats(py::module_& m) {
       "token_stats",
       [](std::uintptr_t logits, int dtype, std::int64_t rows, std::int64_t vocabulary,
          std::int64_t row_stride, std::uintptr_t label, double temperature, std::uintptr_t logprob,
-         std::uintptr_t entropy, std::uintptr_t logsumexp, std::uintptr_t confidence, int device,
-         std::uintptr_t stream) {
+         std::uintptr_t entropy, std::uintptr_t logsumexp, std::uintptr_t confidence, int threads,
+         int device, std::uintptr_t stream) {
         token_stats_any(
             {matrix(logits, dtype, rows, vocabulary, row_stride),
              pointer<const std::int64_t>(label), temperature, pointer<double>(logprob),
              pointer<double>(entropy), pointer<double>(logsumexp), pointer<double>(confidence)},
-            device, stream);
+            threads, device, stream);
       },
       "logits"_a, "dtype"_a, "rows"_a, "vocabulary"_a, "row_stride"_a, "label"_a, "temperature"_a,
-      "logprob"_a, "entropy"_a, "logsumexp"_a, "confidence"_a, "device"_a, "stream"_a,
+      "logprob"_a, "entropy"_a, "logsumexp"_a, "confidence"_a, "threads"_a, "device"_a, "stream"_a,
       py::call_guard<py::gil_scoped_release>());
   m.def(
       "token_stats_grad",
@@ -59,18 +60,19 @@ void bind_token_stats(py::module_& m) {
          std::int64_t row_stride, std::uintptr_t label, double temperature, std::uintptr_t entropy,
          std::uintptr_t logsumexp, std::uintptr_t grad_logprob, std::uintptr_t grad_entropy,
          std::uintptr_t grad_logsumexp, std::uintptr_t grad, std::int64_t grad_row_stride,
-         int device, std::uintptr_t stream) {
+         int threads, int device, std::uintptr_t stream) {
         token_stats_grad_any(
             {matrix(logits, dtype, rows, vocabulary, row_stride),
              pointer<const std::int64_t>(label), temperature, pointer<const double>(entropy),
              pointer<const double>(logsumexp), pointer<const double>(grad_logprob),
              pointer<const double>(grad_entropy), pointer<const double>(grad_logsumexp),
              pointer<void>(grad), grad_row_stride},
-            device, stream);
+            threads, device, stream);
       },
       "logits"_a, "dtype"_a, "rows"_a, "vocabulary"_a, "row_stride"_a, "label"_a, "temperature"_a,
       "entropy"_a, "logsumexp"_a, "grad_logprob"_a, "grad_entropy"_a, "grad_logsumexp"_a, "grad"_a,
-      "grad_row_stride"_a, "device"_a, "stream"_a, py::call_guard<py::gil_scoped_release>());
+      "grad_row_stride"_a, "threads"_a, "device"_a, "stream"_a,
+      py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace pyrl
