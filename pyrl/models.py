@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -118,10 +119,9 @@ def convert_gguf(gguf: Path, output: Path) -> None:
         )
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         # transformers refuses to save a model that is marked as quantized; a fresh one is not.
-        config = quantized.config
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        model = LlamaForCausalLM(config)
+        settings = quantized.config.to_dict()
+        settings.pop("quantization_config", None)
+        model = LlamaForCausalLM(LlamaConfig.from_dict(settings))
         model.load_state_dict(quantized.state_dict())
         model.tie_weights()
         model.generation_config = quantized.generation_config

@@ -106,8 +106,8 @@ def test_a_fresh_model_has_the_documented_size_and_spread():
 
 
 def test_a_few_steps_lower_the_loss_and_repeat_exactly():
-    model, losses = pretrain.pretrain(0, QUICK)
-    again, losses_again = pretrain.pretrain(0, QUICK)
+    model, again = pretrain.build_model(seed=0), pretrain.build_model(seed=0)
+    losses, losses_again = (list(pretrain.pretrain(m, 0, QUICK)) for m in (model, again))
     assert losses[0] == pytest.approx(np.log(31), abs=0.3)
     assert losses[-1] < losses[0] - 0.5
     assert losses == losses_again
@@ -115,14 +115,15 @@ def test_a_few_steps_lower_the_loss_and_repeat_exactly():
         model.named_parameters(), again.named_parameters(), strict=True
     ):
         assert torch.equal(left, right), name
-    assert pretrain.pretrain(1, QUICK)[1] != losses
+    assert next(pretrain.pretrain(pretrain.build_model(seed=1), 1, QUICK)) != losses[0]
 
 
 def test_the_script_writes_a_checkpoint_that_loads_equal(tmp_path, capsys):
     pretrain.main(["--seed", "3", "--steps", "2", "--output", str(tmp_path)])
     printed = capsys.readouterr().out
     assert "length 17: greedy 0.000" in printed
-    model, _ = pretrain.pretrain(3, pretrain.Pretraining(steps=2))
+    model = pretrain.build_model(seed=3)
+    list(pretrain.pretrain(model, 3, pretrain.Pretraining(steps=2)))
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name

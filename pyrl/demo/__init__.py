@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 
-MODEL = Path(str(files("pyrl.demo") / "model"))
+MODEL = Path(__file__).parent / "model"
 """Directory of the packaged base model, for `AutoModelForCausalLM.from_pretrained`."""
 
 QUESTIONS: dict[str, Path] = {
