@@ -1,3 +1,7 @@
+"""Types of the C++ core; see csrc/bindings/."""
+
+from typing import Any, Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,12 +21,98 @@ def sample_tokens(
     threads: int,
 ) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]: ...
 def uniforms(seed_B: NDArray[np.uint64], position_B: NDArray[np.int64]) -> NDArray[np.float64]: ...
-from typing import Literal
-from typing import Any
-from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
+# -- signals --
+
+class Threshold:
+    def __init__(self, q: float = -1.0, value: float = 0.0) -> None: ...
+    @property
+    def q(self) -> float: ...
+    @property
+    def value(self) -> float: ...
+
+class SignalSpec:
+    smooth_window: int
+    group_window: int
+    tail_window: int
+    min_tokens: int
+    warmup_traces: int
+    history: int
+    fork: bool
+    entropy_high: Threshold
+    entropy_low: Threshold
+    confidence_fork: Threshold
+    entropy_rise: Threshold
+    alpha: float
+    beta: float
+    width_min: int
+    width_max: int
+    cooldown: int
+    max_forks: int
+    prune: bool
+    confidence_low: Threshold
+    tail_low: Threshold
+    entropy_spike: Threshold
+    decline_run: int
+    spike_run: int
+    def __init__(self) -> None: ...
+
+class Observed:
+    @property
+    def smooth_entropy_B(self) -> NDArray[np.float32]: ...
+    @property
+    def entropy_rise_B(self) -> NDArray[np.float32]: ...
+    @property
+    def group_confidence_B(self) -> NDArray[np.float32]: ...
+    @property
+    def tail_confidence_B(self) -> NDArray[np.float32]: ...
+    @property
+    def min_confidence_B(self) -> NDArray[np.float32]: ...
+    @property
+    def width_B(self) -> NDArray[np.int32]: ...
+    @property
+    def prune_B(self) -> NDArray[np.uint8]: ...
+
+class Thresholds:
+    @property
+    def calibrated(self) -> bool: ...
+    @property
+    def entropy_high(self) -> float: ...
+    @property
+    def entropy_low(self) -> float: ...
+    @property
+    def confidence_fork(self) -> float: ...
+    @property
+    def entropy_rise(self) -> float: ...
+    @property
+    def confidence_low(self) -> float: ...
+    @property
+    def tail_low(self) -> float: ...
+    @property
+    def entropy_spike(self) -> float: ...
+
+class Sketch:
+    def __init__(self, steps: int = 4) -> None: ...
+    def add(self, values: NDArray[np.float64]) -> None: ...
+    def next_step(self) -> None: ...
+    def count(self) -> int: ...
+    def quantile(self, q: float) -> float: ...
+
+class Signals:
+    def __init__(self, spec: SignalSpec) -> None: ...
+    def begin_step(self) -> None: ...
+    def calibrate(self) -> None: ...
+    def observe(
+        self,
+        branch_B: NDArray[np.int64],
+        entropy_B: NDArray[np.float32],
+        confidence_B: NDArray[np.float32],
+    ) -> Observed: ...
+    def inherit(self, parent: int, child_B: NDArray[np.int64]) -> None: ...
+    def close(self, branch_B: NDArray[np.int64]) -> None: ...
+    def thresholds(self) -> Thresholds: ...
+    def save(self) -> bytes: ...
+    def load(self, state: bytes) -> None: ...
 
 # -- advantage --
 
@@ -36,9 +126,7 @@ def group_advantage(
     leave_one_out: bool,
     single: Literal["zero", "reward"],
 ) -> NDArray[np.float64]: ...
-def group_mean(
-    group_N: NDArray[np.int64], value_N: NDArray[np.float64]
-) -> NDArray[np.float64]: ...
+def group_mean(group_N: NDArray[np.int64], value_N: NDArray[np.float64]) -> NDArray[np.float64]: ...
 def whiten(value_T: NDArray[np.float64], eps: float) -> NDArray[np.float64]: ...
 def ancestor_advantage(
     parent_S: NDArray[np.int64],
@@ -311,44 +399,6 @@ def token_stats_grad(
     device: int,
     stream: int,
 ) -> None: ...
-# -- advantage --
-
-def group_advantage(
-    group_N: NDArray[np.int64],
-    reward_N: NDArray[np.float64],
-    *,
-    scale: Literal["none", "std"],
-    ddof: int,
-    eps: float,
-    leave_one_out: bool,
-    single: Literal["zero", "reward"],
-) -> NDArray[np.float64]: ...
-def group_mean(group_N: NDArray[np.int64], value_N: NDArray[np.float64]) -> NDArray[np.float64]: ...
-def whiten(value_T: NDArray[np.float64], eps: float) -> NDArray[np.float64]: ...
-def ancestor_advantage(
-    parent_S: NDArray[np.int64],
-    leaf_segment_N: NDArray[np.int64],
-    group_N: NDArray[np.int64],
-    reward_N: NDArray[np.float64],
-    *,
-    ancestors: Literal["root", "root+parent", "root+trunk", "all"],
-    weight: Literal["one", "mean", "leaves", "std"],
-    per: Literal["leaf", "segment"],
-    leave_one_out: bool,
-    sqrt_leaves: bool,
-    ddof: int,
-    eps: float,
-    single: Literal["zero", "reward"],
-) -> NDArray[np.float64]: ...
-def treerl_released_advantage(
-    parent_S: NDArray[np.int64],
-    length_S: NDArray[np.int64],
-    leaf_segment_N: NDArray[np.int64],
-    group_N: NDArray[np.int64],
-    reward_N: NDArray[np.float64],
-    *,
-    by_token: bool,
-) -> NDArray[np.float64]: ...
 
 # -- policy_loss (an empty ref_logprob_T: no reference) --
 

@@ -164,7 +164,10 @@ class WhitenTokens:
         known_T = advantage_T[_known_tokens(scored)]
         if known_T.size == 0:
             return {"advantage/whiten_mean": 0.0, "advantage/whiten_std": 0.0}
-        return {"advantage/whiten_mean": float(known_T.mean()), "advantage/whiten_std": float(known_T.std())}
+        return {
+            "advantage/whiten_mean": float(known_T.mean()),
+            "advantage/whiten_std": float(known_T.std()),
+        }
 
 
 @dataclass(frozen=True)

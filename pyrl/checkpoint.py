@@ -60,7 +60,9 @@ def save(
     with replacing(target) as folder:
         write_model(folder, model, tokenizer)
         tensors, counts = optimizer
-        save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, folder / OPTIMIZER)
+        save_file(
+            {k: v.detach().contiguous().cpu() for k, v in tensors.items()}, folder / OPTIMIZER
+        )
         (folder / SIGNALS).write_bytes(signals)
         files = {p.name: _digest(p) for p in sorted(folder.iterdir())}
         state = {"step": step, "record": record, "counts": counts, "files": files}
@@ -70,9 +72,7 @@ def save(
     return target
 
 
-def write_model(
-    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """What `AutoModelForCausalLM.from_pretrained(folder)` and its tokenizer need."""
     # The attention that pyrl registers is not part of the model: a reader need not have pyrl.
     implementation = model.config._attn_implementation
@@ -119,7 +119,9 @@ def read(path: Path) -> Checkpoint:
         state = json.loads((path / STATE).read_text())
         files, step = dict(state["files"]), int(state["step"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path / STATE}: expected the record of a checkpoint: {error}") from error
+        raise CheckpointError(
+            f"{path / STATE}: expected the record of a checkpoint: {error}"
+        ) from error
     for name, expected in files.items():
         if not (path / name).is_file():
             raise CheckpointError(f"{path / name}: expected a file of the checkpoint, found none")
@@ -133,7 +135,9 @@ def read(path: Path) -> Checkpoint:
 
 def _checkpoints(directory: Path) -> list[Path]:
     """Oldest first."""
-    found = [p for p in directory.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
+    found = [
+        p for p in directory.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()
+    ]
     return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")))
 
 

@@ -44,45 +44,19 @@ class Demo:
     """Go on from the last checkpoint in the output directory."""
 
 
-@dataclass(frozen=True)
-class Eval:
-    """Score a model: greedy, pass@1, maj@n and pass@n."""
-
-    model: str
-    """"demo", "smollm2", a directory, or a Hugging Face id."""
-    data: str
-    """Questions with answers; see `pyrl train ttrl --help`."""
-    samples: int = 16
-    """Per question, for pass@1 (their mean), maj@n and pass@n."""
-    temperature: float = 0.6
-    low_temperature: float = 0.3
-    """Another pass@1; 0: none."""
-    max_tokens: int = 1024
-    """Response tokens at most."""
-    extractor: str = "boxed"
-    """How the answer is read: "boxed", "whole", "number" or "regex:PATTERN"."""
-    equivalence: str = "math"
-    """When two answers are the same: "math" or "exact"."""
-    stop: str = ""
-    """A response also ends with any token that contains this text."""
-    chat: bool | None = None
-    """Use the tokenizer's chat template; None: if it has one and the data has no worked examples."""
-    prefix: str = ""
-    suffix: str = ""
-    seed: int = 0
-    limit: int | None = None
-    """Only the first questions."""
-    max_rows: int = 256
-    """Branches that the engine samples at the same time."""
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; exit 0, 2 for bad input with a message, 130 after Ctrl-C."""
     args = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         sys.exit(_command(args))
-    except (ValueError, FileNotFoundError, FileExistsError, ImportError, FloatingPointError) as error:
+    except (
+        ValueError,
+        FileNotFoundError,
+        FileExistsError,
+        ImportError,
+        FloatingPointError,
+    ) as error:
         print(f"pyrl: {error}", file=sys.stderr)
         for note in getattr(error, "__notes__", ()):
             print(f"pyrl: {note}", file=sys.stderr)
@@ -107,12 +81,13 @@ def _known(name: str, names: Iterable[str], kind: str) -> str:
     if name in names:
         return name
     near = get_close_matches(name, names, n=1, cutoff=0)[0]
-    raise ValueError(f"there is no {kind} {name!r}; the nearest is {near!r} (of {', '.join(names)})")
+    raise ValueError(
+        f"there is no {kind} {name!r}; the nearest is {near!r} (of {', '.join(names)})"
+    )
 
 
 def _demo(args: list[str]) -> int:
-    from pyrl.demo.run import METHODS, demo_run
-    from pyrl.demo.run import EVAL_SETS, SCORING
+    from pyrl.demo.run import EVAL_SETS, METHODS, SCORING, demo_run
 
     demo = tyro.cli(Demo, args=args, prog="pyrl demo", config=(tyro.conf.FlagConversionOff,))
     method = _known(demo.method, METHODS, "demo method")
@@ -146,13 +121,13 @@ def _run(run: Run, **how: Any) -> int:
 
 
 def _eval(args: list[str]) -> int:
-    from pyrl.evaluate import evaluate_model
+    from pyrl.evaluate import EvalSettings, evaluate_model
     from pyrl.report import Progress, Report
 
-    settings = tyro.cli(Eval, args=args, prog="pyrl eval")
+    settings = tyro.cli(EvalSettings, args=args, prog="pyrl eval")
     with Progress() as progress:
         progress.phase("loading")
-        score = evaluate_model(**vars(settings), progress=progress)
+        score = evaluate_model(settings, progress)
     rich.print(Report(f"{settings.model} on {settings.data}", (score,)))
     return 0
 

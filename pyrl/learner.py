@@ -59,9 +59,7 @@ class Learner:
             weight_decay=run.weight_decay,
         )
 
-    def update(
-        self, batch: TokenBatch, group_N: NDArray[np.int64], step: int
-    ) -> dict[str, float]:
+    def update(self, batch: TokenBatch, group_N: NDArray[np.int64], step: int) -> dict[str, float]:
         """Optimizer steps over the batch's questions; metrics averaged over them.
 
         `group_N` [N] is the question of each leaf: a mini-batch never splits one. NonFiniteError
@@ -169,7 +167,9 @@ class Learner:
         named = dict(self.model.named_parameters())
         unknown = sorted(set(counts) - set(named))
         if unknown:
-            raise ValueError(f"optimizer state: expected parameters of the model, got {unknown[:3]}")
+            raise ValueError(
+                f"optimizer state: expected parameters of the model, got {unknown[:3]}"
+            )
         for name, count in counts.items():
             self.optimizer.state[named[name]] = {
                 "step": torch.tensor(count),
@@ -204,7 +204,7 @@ class Tally:
     def add(self, out: PolicyLoss, stats: TokenStats, batch: TokenBatch, terms: Terms) -> None:
         gap_T = np.abs(stats.logprob.detach().cpu().numpy() - batch.old_logprob_T)[batch.mask_T]
         entropy_T = stats.entropy.detach().cpu().numpy()
-        self.loss += float(out.loss)
+        self.loss += float(out.loss.detach())
         self.weight += out.weight
         self.largest = max(self.largest, float(gap_T.max(initial=0.0)))
         self.ratio = max(self.ratio, out.ratio_max)

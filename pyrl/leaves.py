@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from pyrl._core import Forest, Segments
 
+Decode = Callable[[Sequence[NDArray[np.int32]]], list[str]]
+"""Turns the tokens of responses into their texts."""
+
 
 @dataclass(frozen=True)
 class Leaves:
@@ -32,7 +35,7 @@ class Leaves:
     entropy_N: NDArray[np.float64]
     """Mean token entropy of the response (nats)."""
     confidence_N: NDArray[np.float64]
-    """Mean confidence of the response's last tokens (`Sample.tail` of them)."""
+    """Mean confidence of the response's last 16 tokens."""
     text_N: tuple[str, ...]
     """Decoded response without special tokens."""
 
@@ -72,10 +75,8 @@ class Scored:
     confidence_T: NDArray[np.float32]
 
 
-def collect(
-    forest: Forest, decode: Callable[[Sequence[NDArray[np.int32]]], list[str]], tail: int = 16
-) -> Leaves:
-    """The finished branches of a forest with one tree per prompt; `decode` turns tokens into text."""
+def collect(forest: Forest, decode: Decode, tail: int = 16) -> Leaves:
+    """The finished branches of a forest with one tree per prompt."""
     leaf_N = forest.leaves()
     table = forest.leaf_table(leaf_N)
     paths = [forest.path(leaf).tokens for leaf in leaf_N.tolist()]

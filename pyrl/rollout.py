@@ -32,7 +32,9 @@ def answer_start(tokens: NDArray[np.int32], tokenizer: PreTrainedTokenizerBase) 
         return len(tokens)
     # The shortest prefix with all boxes ends with the token that completes the last opening.
     return bisect_left(
-        range(len(tokens)), boxes, key=lambda n: tokenizer.decode(tokens[: n + 1].tolist()).count(opening)
+        range(len(tokens)),
+        boxes,
+        key=lambda n: tokenizer.decode(tokens[: n + 1].tolist()).count(opening),
     )
 
 

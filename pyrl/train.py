@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pyrl import checkpoint
 from pyrl._core import Forest, pack_flat
@@ -23,9 +22,9 @@ from pyrl.answers import EQUIVALENCES, Answers, classify, extractor_named
 from pyrl.config import Run, save_run
 from pyrl.engine import TRUNCATED
 from pyrl.engine.hf import HFEngine
-from pyrl.evaluate import Evaluator, Scoring
-from pyrl.leaves import Leaves, Scored, collect
+from pyrl.evaluate import Evaluator, Scoring, decoder, find_device, stop_tokens
 from pyrl.learner import Learner
+from pyrl.leaves import Leaves, Scored, collect
 from pyrl.models import load_model
 from pyrl.pack import TokenBatch, pack
 from pyrl.prompts import Prompt, load_prompts
@@ -57,10 +56,11 @@ class Trainer:
         found = claim_output(run)
         if run.threads:
             torch.set_num_threads(run.threads)
-        device = _device(run.device)
+        device = find_device(run.device)
         self.model, self.tokenizer = load_model(str(found.path) if found else run.model)
         initial = load_model(run.model)[0].to(device) if self.algorithm.loss.kl.coef else None
         self.learner = Learner(self.model.to(device), initial, run)
+        self.decode = decoder(self.tokenizer)
         self.prompts = self._load(run.data)
         self.eval_sets = self._eval_sets(eval_sets)
         sample = self.algorithm.sample
@@ -197,11 +197,14 @@ class Trainer:
         return self._report()
 
     def _evaluate(self, model: Literal["before", "after"]) -> dict[str, float]:
-        """Score all sets, remember the scores for the report, and return them as metrics."""
+        """Score all sets, remember the scores for the report, and return them as metrics.
+
+        The larger vote is what the untrained model could do with the compute of training.
+        """
         self.progress.phase("evaluating")
+        how = self.scoring if model == "before" else replace(self.scoring, votes=0)
         scores = [
-            self.evaluator(name, model, prompts, self.scoring)
-            for name, prompts in self.eval_sets.items()
+            self.evaluator(name, model, prompts, how) for name, prompts in self.eval_sets.items()
         ]
         self.evaluations += scores
         return evaluation_metrics(scores)
@@ -299,10 +302,6 @@ class Trainer:
         }
         return [self.prompts[orders[place // size][place % size]] for place in places]
 
-    def decode(self, tokens: Sequence[NDArray[np.int32]]) -> list[str]:
-        """Text of responses without special tokens."""
-        return [self.tokenizer.decode(row.tolist(), skip_special_tokens=True) for row in tokens]
-
     # ---- reporting
 
     def _vote_metrics(
@@ -338,7 +337,11 @@ class Trainer:
             self.step,
             [
                 Completion(
-                    prompts[g].text, leaves.text_N[n], answers.answer_N[n], votes.label_G[g], reward_N[n]
+                    prompts[g].text,
+                    leaves.text_N[n],
+                    answers.answer_N[n],
+                    votes.label_G[g],
+                    reward_N[n],
                 )
                 for g, n in enumerate(first_G)
             ],
@@ -388,28 +391,6 @@ def claim_output(run: Run) -> checkpoint.Checkpoint | None:
     return checkpoint.latest(run.output)
 
 
-def stop_tokens(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop: str
-) -> set[int]:
-    """Ids that end a response: the model's own, and every token whose text contains `stop`."""
-    own = model.generation_config.eos_token_id
-    ids = set(own if isinstance(own, list) else [own]) | {tokenizer.eos_token_id}
-    if stop:
-        ids |= {i for i in range(len(tokenizer)) if stop in tokenizer.decode([i])}
-    ids.discard(None)
-    if not ids:
-        raise RunError("the model has no end-of-sequence token; give a text to --stop at")
-    return ids
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise RunError(f"device: expected one that is here, got {name!r}, but torch sees no GPU")
-    return torch.device(name)
-
-
 def evaluation_metrics(scores: Sequence[Evaluation]) -> dict[str, float]:
     return {f"eval/{e.set}/{name}": v for e in scores for name, v in e.metrics.items()}
 
@@ -422,9 +403,7 @@ def completion_metrics(leaves: Leaves) -> dict[str, float]:
     }
 
 
-def reward_metrics(
-    group_N: NDArray[np.int64], reward_N: NDArray[np.float64]
-) -> dict[str, float]:
+def reward_metrics(group_N: NDArray[np.int64], reward_N: NDArray[np.float64]) -> dict[str, float]:
     """Mean and spread of the known rewards of the leaves that train."""
     known_N = ~np.isnan(reward_N)
     spread = [float(reward_N[known_N & (group_N == g)].std()) for g in np.unique(group_N[known_N])]

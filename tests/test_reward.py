@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import replace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np

@@ -39,7 +39,5 @@ def echo_paper() -> Algorithm:
         fork=EntropyConfidence(group_window=4, cooldown=0, trunk_cap=32),
         prune=Doubt(decline_run=3, tail_window=8),
         advantage=(*ttrl().advantage, Hybrid(whiten=False)),
-        loss=replace(
-            parent.loss, bounds=ConfidenceClip(centre=1.0), aggregate=SeqMeanTokenMean()
-        ),
+        loss=replace(parent.loss, bounds=ConfidenceClip(centre=1.0), aggregate=SeqMeanTokenMean()),
     )

@@ -11,7 +11,9 @@ from pyrl.reward import TrueReward
 
 def grpo() -> Algorithm:
     """Group-normalised rewards, token mean, no KL (arXiv:2402.03300)."""
-    base = Algorithm(advantage=advantage.grpo(), sample=Sample(votes=16, train=16), reward=TrueReward())
+    base = Algorithm(
+        advantage=advantage.grpo(), sample=Sample(votes=16, train=16), reward=TrueReward()
+    )
     return replace(base, loss=replace(base.loss, bounds=Clip(), dual=None, kl=KL(coef=0.0)))
 
 
