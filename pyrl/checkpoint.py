@@ -1,4 +1,4 @@
-"""Checkpoint: a directory that resumes a run bit for bit and that transformers can load as a model."""
+"""Checkpoint: a directory that resumes a run bit for bit and that transformers can load."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def save(
     record: Mapping[str, Any],
     keep: int,
 ) -> Path:
-    """Write `directory/checkpoint-STEP` whole or not at all, then drop all but the newest `keep`."""
+    """Write `directory/checkpoint-STEP` whole or not at all; only the newest `keep` stay."""
     target = directory / f"checkpoint-{step}"
     with replacing(target) as folder:
         write_model(folder, model, tokenizer)

@@ -30,7 +30,7 @@ def answered(prompts: Sequence[Prompt], name: str) -> Sequence[Prompt]:
     for prompt in prompts:
         if prompt.answer is None:
             raise ValueError(
-                f"{name}: expected a true answer for each question, question {prompt.index} has none"
+                f"{name}: expected a true answer for each question, {prompt.index} has none"
             )
     return prompts
 

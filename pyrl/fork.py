@@ -1,4 +1,4 @@
-"""Fork: where a tree grows new branches. Each rule is a frozen dataclass; none is the flat group."""
+"""Fork: where a tree grows new branches. Each rule is a frozen dataclass."""
 
 from __future__ import annotations
 
@@ -120,8 +120,8 @@ class EPTree(TopEntropy):
         for order, leaf in enumerate(trunk.leaves):
             surprisal = -trunk.forest.path(leaf).logprob
             end = min(trunk.answer(leaf), len(surprisal) - self.mask_tail)
-            for at in range(trunk.begin[order] + 1, end):  # the first token of a branch is masked
-                candidates.append((-float(surprisal[at]), order, at))
+            first = trunk.begin[order] + 1  # the first token of a branch is masked
+            candidates += [(-float(surprisal[at]), order, at) for at in range(first, end)]
         best = sorted(candidates)[: self.forks]
         return [Site(trunk.leaves[order], at, self.siblings) for _, order, at in best]
 

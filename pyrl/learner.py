@@ -35,7 +35,7 @@ def learning_rate(run: Run, step: int) -> float:
 
 
 class Learner:
-    """Owns the optimizer of a model; gradients are those of the whole mini-batch, however it is cut."""
+    """Owns a model's optimizer; a gradient is that of the whole mini-batch, however it is cut."""
 
     def __init__(self, model: PreTrainedModel, initial: PreTrainedModel | None, run: Run) -> None:
         """`initial` is the frozen reference of the KL term; without such a term it is not used."""
@@ -84,7 +84,7 @@ class Learner:
         for leaf_N in self._passes(batch):
             part = batch.take(leaf_N)
             loss = self._loss(part, terms.take(batch, leaf_N), tally)
-            loss.backward()
+            torch.autograd.backward(loss)
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.run.clip_grad_norm))
         self.model.eval()
         if not (math.isfinite(tally.loss) and math.isfinite(norm)):

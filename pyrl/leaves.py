@@ -16,7 +16,7 @@ Decode = Callable[[Sequence[NDArray[np.int32]]], list[str]]
 
 @dataclass(frozen=True)
 class Leaves:
-    """Finished branches of all trees of a step; the leaves of one prompt (a group) are contiguous."""
+    """Finished branches of all trees of a step; those of one prompt (a group) are contiguous."""
 
     leaf_N: NDArray[np.int64]
     """Forest handles, tree-major, in creation order inside a tree."""
@@ -69,7 +69,7 @@ class Scored:
     segments: Segments
     """The trees of these leaves; see Forest.segments."""
     leaf_T: NDArray[np.int64]
-    """Leaf ordinal of each response token, leaves concatenated (shared tokens occur once per leaf)."""
+    """Leaf ordinal of each response token, leaf by leaf: a shared token occurs once per leaf."""
     segment_T: NDArray[np.int64]
     entropy_T: NDArray[np.float32]
     confidence_T: NDArray[np.float32]

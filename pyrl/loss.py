@@ -52,7 +52,7 @@ class ConfidenceClip:
         tail_N = (total[end_N] - total[begin_N]) / np.maximum(end_N - begin_N, 1)
         centre = float(np.median(tail_N)) if self.centre is None else self.centre
         gate_N = 1 / (1 + np.exp(-self.kappa * (centre - tail_N)))
-        return self.minimum + (self.maximum - self.minimum) * gate_N
+        return np.asarray(self.minimum + (self.maximum - self.minimum) * gate_N)
 
     def __call__(self, batch: TokenBatch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         radius_T = self.radius(batch)[batch.leaf_T].astype(np.float32)

@@ -19,7 +19,7 @@ from pyrl.prune import Prune
 
 
 def derive_seed(*parts: int) -> int:
-    """A 64-bit seed from the place in the run: (run, step, prompt, trunk) or (parent, at, sibling)."""
+    """A 64-bit seed of a place: (run, step), (of those, prompt, trunk), (parent, at, sibling)."""
     data = struct.pack(f"<{len(parts)}Q", *(part & (2**64 - 1) for part in parts))
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
 

@@ -27,7 +27,7 @@ class First:
 
 @dataclass(frozen=True)
 class Stratified:
-    """Round-robin over the trunks, trunks' own leaves first: the first ones would be whole trees."""
+    """Round-robin over the trunks, their own leaves first: the first n would be whole trees."""
 
     def __call__(self, leaves: Leaves, train: int) -> NDArray[np.int64]:
         turn_N = np.zeros(len(leaves.leaf_N), np.int64)

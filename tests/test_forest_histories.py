@@ -1,4 +1,4 @@
-"""Random histories: the forest and its slow Python model are told the same and must say the same."""
+"""Random histories: what the forest says is what its slow Python model says."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ from pyrl.config import Run
 from pyrl.evaluate import Scoring
 from pyrl.fork import EntropyConfidence, TopEntropy
 from pyrl.loss import KL
-from pyrl.methods import echo as echo_method
-from pyrl.methods import ettrl as ettrl_method
-from pyrl.methods import ttrl as ttrl_method
+from pyrl.methods.echo import echo as echo_method
+from pyrl.methods.ettrl import ettrl as ettrl_method
+from pyrl.methods.ttrl import ttrl as ttrl_method
 from pyrl.prune import Doubt
 
 TEMPERATURE = 0.6
@@ -27,7 +27,7 @@ SCORING = Scoring(TEMPERATURE, samples=16, votes=64, low_temperature=0.3, max_to
 
 
 def ttrl() -> Algorithm:
-    """16 answers vote and train; no KL term, as no drift from the first model is to be held back."""
+    """16 answers vote and train; no KL term: the first model is nothing to hold on to."""
     parent = ttrl_method()
     return replace(
         parent,
