@@ -1,4 +1,4 @@
-"""Random histories: the forest and its slow Python model are told the same and must say the same."""
+"""Random histories, told to the forest and to its slow Python model, which must agree."""
 
 from __future__ import annotations
 
