@@ -212,6 +212,15 @@ def test_greedy_and_top_k_prefer_the_lowest_id_among_equals() -> None:
     assert set(top_four.token_B) == {0, 2, 3, 4}
 
 
+@pytest.mark.parametrize(("top_p", "kept"), [(0.5, 500), (0.25, 250), (0.2501, 251), (0.001, 1)])
+def test_a_nucleus_is_the_smallest_set_with_the_mass(top_p: float, kept: int) -> None:
+    draws = 20_000
+    seed_B, position_B = np.zeros(draws, np.uint64), np.arange(draws, dtype=np.int64)
+    logits_BV = torch.zeros(1000).expand(draws, 1000)
+    sampled = sample_tokens(logits_BV, seed_B, position_B, Sampling(top_p=top_p))
+    assert set(sampled.token_B) == set(range(kept))
+
+
 def test_a_single_unmasked_token_is_certain() -> None:
     logits_BV = torch.full((3, 50), -math.inf)
     logits_BV[:, 17] = 2.5
