@@ -14,10 +14,16 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyrl import _core
 from pyrl.token_stats import TokenStats, linear_token_stats, token_stats
 
 VOCABULARIES = [1, 2, 3, 31, 2049, 49152]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+# On a machine with a GPU the CUDA kernels meet the same references.
+DEVICES = [
+    "cpu",
+    *["cuda"] * (torch.cuda.is_available() and _core.build_info()["cuda"] is not None),
+]
 FIELDS = ("logprob", "entropy", "logsumexp", "confidence")
 
 # One distribution and the rows of derivatives that belong to it.
@@ -37,36 +43,39 @@ def problem(
 
 def assert_stats(stats: TokenStats, expected: tuple[Tensor, ...], tolerance: float) -> None:
     for name, value in zip(FIELDS, expected, strict=True):
-        ours = getattr(stats, name).detach().double()
+        ours = getattr(stats, name).detach().double().cpu()
         torch.testing.assert_close(ours, value.detach(), rtol=1e-6, atol=tolerance, msg=name)
 
 
 def weighted_sum(logprob_T: Tensor, entropy_T: Tensor, logsumexp_T: Tensor) -> Tensor:
     """A scalar with a different upstream gradient for each token and output."""
-    weight_T = torch.arange(1.0, len(logprob_T) + 1, dtype=torch.float64)
+    weight_T = torch.arange(1.0, len(logprob_T) + 1, dtype=torch.float64, device=logprob_T.device)
     return (weight_T * (logprob_T - 0.7 * entropy_T + 0.4 * logsumexp_T / weight_T)).sum()
 
 
-def gradients(logits_TV: Tensor, label_T: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def gradients(
+    logits_TV: Tensor, label_T: Tensor, temperature: float, device: str = "cpu"
+) -> tuple[Tensor, Tensor]:
     """Ours and the float64 reference's."""
-    ours_TV = logits_TV.detach().clone().requires_grad_()
-    stats = token_stats(ours_TV, label_T, temperature)
+    ours_TV = logits_TV.detach().to(device, copy=True).requires_grad_()
+    stats = token_stats(ours_TV, label_T.to(device), temperature)
     weighted_sum(stats.logprob, stats.entropy, stats.logsumexp).backward()
     wide_TV = logits_TV.detach().double().requires_grad_()
     weighted_sum(*reference.token_stats(wide_TV, label_T, temperature)[:3]).backward()
     assert ours_TV.grad is not None
     assert wide_TV.grad is not None
-    return ours_TV.grad, wide_TV.grad
+    return ours_TV.grad.cpu(), wide_TV.grad
 
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 1.7])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
+@pytest.mark.parametrize("device", DEVICES)
 def test_statistics_are_the_references(
-    vocabulary: int, dtype: torch.dtype, temperature: float
+    device: str, vocabulary: int, dtype: torch.dtype, temperature: float
 ) -> None:
     logits_TV, label_T = problem(5, vocabulary, dtype)
-    stats = token_stats(logits_TV, label_T, temperature)
+    stats = token_stats(logits_TV.to(device), label_T.to(device), temperature)
     assert stats.logprob.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert_stats(stats, reference.token_stats(logits_TV, label_T, temperature), 2e-6)
 
@@ -74,10 +83,11 @@ def test_statistics_are_the_references(
 @pytest.mark.parametrize("temperature", [0.6, 1.7])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
+@pytest.mark.parametrize("device", DEVICES)
 def test_gradients_are_the_references(
-    vocabulary: int, dtype: torch.dtype, temperature: float
+    device: str, vocabulary: int, dtype: torch.dtype, temperature: float
 ) -> None:
-    ours_TV, expected_TV = gradients(*problem(4, vocabulary, dtype), temperature)
+    ours_TV, expected_TV = gradients(*problem(4, vocabulary, dtype), temperature, device)
     half = {torch.bfloat16: 2**-8, torch.float16: 2**-11}.get(dtype, 1e-5)
     torch.testing.assert_close(ours_TV.double(), expected_TV, rtol=half, atol=1e-6)
 
@@ -224,8 +234,9 @@ def test_a_masked_label_is_impossible_and_a_fully_masked_row_is_empty() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_broken_logit_spoils_its_row_alone(value: float) -> None:
-    logits_TV, label_T = problem(4, 2500, torch.float32)
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_broken_logit_spoils_its_row_alone(device: str, value: float) -> None:
+    logits_TV, label_T = (tensor.to(device) for tensor in problem(4, 2500, torch.float32))
     clean = token_stats(logits_TV, label_T)
     logits_TV[2, 2499] = value
     logits_TV.requires_grad_()
