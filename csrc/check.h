@@ -15,9 +15,9 @@ struct StaleHandle : std::out_of_range {
 }  // namespace pyrl
 
 // PYRL_CHECK(keep <= length, "fork: expected keep <= ", length, ", got ", keep);
-#define PYRL_CHECK(condition, ...)                          \
-  do {                                                      \
-    if (!(condition)) [[unlikely]]                          \
+#define PYRL_CHECK(condition, ...)                            \
+  do {                                                        \
+    if (!(condition)) [[unlikely]]                            \
       throw std::invalid_argument(::pyrl::text(__VA_ARGS__)); \
   } while (false)
 

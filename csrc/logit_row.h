@@ -10,28 +10,11 @@
 #include <limits>
 #include <numbers>
 
+#include "logit_matrix.h"
+
 namespace pyrl {
 
-enum class Dtype : int { float32 = 0, float64 = 1, float16 = 2, bfloat16 = 3 };
-
-struct Float16 {
-  std::uint16_t bits;
-};
-struct BFloat16 {
-  std::uint16_t bits;
-};
-
-// A [rows, vocabulary] matrix whose columns are adjacent; row_stride counts elements.
-struct LogitMatrix {
-  const void* data;
-  Dtype dtype;
-  std::int64_t rows;
-  std::int64_t vocabulary;
-  std::int64_t row_stride;
-};
-
-inline constexpr int kBlock = 2048;
-inline constexpr int kTop = 5;
+inline constexpr int kBlock = 2048;  // elements: with its work space it stays in the L1 cache
 
 // Scale of base-2 exponents; throws std::invalid_argument for a temperature that is not positive.
 double exponent_scale(double temperature);
@@ -72,7 +55,12 @@ inline const double* widen(const double* z, int, double*) { return z; }
 const float* widen(const Float16* z, int n, float* buffer);
 const float* widen(const BFloat16* z, int n, float* buffer);
 
-// Rounds to nearest even into the row; a block written in place is there already.
+// Where a block of results is computed, and its rounding (to nearest even) into the row; float and
+// double results are computed in the row itself.
+inline float* wide(float* out, float*) { return out; }
+inline double* wide(double* out, double*) { return out; }
+inline float* wide(Float16*, float* buffer) { return buffer; }
+inline float* wide(BFloat16*, float* buffer) { return buffer; }
 inline void narrow(const float*, int, float*) {}
 inline void narrow(const double*, int, double*) {}
 void narrow(const float* value, int n, Float16* out);
@@ -177,21 +165,6 @@ RowSummary<Element> summarize(const Element* row, std::int64_t vocabulary, doubl
     if (blocks != nullptr) blocks[begin / kBlock] = part;
   }
   return result;
-}
-
-// Calls visit with the matrix's element type: visit(static_cast<const float*>(data)).
-template <typename Visit>
-void with_elements(const LogitMatrix& matrix, Visit&& visit) {
-  switch (matrix.dtype) {
-    case Dtype::float32:
-      return visit(static_cast<const float*>(matrix.data));
-    case Dtype::float64:
-      return visit(static_cast<const double*>(matrix.data));
-    case Dtype::float16:
-      return visit(static_cast<const Float16*>(matrix.data));
-    case Dtype::bfloat16:
-      return visit(static_cast<const BFloat16*>(matrix.data));
-  }
 }
 
 }  // namespace pyrl

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "check.h"
+#include "parallel_rows.h"
 
 namespace pyrl {
 namespace {
@@ -174,7 +175,8 @@ std::int32_t choose(const Row<Element>& row, const Truncation& truncation, doubl
 
 template <typename Element>
 void sample_row(const Element* z, std::int64_t vocabulary, const Truncation& truncation,
-                double uniform, std::size_t b, Workspace& space, const SampledTokens& out) {
+                std::size_t b, std::span<const double> uniform_B, Workspace& space,
+                const SampledTokens& out) {
   const double temperature = truncation.temperature == 0 ? 1.0 : truncation.temperature;
   const double scale = exponent_scale(temperature);
   const auto summary = summarize(z, vocabulary, scale, space.blocks.data());
@@ -184,7 +186,7 @@ void sample_row(const Element* z, std::int64_t vocabulary, const Truncation& tru
   }
   const RowSums& sums = summary.sums;
   const Row<Element> row{z, vocabulary, scale, sums};
-  const std::int32_t token = choose(row, truncation, uniform, space);
+  const std::int32_t token = choose(row, truncation, uniform_B[b], space);
   const double z_token = static_cast<double>(widen_one(z[token]));
   out.token_B[b] = token;
   out.logprob_B[b] = static_cast<float>(sums.logprob(z_token, temperature));
@@ -235,19 +237,22 @@ void uniforms(std::span<const std::uint64_t> seed_B, std::span<const std::int64_
 
 void sample_tokens(const LogitMatrix& logits_BV, std::span<const std::uint64_t> seed_B,
                    std::span<const std::int64_t> position_B, const Truncation& truncation,
-                   const SampledTokens& out) {
+                   const SampledTokens& out, int threads) {
   PYRL_CHECK(static_cast<std::int64_t>(seed_B.size()) == logits_BV.rows, "seed_B: expected ",
              logits_BV.rows, " entries, got ", seed_B.size());
   check_truncation(truncation);
   std::vector<double> uniform_B(seed_B.size());
   uniforms(seed_B, position_B, uniform_B);
-  Workspace space;
-  space.blocks.resize(static_cast<std::size_t>((logits_BV.vocabulary + kBlock - 1) / kBlock));
+  const std::size_t blocks = static_cast<std::size_t>((logits_BV.vocabulary + kBlock - 1) / kBlock);
   with_elements(logits_BV, [&](const auto* z) {
-    for (std::size_t b = 0; b < seed_B.size(); ++b) {
-      sample_row(z + static_cast<std::int64_t>(b) * logits_BV.row_stride, logits_BV.vocabulary,
-                 truncation, uniform_B[b], b, space, out);
-    }
+    parallel_rows(logits_BV.rows, logits_BV.vocabulary, threads, [&](auto begin, auto end) {
+      Workspace space;
+      space.blocks.resize(blocks);
+      for (std::int64_t b = begin; b < end; ++b) {
+        sample_row(z + b * logits_BV.row_stride, logits_BV.vocabulary, truncation,
+                   static_cast<std::size_t>(b), uniform_B, space, out);
+      }
+    });
   });
 }
 

@@ -33,6 +33,6 @@ struct SampledTokens {
 // A row with NaN, +inf or nothing but -inf is not drawn: its token is -1.
 void sample_tokens(const LogitMatrix& logits_BV, std::span<const std::uint64_t> seed_B,
                    std::span<const std::int64_t> position_B, const Truncation& truncation,
-                   const SampledTokens& out);
+                   const SampledTokens& out, int threads);
 
 }  // namespace pyrl

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyrl._core import Segments
+from pyrl._core import Forest, Segments
+
+Decode = Callable[[Sequence[NDArray[np.int32]]], list[str]]
+"""Turns the tokens of responses into their texts."""
 
 
 @dataclass(frozen=True)
 class Leaves:
-    """Finished branches of all trees of a step; the leaves of one prompt (a group) are contiguous."""
+    """Finished branches of all trees of a step; those of one prompt (a group) are contiguous."""
 
     leaf_N: NDArray[np.int64]
     """Forest handles, tree-major, in creation order inside a tree."""
@@ -31,7 +35,7 @@ class Leaves:
     entropy_N: NDArray[np.float64]
     """Mean token entropy of the response (nats)."""
     confidence_N: NDArray[np.float64]
-    """Mean confidence of the response's last tokens (`Sample.tail` of them)."""
+    """Mean confidence of the response's last 16 tokens."""
     text_N: tuple[str, ...]
     """Decoded response without special tokens."""
 
@@ -65,7 +69,26 @@ class Scored:
     segments: Segments
     """The trees of these leaves; see Forest.segments."""
     leaf_T: NDArray[np.int64]
-    """Leaf ordinal of each response token, leaves concatenated (shared tokens occur once per leaf)."""
+    """Leaf ordinal of each response token, leaf by leaf: a shared token occurs once per leaf."""
     segment_T: NDArray[np.int64]
     entropy_T: NDArray[np.float32]
     confidence_T: NDArray[np.float32]
+
+
+def collect(forest: Forest, decode: Decode, tail: int = 16) -> Leaves:
+    """The finished branches of a forest with one tree per prompt."""
+    leaf_N = forest.leaves()
+    table = forest.leaf_table(leaf_N)
+    paths = [forest.path(leaf).tokens for leaf in leaf_N.tolist()]
+    return Leaves(
+        leaf_N=leaf_N,
+        group_N=table.tree_N,
+        groups=forest.trees,
+        trunk_N=table.trunk_N,
+        weight_N=table.weight_N,
+        length_N=table.length_N,
+        finish_N=table.finish_N,
+        entropy_N=table.mean_entropy_N,
+        confidence_N=forest.tail_confidence(leaf_N, tail),
+        text_N=tuple(decode(paths)),
+    )

@@ -11,9 +11,7 @@ from torch import Tensor
 
 from pyrl import _core
 from pyrl.engine import Sampling
-
-ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
-"""Element types of logits that the kernels read, by their number in csrc/logit_row.h."""
+from pyrl.token_stats import ELEMENTS
 
 _CHUNK_ELEMENTS = 1 << 23
 """Logits that the torch composition holds in float64 at a time: 64 MiB for each intermediate."""
@@ -100,6 +98,7 @@ def _sample_kernel(
             top_k=sampling.top_k,
             top_p=sampling.top_p,
             min_p=sampling.min_p,
+            threads=torch.get_num_threads(),
         )
     )
 

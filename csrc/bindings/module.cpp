@@ -18,7 +18,8 @@ pybind11::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
-  m.def("build_info", &build_info, "How this extension was compiled; cuda is None without kernels.");
+  m.def("build_info", &build_info,
+        "How this extension was compiled; cuda is None without kernels.");
   pybind11::register_exception<pyrl::StaleHandle>(m, "StaleHandleError", PyExc_LookupError);
   pyrl::bind_forest(m);
   pyrl::bind_signals(m);

@@ -8,7 +8,7 @@ namespace {
 py::tuple sample_tokens_arrays(std::uintptr_t data, int dtype, std::int64_t vocabulary,
                                std::int64_t row_stride, const array<std::uint64_t>& seed_B,
                                const array<std::int64_t>& position_B, double temperature,
-                               std::int64_t top_k, double top_p, double min_p) {
+                               std::int64_t top_k, double top_p, double min_p, int threads) {
   const std::int64_t rows = seed_B.size();
   array<std::int32_t> token_B(rows);
   array<float> logprob_B(rows), entropy_B(rows), confidence_B(rows);
@@ -19,7 +19,7 @@ py::tuple sample_tokens_arrays(std::uintptr_t data, int dtype, std::int64_t voca
   {
     py::gil_scoped_release release;
     sample_tokens(logits_BV, view(seed_B), view(position_B), {temperature, top_k, top_p, min_p},
-                  out);
+                  out, threads);
   }
   return py::make_tuple(token_B, logprob_B, entropy_B, confidence_B);
 }
@@ -36,7 +36,7 @@ array<double> uniforms_array(const array<std::uint64_t>& seed_B,
 void bind_sample_tokens(py::module_& m) {
   m.def("sample_tokens", &sample_tokens_arrays, "data"_a, "dtype"_a, "vocabulary"_a, "row_stride"_a,
         "seed_B"_a.noconvert(), "position_B"_a.noconvert(), "temperature"_a, "top_k"_a, "top_p"_a,
-        "min_p"_a);
+        "min_p"_a, "threads"_a);
   m.def("uniforms", &uniforms_array, "seed_B"_a.noconvert(), "position_B"_a.noconvert());
 }
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RUNNING, STOPPED, TRUNCATED = 0, 1, 2
-"""Values of `Sampled.finish_B`: still open, ended by an end-of-sequence token, ended by its limit."""
+"""Values of `Sampled.finish_B`: open, ended by an end-of-sequence token, ended by its limit."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Work:
-    """Forward tokens that an engine has computed since it was made: nothing twice, if all is well."""
+    """Forward tokens that an engine has computed since it was made."""
 
     prompt_tokens: int
     decode_tokens: int

@@ -1,0 +1,141 @@
+// What a branch looked like while it was sampled, and what follows from it: windowed entropy and
+// confidence, running quantiles of both, and the fork and prune decisions of one decode step
+// (ETMR's online form, arXiv:2508.11356; ECHO's tree, arXiv:2602.02150).
+//
+// A decision at token t reads the distributions of tokens 0..t, never the drawn token t itself:
+// forking is a stopping time, so every continuation is an exact sample given its prefix.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace pyrl {
+
+// Quantiles of a stream over the last `steps` optimizer steps, from counts in logarithmic bins
+// (relative width 1/64 between 2^-24 and 2^8; below is 0). Counts do not depend on the order of
+// insertion, so a rollout's thresholds do not depend on its schedule.
+class Sketch {
+ public:
+  explicit Sketch(int steps = 4);
+  void add(double value);
+  void next_step();
+  std::int64_t count() const { return total_count_; }
+  double quantile(double q) const;  // q in [0, 1]; 0 when empty
+  std::vector<std::uint32_t>& ring() { return ring_; }
+  const std::vector<std::uint32_t>& ring() const { return ring_; }
+  int current() const { return current_; }
+  void restore(std::vector<std::uint32_t> ring, int current);
+
+  static constexpr int kBinsPerOctave = 64;
+  static constexpr int kLowOctave = -24;
+  static constexpr int kHighOctave = 8;
+  static constexpr int kSide = (kHighOctave - kLowOctave) * kBinsPerOctave;
+  static constexpr int kBins = 2 * kSide + 1;
+
+ private:
+  static int bin(double value);
+  static double lower_edge(int bin);
+  int steps_, current_ = 0;
+  std::int64_t total_count_ = 0;
+  std::vector<std::uint32_t> ring_;  // steps x bins
+  std::vector<std::int64_t> total_;  // bins
+};
+
+enum PruneReason : std::uint8_t {
+  kKeep = 0,
+  kLowConfidence = 1,
+  kTailDecline = 2,
+  kEntropySpike = 3
+};
+
+// A threshold is the quantile `q` of its sketch, or the fixed number `value` where q < 0.
+struct Threshold {
+  double q = -1;
+  double value = 0;
+};
+
+struct SignalSpec {
+  int smooth_window =
+      4;  // tokens of the moving average of entropy, and of what dH is taken against
+  int group_window = 32;   // tokens of group confidence; windows grow until they are full
+  int tail_window = 64;    // tokens of tail confidence
+  int min_tokens = 4;      // no decision before this many tokens
+  int warmup_traces = 16;  // finished traces before quantile thresholds count as calibrated
+  int history = 4;         // steps that the quantiles look back on
+
+  bool fork = false;
+  Threshold entropy_high, entropy_low, confidence_fork, entropy_rise;
+  double alpha = 2, beta = 1;  // weight of entropy and of confidence in the width
+  int width_min = 1, width_max = 4;
+  int cooldown = 32;  // tokens without a fork after one; siblings inherit it
+  int max_forks = 0;  // forks on one path; 0: no limit
+
+  bool prune = false;
+  Threshold confidence_low, tail_low, entropy_spike;
+  int decline_run = 64;  // consecutive drops of tail confidence
+  int spike_run = 3;     // consecutive entropy spikes
+};
+
+// One row per observed branch; what Python rules read and C++ rules have decided.
+struct Observed {
+  std::vector<float> smooth_entropy, entropy_rise, group_confidence, tail_confidence,
+      min_confidence;
+  std::vector<std::int32_t>
+      width;  // 1: no fork; otherwise branches after the fork, this one included
+  std::vector<std::uint8_t> prune;  // PruneReason
+};
+
+struct Thresholds {
+  bool calibrated = false;
+  double entropy_high = 0, entropy_low = 0, confidence_fork = 0, entropy_rise = 0;
+  double confidence_low = 0, tail_low = 0, entropy_spike = 0;
+};
+
+class Signals {
+ public:
+  explicit Signals(const SignalSpec& spec);
+
+  // Reads the thresholds off the sketches and turns their windows by one step.
+  void begin_step();
+  // Reads the thresholds again without turning: after the warm-up traces of a run's first step.
+  void calibrate();
+  Observed observe(std::span<const std::int64_t> branch, std::span<const float> entropy,
+                   std::span<const float> confidence);
+  // Children take over the parent's windows; all of them cool down. Their next token is drawn from
+  // the distribution that the parent has just been observed with, so it is not counted again.
+  void inherit(std::int64_t parent, std::span<const std::int64_t> children);
+  // A finished or pruned branch: its lowest group confidence joins the sketch of traces.
+  void close(std::span<const std::int64_t> branch);
+  const Thresholds& thresholds() const { return thresholds_; }
+
+  std::string save() const;  // the sketches; branches in flight are not part of it
+  void load(const std::string& bytes);
+
+ private:
+  struct Branch {
+    std::int64_t handle = -1;
+    std::int64_t tokens = 0;
+    double smooth_sum = 0, group_sum = 0, tail_sum = 0;
+    float last_tail = 0, min_group = 0;
+    int drops = 0, spikes = 0, cooldown = 0, forks = 0;
+    bool repeat = false;
+    std::vector<float> window;  // rings: entropy[smooth], confidence[group], confidence[tail]
+  };
+  Branch& branch(std::int64_t handle);
+  void observe_one(Branch& branch, float entropy, float confidence, std::size_t row, Observed& out);
+  std::int32_t width(const Branch& branch, float entropy, float rise, float group) const;
+  std::uint8_t prune_reason(const Branch& branch) const;
+  double read(const Threshold& threshold, const Sketch& sketch) const;
+  double read_confidence(const Threshold& threshold, const Sketch& doubt) const;
+  std::array<Sketch*, 5> sketches();
+
+  SignalSpec spec_;
+  Thresholds thresholds_;
+  Sketch entropy_, rise_, group_, tail_, trace_;
+  std::vector<Branch> branches_;  // by handle index
+};
+
+}  // namespace pyrl

@@ -1,0 +1,357 @@
+"""Advantage: one float64 number for each response token, by stages that run in order.
+
+A leaf whose reward is unknown (NaN) is as if it were absent: no statistic counts it, and its tokens
+get 0. All statistics are float64 and summed in a fixed order; a group that was rewarded equally
+gets exactly 0. In trees, the segments of a chain without a fork count as one ancestor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyrl import _core
+from pyrl.leaves import Scored
+
+Floats = NDArray[np.float64]
+
+
+class Stage(Protocol):
+    """One step from rewards to token advantages; the first stage of an algorithm gets zeros."""
+
+    def __call__(self, scored: Scored, advantage_T: Floats) -> Floats: ...
+
+    def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
+        """What the stage does to this input, for the run's report; finite numbers."""
+        ...
+
+
+def advantages(stages: Sequence[Stage], scored: Scored) -> tuple[Floats, dict[str, float]]:
+    """Run the stages in order: the advantage of each token, and the metrics of all stages."""
+    advantage_T = np.zeros(scored.leaf_T.size)
+    metrics: dict[str, float] = {}
+    for stage in stages:
+        metrics |= stage.metrics(scored, advantage_T)
+        advantage_T = stage(scored, advantage_T)
+    return advantage_T, metrics
+
+
+@dataclass(frozen=True)
+class GroupBaseline:
+    """A = (r - mean) / (std + eps) over the leaves of a prompt; the input is ignored.
+
+    Raises ValueError for decreasing group ids, an infinite reward, or a field out of its range.
+    """
+
+    scale: Literal["std", "none"] = "std"
+    ddof: Literal[0, 1] = 1
+    """1 divides the variance by G - 1, as torch.std and the released codes do."""
+    eps: float = 1e-6
+    leave_one_out: bool = False
+    """Subtract the mean of the other leaves: the difference times G / (G - 1)."""
+    single: Literal["zero", "reward"] = "zero"
+    """A leaf alone in its group; "reward" (A = r) is what the verl family does."""
+
+    def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
+        advantage_N = _core.group_advantage(
+            scored.group_N,
+            scored.reward_N,
+            scale=self.scale,
+            ddof=self.ddof,
+            eps=self.eps,
+            leave_one_out=self.leave_one_out,
+            single=self.single,
+        )
+        return advantage_N[scored.leaf_T]
+
+    def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
+        return _reward_metrics(scored)
+
+
+@dataclass(frozen=True)
+class Ancestors:
+    """A(x) = scale(x) * sum_a w_a (v(x) - V(a)): the one kernel of the tree methods.
+
+    V is the mean reward of the leaves below a segment; x is a leaf (v its reward) or a segment
+    (v = V). The input is ignored. Each prompt is one tree. Raises ValueError as GroupBaseline does,
+    and for segments that do not form one tree per group.
+    """
+
+    ancestors: Literal["root", "root+parent", "root+trunk", "all"] = "root"
+    """"parent" is the nearest ancestor with more leaves; "all" are those of at least two leaves."""
+    weight: Literal["one", "mean", "leaves", "std"] = "one"
+    """w_a: 1, 1 / J for J ancestors, the share in the leaf counts, or 1 / (std(a) + eps)."""
+    per: Literal["leaf", "segment"] = "leaf"
+    leave_one_out: bool = False
+    """Scale by G / (G - 1), G the leaves of the prompt."""
+    sqrt_leaves: bool = False
+    """Scale by 1 / sqrt(leaves below x): a shared token trains once for each leaf."""
+    ddof: Literal[0, 1] = 1
+    eps: float = 1e-6
+    single: Literal["zero", "reward"] = "zero"
+    """What an ancestor of one leaf contributes: 0, or v(x) as with mean 0 and std 1."""
+
+    def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
+        advantage = _core.ancestor_advantage(
+            scored.segments.parent_S,
+            scored.segments.leaf_segment_N,
+            scored.group_N,
+            scored.reward_N,
+            ancestors=self.ancestors,
+            weight=self.weight,
+            per=self.per,
+            leave_one_out=self.leave_one_out,
+            sqrt_leaves=self.sqrt_leaves,
+            ddof=self.ddof,
+            eps=self.eps,
+            single=self.single,
+        )
+        if self.per == "leaf":
+            return advantage[scored.leaf_T]
+        return _segment_tokens(scored, advantage)
+
+    def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
+        return _reward_metrics(scored)
+
+
+@dataclass(frozen=True)
+class TreeRLReleased:
+    """TreeRL (arXiv:2506.11902) in the order of its released code.
+
+    V' = (V - mu) / sqrt(leaves), V the mean of leave-one-out rewards; A = V' + (V' - V'(parent));
+    a difference of exactly 0 is replaced by the parent's. The input is ignored.
+    """
+
+    centre: Literal["token", "step"] = "token"
+    """mu weighs a segment by leaves * tokens, or by leaves."""
+
+    def __post_init__(self) -> None:
+        if self.centre not in ("token", "step"):
+            raise ValueError(f"centre: expected token or step, got {self.centre}")
+
+    def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
+        advantage_S = _core.treerl_released_advantage(
+            scored.segments.parent_S,
+            scored.segments.length_S,
+            scored.segments.leaf_segment_N,
+            scored.group_N,
+            scored.reward_N,
+            by_token=self.centre == "token",
+        )
+        return _segment_tokens(scored, advantage_S)
+
+    def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
+        return _reward_metrics(scored)
+
+
+@dataclass(frozen=True)
+class WhitenTokens:
+    """(A - mean) / sqrt(var + eps) over all tokens of the batch, var with Bessel's correction."""
+
+    eps: float = 1e-8
+
+    def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
+        known_T = _known_tokens(scored)
+        result_T = np.zeros_like(advantage_T)
+        result_T[known_T] = _core.whiten(advantage_T[known_T], self.eps)
+        return result_T
+
+    def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
+        known_T = advantage_T[_known_tokens(scored)]
+        if known_T.size == 0:
+            return {"advantage/whiten_mean": 0.0, "advantage/whiten_std": 0.0}
+        return {
+            "advantage/whiten_mean": float(known_T.mean()),
+            "advantage/whiten_std": float(known_T.std()),
+        }
+
+
+@dataclass(frozen=True)
+class EntropyReshape:
+    """EAR, Adv-Res (arXiv:2508.11356): A *= Y, Y = 2 - H / avg, confident answers step further.
+
+    H is the mean token entropy of an answer (nats), avg its mean over the leaves of the prompt.
+    Y is negative where H > 2 avg, hence the clamp; y_min = -inf is the formula as printed.
+    Raises ValueError if an entropy is not finite.
+    """
+
+    y_min: float = 0.0
+    y_max: float = 2.0
+    entropy_floor: float = 1e-4
+    """A group of lower mean entropy (nats) has collapsed: its ratios are noise, so Y = 1."""
+
+    def __post_init__(self) -> None:
+        if not self.y_min <= self.y_max:
+            raise ValueError(f"expected y_min <= y_max, got {self.y_min} and {self.y_max}")
+
+    def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
+        factor_N = np.clip(self._factor(scored), self.y_min, self.y_max)
+        return advantage_T * factor_N[scored.leaf_T]
+
+    def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
+        factor = self._factor(scored)[~np.isnan(scored.reward_N)]
+        return {
+            "advantage/clamp_rate": _share((factor < self.y_min) | (factor > self.y_max)),
+            "advantage/ear_factor_min": float(factor.min(initial=1.0)),
+            "advantage/ear_factor_max": float(factor.max(initial=1.0)),
+        }
+
+    def _factor(self, scored: Scored) -> Floats:
+        known_N = ~np.isnan(scored.reward_N)
+        entropy = scored.entropy_N[known_N]
+        mean = _core.group_mean(scored.group_N[known_N], entropy)
+        factor = np.ones_like(mean)
+        alive = mean >= self.entropy_floor
+        factor[alive] = 2 - entropy[alive] / mean[alive]
+        factor_N = np.ones(scored.reward_N.size)
+        factor_N[known_N] = factor
+        return factor_N
+
+
+@dataclass(frozen=True)
+class AdvantageClip:
+    """EAR, Adv-Clip (arXiv:2508.11356): A = clip(A, -beta, beta)."""
+
+    beta: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ValueError(f"beta: expected a positive number, got {self.beta}")
+
+    def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
+        return np.clip(advantage_T, -self.beta, self.beta)
+
+    def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
+        advantage = advantage_T[_known_tokens(scored)]
+        return {"advantage/clipped": _share(np.abs(advantage) > self.beta)}
+
+
+@dataclass(frozen=True)
+class Hybrid:
+    """ECHO, E-SC (arXiv:2602.02150): A (1 + a S) + lam (S - mean S), larger steps where unsure.
+
+    S = alpha * H + beta * (1 - C) of the token under the sampling policy. Whitened (the released
+    code): H and 1 - C are whitened over the batch's tokens, and S is clamped to +-bound. Raw (the
+    paper): neither. The mean of S is over the tokens of the prompt. Raises ValueError if a
+    signal of a known leaf is not finite.
+    """
+
+    a: float = 0.1
+    alpha: float = 1.0
+    beta: float = 1.0
+    lam: float = 0.0
+    """The paper's lambda; the released code has 0."""
+    whiten: bool = True
+    bound: float = 2.0
+    eps: float = 1e-8
+
+    def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
+        known_T = _known_tokens(scored)
+        signal = self._bounded(self._signal(scored, known_T))
+        advantage = advantage_T[known_T] * (1 + self.a * signal)
+        if self.lam != 0:
+            group = scored.group_N[scored.leaf_T[known_T]]
+            advantage += self.lam * (signal - _core.group_mean(group, signal))
+        result_T = np.zeros_like(advantage_T)
+        result_T[known_T] = advantage
+        return result_T
+
+    def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
+        signal = self._signal(scored, _known_tokens(scored))
+        return {
+            "advantage/hybrid_clamped": _share(self._bounded(signal) != signal),
+            "advantage/hybrid_signal_max": float(signal.max(initial=0.0)),
+        }
+
+    def _signal(self, scored: Scored, known_T: NDArray[np.bool_]) -> Floats:
+        """S of the known tokens, before the clamp."""
+        entropy = scored.entropy_T[known_T].astype(np.float64)
+        doubt = 1 - scored.confidence_T[known_T].astype(np.float64)
+        signal = self.alpha * entropy + self.beta * doubt
+        if not np.isfinite(signal).all():
+            bad = signal[~np.isfinite(signal)][0]
+            raise ValueError(f"entropy_T and confidence_T: expected finite values, got S = {bad}")
+        if self.whiten:
+            entropy = _core.whiten(entropy, self.eps)
+            doubt = _core.whiten(np.clip(doubt, 0, 1), self.eps)
+            signal = self.alpha * entropy + self.beta * doubt
+        return signal
+
+    def _bounded(self, signal: Floats) -> Floats:
+        return np.clip(signal, -self.bound, self.bound) if self.whiten else signal
+
+
+def grpo() -> tuple[Stage, ...]:
+    """The group's mean and standard deviation as baseline and unit (arXiv:2402.03300)."""
+    return (GroupBaseline(),)
+
+
+def dr_grpo() -> tuple[Stage, ...]:
+    """No division by the standard deviation (arXiv:2503.20783)."""
+    return (GroupBaseline(scale="none"),)
+
+
+def rloo() -> tuple[Stage, ...]:
+    """The mean of the other leaves (arXiv:2402.14740)."""
+    return (GroupBaseline(scale="none", leave_one_out=True),)
+
+
+def tree_rl() -> tuple[Stage, ...]:
+    """A segment against the whole tree and against its parent (arXiv:2506.11902), as printed."""
+    return (Ancestors("root+parent", per="segment", leave_one_out=True, sqrt_leaves=True),)
+
+
+def tree_rl_released() -> tuple[Stage, ...]:
+    """The order of TreeRL's released code."""
+    return (TreeRLReleased(),)
+
+
+def tree_po(weight: Literal["mean", "leaves"] = "mean") -> tuple[Stage, ...]:
+    """A leaf against every subtree that holds it (arXiv:2508.17445), whitened over the tokens.
+
+    "mean" is the source's average (its release script), "leaves" its group_size.
+    """
+    return (Ancestors("all", weight=weight), WhitenTokens())
+
+
+def tree_grpo() -> tuple[Stage, ...]:
+    """z-score in the prompt plus z-score in the trunk's tree (arXiv:2509.21240).
+
+    The released code gives a trunk of one leaf mean 0 and std 1: Ancestors.single = "reward".
+    """
+    return (Ancestors("root+trunk", weight="std"),)
+
+
+def _known_tokens(scored: Scored) -> NDArray[np.bool_]:
+    known_T: NDArray[np.bool_] = ~np.isnan(scored.reward_N)[scored.leaf_T]
+    return known_T
+
+
+def _segment_tokens(scored: Scored, value_S: Floats) -> Floats:
+    return np.where(_known_tokens(scored), value_S[scored.segment_T], 0.0)
+
+
+def _reward_metrics(scored: Scored) -> dict[str, float]:
+    centred_N = _core.group_advantage(
+        scored.group_N,
+        scored.reward_N,
+        scale="none",
+        ddof=1,
+        eps=1e-6,
+        leave_one_out=False,
+        single="zero",
+    )
+    groups = np.unique(scored.group_N)
+    informative = np.unique(scored.group_N[centred_N != 0])
+    return {
+        "advantage/reward_unknown": _share(np.isnan(scored.reward_N)),
+        "frac_reward_zero_std": 1 - informative.size / max(groups.size, 1),
+    }
+
+
+def _share(condition: NDArray[np.bool_]) -> float:
+    return float(condition.mean()) if condition.size else 0.0

@@ -1,0 +1,154 @@
+"""Checkpoint: a directory that resumes a run bit for bit and that transformers can load."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+STATE = "pyrl.json"
+OPTIMIZER = "optimizer.safetensors"
+SIGNALS = "signals.bin"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be written or read; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint on disk."""
+
+    path: Path
+    step: int
+    """Finished training steps."""
+    record: Mapping[str, Any]
+    """Counters of the run: sampled tokens, seconds, labels seen."""
+    counts: Mapping[str, float]
+    """Optimizer steps by parameter."""
+
+    def optimizer(self) -> dict[str, Tensor]:
+        return load_file(self.path / OPTIMIZER)
+
+    def signals(self) -> bytes:
+        """The sketches of fork and prune thresholds; empty for a method without them."""
+        return (self.path / SIGNALS).read_bytes()
+
+
+def save(
+    directory: Path,
+    step: int,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    optimizer: tuple[Mapping[str, Tensor], Mapping[str, float]],
+    signals: bytes,
+    record: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Write `directory/checkpoint-STEP` whole or not at all; only the newest `keep` stay."""
+    target = directory / f"checkpoint-{step}"
+    with replacing(target) as folder:
+        write_model(folder, model, tokenizer)
+        tensors, counts = optimizer
+        save_file(
+            {k: v.detach().contiguous().cpu() for k, v in tensors.items()}, folder / OPTIMIZER
+        )
+        (folder / SIGNALS).write_bytes(signals)
+        files = {p.name: _digest(p) for p in sorted(folder.iterdir())}
+        state = {"step": step, "record": record, "counts": counts, "files": files}
+        (folder / STATE).write_text(json.dumps(state, indent=1))
+    for old in _checkpoints(directory)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """What `AutoModelForCausalLM.from_pretrained(folder)` and its tokenizer need."""
+    # The attention that pyrl registers is not part of the model: a reader need not have pyrl.
+    implementation = model.config._attn_implementation
+    model.config._attn_implementation = None
+    try:
+        model.save_pretrained(folder)
+    finally:
+        model.config._attn_implementation = implementation
+    tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A folder that becomes `target` if the block succeeds and vanishes if it does not."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir()
+        yield folder
+        for path in [*folder.iterdir(), folder]:
+            _sync(path)
+        if target.exists():
+            shutil.rmtree(target)
+        folder.rename(target)
+        _sync(target.parent)
+    except OSError as error:
+        raise CheckpointError(
+            f"{target}: could not be written ({error}); earlier checkpoints are unchanged"
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def latest(directory: Path) -> Checkpoint | None:
+    """The newest checkpoint, verified, or None where there is none."""
+    found = _checkpoints(directory)
+    return read(found[-1]) if found else None
+
+
+def read(path: Path) -> Checkpoint:
+    """Verify every file against its recorded digest; CheckpointError names the one that differs."""
+    try:
+        state = json.loads((path / STATE).read_text())
+        files, step = dict(state["files"]), int(state["step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path / STATE}: expected the record of a checkpoint: {error}"
+        ) from error
+    for name, expected in files.items():
+        if not (path / name).is_file():
+            raise CheckpointError(f"{path / name}: expected a file of the checkpoint, found none")
+        if (found := _digest(path / name)) != expected:
+            raise CheckpointError(
+                f"{path / name}: expected sha256 {expected[:12]}, got {found[:12]}: the file is "
+                f"damaged; remove {path} to resume from an earlier checkpoint"
+            )
+    return Checkpoint(path, step, state["record"], state["counts"])
+
+
+def _checkpoints(directory: Path) -> list[Path]:
+    """Oldest first."""
+    found = [
+        p for p in directory.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()
+    ]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

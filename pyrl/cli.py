@@ -1,0 +1,144 @@
+"""The command line: `pyrl demo`, `pyrl train METHOD`, `pyrl eval`, `pyrl info`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import rich
+import tyro
+
+if TYPE_CHECKING:
+    from pyrl.config import Run
+
+USAGE = """\
+pyrl: tree-rollout test-time RL. Fork where the model is unsure, vote, learn.
+
+  pyrl demo [METHOD]     learn to sort longer strings of digits, without labels, in minutes
+  pyrl train METHOD ...  train a model on unlabelled questions; METHOD is one of
+                         {methods}
+  pyrl eval ...          score a model on questions with answers
+  pyrl info              how this installation was built
+
+Each command has --help.
+"""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Learn to sort longer strings of digits from the votes of a small packaged model."""
+
+    method: Annotated[str, tyro.conf.Positional] = "echo"
+    """ttrl, ettrl or echo."""
+    output: Path = Path("runs/demo")
+    """Directory of checkpoints, metrics and the report."""
+    seed: int = 0
+    steps: int | None = None
+    """Fewer steps for a quick look; the default is what the report in the README used."""
+    resume: bool = False
+    """Go on from the last checkpoint in the output directory."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command; exit 0, 2 for bad input with a message, 130 after Ctrl-C."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        sys.exit(_command(args))
+    except (
+        ValueError,
+        FileNotFoundError,
+        FileExistsError,
+        ImportError,
+        FloatingPointError,
+    ) as error:
+        print(f"pyrl: {error}", file=sys.stderr)
+        for note in getattr(error, "__notes__", ()):
+            print(f"pyrl: {note}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("pyrl: interrupted; go on with --resume", file=sys.stderr)
+        sys.exit(130)
+
+
+def _command(args: list[str]) -> int:
+    commands = {"demo": _demo, "train": _train, "eval": _eval, "info": _info}
+    if not args or args[0] in ("-h", "--help"):
+        from pyrl.methods import METHODS
+
+        print(USAGE.format(methods=", ".join(METHODS)))
+        return 0
+    return commands[_known(args[0], commands, "command")](args[1:])
+
+
+def _known(name: str, names: Iterable[str], kind: str) -> str:
+    names = list(names)
+    if name in names:
+        return name
+    near = get_close_matches(name, names, n=1, cutoff=0)[0]
+    raise ValueError(
+        f"there is no {kind} {name!r}; the nearest is {near!r} (of {', '.join(names)})"
+    )
+
+
+def _demo(args: list[str]) -> int:
+    from pyrl.demo.run import EVAL_SETS, METHODS, SCORING, demo_run
+
+    demo = tyro.cli(Demo, args=args, prog="pyrl demo", config=(tyro.conf.FlagConversionOff,))
+    method = _known(demo.method, METHODS, "demo method")
+    run = demo_run(method, output=demo.output, seed=demo.seed)
+    run = replace(run, steps=demo.steps or run.steps, resume=demo.resume)
+    return _run(run, scoring=SCORING, eval_sets=EVAL_SETS)
+
+
+def _train(args: list[str]) -> int:
+    from pyrl.config import parse_run
+    from pyrl.methods import METHODS
+
+    if not args or args[0].startswith("-"):
+        print(f"pyrl train METHOD ...: METHOD is one of {', '.join(METHODS)}; each has --help")
+        return 0 if args and args[0] in ("-h", "--help") else 2
+    method = _known(args[0], METHODS, "method")
+    return _run(parse_run(args[1:], method, METHODS[method]()))
+
+
+def _run(run: Run, **how: Any) -> int:
+    from pyrl.report import Progress
+    from pyrl.train import Trainer
+
+    with Progress() as progress:
+        progress.phase("loading")
+        report = Trainer(run, progress, **how).train()
+    rich.print(report)
+    rich.print(f"model:   {run.output / 'model'}\ncurves:  {run.output / 'curves.png'}")
+    rich.print(f"metrics: {run.output / 'metrics.jsonl'}")
+    return 0
+
+
+def _eval(args: list[str]) -> int:
+    from pyrl.evaluate import EvalSettings, evaluate_model
+    from pyrl.report import Progress, Report
+
+    settings = tyro.cli(EvalSettings, args=args, prog="pyrl eval")
+    with Progress() as progress:
+        progress.phase("loading")
+        score = evaluate_model(settings, progress)
+    rich.print(Report(f"{settings.model} on {settings.data}", (score,)))
+    return 0
+
+
+def _info(args: list[str]) -> int:
+    import pyrl
+
+    tyro.cli(_nothing, args=args, prog="pyrl info", description="How pyrl was built.")
+    for name, value in pyrl.build_info().items():
+        print(f"{name}: {value}")
+    return 0
+
+
+def _nothing() -> None: ...

@@ -1,0 +1,324 @@
+"""The settings of a run: a typed record, read from the command line and from YAML alike."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+import yaml
+from tyro import MISSING
+from tyro.conf import AvoidSubcommands, FlagConversionOff
+from tyro.constructors import (
+    ConstructorRegistry,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
+
+
+class ConfigError(ValueError):
+    """A settings file that cannot be used; the message names the file and the setting."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained, on what, for how long. How it is trained is `algorithm`."""
+
+    model: str
+    """Model: "demo", "smollm2", a directory, or a Hugging Face id."""
+    data: str
+    """Questions: a .jsonl, .json, .csv or .parquet file, "reasoning_gym:TASK", or a data set id."""
+    method: Annotated[str, tyro.conf.Suppress]
+    """Name of the method that `algorithm` began as."""
+    algorithm: Annotated[Any, tyro.conf.arg(name="")]
+    """Every choice of the method (pyrl.algorithm.Algorithm)."""
+    output: Path
+    """Directory of checkpoints, metrics and the report."""
+    resume: bool = False
+    """Go on from the last checkpoint in the output directory."""
+    steps: int = 80
+    """Training steps: each samples, votes and updates once."""
+    prompts_per_step: int = 16
+    """Questions in a step."""
+    seed: int = 0
+    """Of sampling and of the order of the questions."""
+    learning_rate: float = 1e-6
+    """Peak rate of AdamW. Too high a rate collapses the model within a few steps."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of AdamW's two moments."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of AdamW."""
+    warmup_steps: int = 10
+    """Steps in which the rate rises linearly to its peak."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the rate falls after the warm-up."""
+    min_learning_rate: float = 0.05
+    """Where it ends, as a share of the peak."""
+    clip_grad_norm: float = 1.0
+    """Largest norm of the gradient; larger ones are scaled down to it."""
+    updates_per_step: int = 1
+    """Optimizer updates that share the samples of a step; above 1 they are off-policy."""
+    tokens_per_pass: int = 16_384
+    """Tokens in one forward and backward pass: the memory knob. It does not change the result."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the forward and backward pass."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, a third more time."""
+    device: str = "auto"
+    """"auto" (a GPU if there is one), "cpu", "cuda", "cuda:1"..."""
+    threads: int | None = None
+    """CPU threads; None takes all cores."""
+    engine: Literal["hf"] = "hf"
+    """Who samples."""
+    max_rows: int = 256
+    """Branches that the engine samples at the same time."""
+    chat: bool | None = None
+    """Wrap questions in the tokenizer's chat template; None: if it has one."""
+    prefix: str = ""
+    """Text before each question."""
+    suffix: str = ""
+    """Text after each question, such as how the answer should be written."""
+    extractor: str = "boxed"
+    """How the answer is read from a response: "boxed", "whole", "number" or "regex:PATTERN"."""
+    equivalence: Literal["math", "exact"] = "math"
+    """When two answers are the same: as mathematics (math-verify), or as text."""
+    stop: str = ""
+    """A response also ends with any token that contains this text, such as a line break."""
+    save_every: int = 10
+    """Steps between checkpoints; the last step always leaves one."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that stay on disk."""
+    eval_every: int = 0
+    """Steps between evaluations; 0: only before and after training."""
+    eval_data: str | None = None
+    """Questions with answers to evaluate on; None: the training questions, if they have answers."""
+    eval_samples: int = 16
+    """Samples of each question for pass@n and maj@n."""
+    loggers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    """Besides metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}: expected >= {least}, got {value}")
+        for name in ("learning_rate", "clip_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: expected > 0, got {getattr(self, name)}")
+        if not 0 <= self.min_learning_rate <= 1:
+            raise ValueError(
+                f"min_learning_rate: expected a share of the peak in [0, 1], "
+                f"got {self.min_learning_rate}"
+            )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas: expected two numbers in [0, 1), got {self.betas}")
+
+
+_LEAST = {
+    "steps": 1,
+    "prompts_per_step": 1,
+    "seed": 0,
+    "weight_decay": 0,
+    "warmup_steps": 0,
+    "updates_per_step": 1,
+    "tokens_per_pass": 1,
+    "threads": 1,
+    "max_rows": 1,
+    "save_every": 1,
+    "keep_checkpoints": 1,
+    "eval_every": 0,
+    "eval_samples": 1,
+}
+
+
+def parse_run(argv: Sequence[str], method: str, algorithm: object) -> Run:
+    """Settings from the options of `pyrl train METHOD`; `algorithm` holds the method's defaults.
+
+    Any nested frozen dataclass works: `--loss.kl.coef 0` sets algorithm.loss.kl.coef, and a stage
+    of a tuple goes by its class: `--advantage.group-norm.scale`. `--config FILE` reads YAML first.
+    A wrong option exits with code 2 after naming the nearest right one; ConfigError: wrong file.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path)
+    known, options = parser.parse_known_args(argv)
+    run = Run(MISSING, MISSING, method, algorithm, Path("runs") / method)
+    if known.config:
+        settings = _read(known.config)
+        named = settings.pop("method", method)
+        if named != method:
+            raise ConfigError(f"{known.config}: method: expected {method!r}, got {named!r}")
+        run = _apply(run, settings, known.config)
+    return _parse(run, options)
+
+
+def save_run(run: Run, path: Path) -> None:
+    """Write all settings as YAML, whole or not at all; `load_run` gives an equal Run back."""
+    nested: dict[str, Any] = {"method": run.method}
+    for name, value in _leaves(run):
+        *groups, last = name.split(".")
+        target = nested
+        for group in groups:
+            target = target.setdefault(group, {})
+        target[last] = _plain(value)
+    part = path.with_name(path.name + ".part")
+    part.write_text(yaml.safe_dump(nested, sort_keys=False, allow_unicode=True), "utf-8")
+    os.replace(part, path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(map(_plain, value))
+    return str(value) if isinstance(value, Path) else value
+
+
+def load_run(path: Path, methods: Mapping[str, Callable[[], object]]) -> Run:
+    """Settings that `save_run` wrote; ConfigError names what is wrong with the file."""
+    settings = _read(path)
+    method = settings.pop("method", None)
+    if method not in methods:
+        raise ConfigError(f"{path}: method: expected one of {', '.join(methods)}, got {method!r}")
+    run = Run(MISSING, MISSING, method, methods[method](), Path("runs") / method)
+    run = _apply(run, settings, path)
+    if MISSING in (run.model, run.data):
+        raise ConfigError(f"{path}: expected the settings 'model' and 'data'")
+    return run
+
+
+def _parse(run: Run, options: Sequence[str], *markers: Any) -> Run:
+    about = f"Train by {run.method}. --config FILE reads settings from YAML; options override it."
+    return tyro.cli(
+        Run,
+        prog=f"pyrl train {run.method}",
+        description=about,
+        args=options,
+        default=run,
+        registry=_registry(),
+        config=(AvoidSubcommands, *markers),
+    )
+
+
+def _registry() -> ConstructorRegistry:
+    """Rules that let a field be whatever dataclass its default is, also behind a Protocol."""
+    registry = ConstructorRegistry()
+    asking = False
+
+    @registry.struct_rule
+    def narrow(info: StructTypeInfo) -> StructConstructorSpec | None:
+        nonlocal asking
+        if asking or not dataclasses.is_dataclass(info.type):
+            return None
+        asking = True
+        spec = ConstructorRegistry.get_struct_spec(info)
+        asking = False
+        assert isinstance(spec, StructConstructorSpec)
+        return replace(spec, fields=tuple(map(_narrowed, spec.fields)))
+
+    @registry.struct_rule
+    def stages(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if not _has_stages(info.default):
+            return None
+        return StructConstructorSpec(
+            instantiate=lambda **stages: tuple(stages.values()),
+            fields=tuple(
+                StructFieldSpec(name, type(stage), stage) for name, stage in _stages(info.default)
+            ),
+        )
+
+    return registry
+
+
+def _narrowed(field: StructFieldSpec) -> StructFieldSpec:
+    value = field.default
+    if not (_is_record(value) or _has_stages(value)):
+        return field
+    metadata = getattr(field.type, "__metadata__", ())
+    kind: Any = Annotated[(type(value), *metadata)] if metadata else type(value)
+    return replace(field, type=kind)
+
+
+def _is_record(value: object) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _has_stages(value: object) -> bool:
+    return isinstance(value, tuple) and value != () and all(map(_is_record, value))
+
+
+def _stages(stages: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
+    """Names for the dataclasses of a tuple: their class, and a number from the second of a kind."""
+    seen: Counter[str] = Counter()
+    for stage in stages:
+        name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(stage).__name__).lower()
+        seen[name] += 1
+        yield (name if seen[name] == 1 else f"{name}_{seen[name]}"), stage
+
+
+def _leaves(record: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of all settings; the algorithm's stand beside the run's."""
+    for field in (field for field in dataclasses.fields(record) if field.init):
+        value = getattr(record, field.name)
+        name = prefix + field.name
+        if isinstance(record, Run) and field.name == "algorithm":
+            yield from _leaves(value)
+        elif _is_record(value):
+            yield from _leaves(value, f"{name}.")
+        elif _has_stages(value):
+            for stage_name, stage in _stages(value):
+                yield from _leaves(stage, f"{name}.{stage_name}.")
+        elif not (isinstance(record, Run) and field.name == "method"):
+            yield name, value
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Dotted names and values of a YAML file."""
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: no valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected settings `name: value`, got {content!r}")
+    return dict(_flatten(content))
+
+
+def _flatten(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        name = f"{prefix}{key}".replace("-", "_")
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def _apply(run: Run, settings: Mapping[str, Any], path: Path) -> Run:
+    """The run with the settings of a file, read by the same parser as options."""
+    current = dict(_leaves(run))
+    options = []
+    for name, value in settings.items():
+        if name not in current:
+            near = difflib.get_close_matches(name, current, n=1, cutoff=0)[0]
+            raise ConfigError(f"{path}: there is no setting {name!r}; the nearest is {near!r}")
+        if isinstance(value, list):
+            options += [f"--{name}", *map(str, value)]
+        elif value is not None or current[name] is not None:
+            # A choice that a method leaves out (None) is no option, so it is not given back as one.
+            options.append(f"--{name}={value}")
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            read = _parse(replace(run, model="", data=""), options, FlagConversionOff)
+    except SystemExit as stop:
+        raise ConfigError(f"{path}:\n{said.getvalue().rstrip()}") from stop
+    return replace(read, **{n: MISSING for n in ("model", "data") if n not in settings})

@@ -1,0 +1,89 @@
+"""The demo's settings: the methods at a scale where a model learns in minutes on two cores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from pyrl.algorithm import Algorithm
+from pyrl.config import Run
+from pyrl.evaluate import Scoring
+from pyrl.fork import EntropyConfidence, TopEntropy
+from pyrl.loss import KL
+from pyrl.methods.echo import echo as echo_method
+from pyrl.methods.ettrl import ettrl as ettrl_method
+from pyrl.methods.ttrl import ttrl as ttrl_method
+from pyrl.prune import Doubt
+
+TEMPERATURE = 0.6
+MAX_TOKENS = 21
+"""The longest answer has 18 digits and an end."""
+
+EVAL_SETS = {"held-out": "demo:heldout", "length 18": "demo:length18"}
+"""Beside the trained questions: others of the same lengths, and a length never trained on."""
+
+SCORING = Scoring(TEMPERATURE, samples=16, votes=64, low_temperature=0.3, max_tokens=MAX_TOKENS)
+
+
+def ttrl() -> Algorithm:
+    """16 answers vote and train; no KL term: the first model is nothing to hold on to."""
+    parent = ttrl_method()
+    return replace(
+        parent,
+        sample=replace(
+            parent.sample, votes=16, train=16, temperature=TEMPERATURE, max_tokens=MAX_TOKENS
+        ),
+        loss=replace(parent.loss, kl=KL(coef=0.0)),
+    )
+
+
+def ettrl() -> Algorithm:
+    """Leaves for TTRL's tokens: an answer has 17 tokens, so few are masked at its end."""
+    parent, base = ettrl_method(), ttrl()
+    return replace(
+        parent,
+        sample=replace(base.sample, votes=25, train=16),
+        fork=TopEntropy(mask_tail=1),
+        loss=base.loss,
+    )
+
+
+def echo() -> Algorithm:
+    """Windows and cool-down shrunk to answers of 17 tokens."""
+    parent, base = echo_method(), ttrl()
+    return replace(
+        parent,
+        sample=base.sample,
+        fork=EntropyConfidence(cooldown=3, group_window=4, min_tokens=1),
+        prune=Doubt(tail_window=4, decline_run=4),
+        loss=replace(parent.loss, kl=KL(coef=0.0)),
+    )
+
+
+METHODS: dict[str, Callable[[], Algorithm]] = {"ttrl": ttrl, "ettrl": ettrl, "echo": echo}
+
+
+def demo_run(method: str, *, output: Path, seed: int) -> Run:
+    """The run of `pyrl demo METHOD`."""
+    return Run(
+        model="demo",
+        data="demo:train",
+        method=method,
+        algorithm=METHODS[method](),
+        output=output,
+        seed=seed,
+        steps=80,
+        prompts_per_step=48,
+        learning_rate=2e-5,
+        betas=(0.9, 0.95),
+        weight_decay=0.0,
+        warmup_steps=10,
+        schedule="linear",
+        min_learning_rate=0.05,
+        max_rows=1024,
+        extractor="whole",
+        equivalence="exact",
+        eval_every=20,
+        chat=False,
+    )

@@ -1,0 +1,235 @@
+"""Evaluate: how often a model is right, alone and by its own vote."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pyrl.answers import EQUIVALENCES, Equivalence, Extractor, classify, extractor_named
+from pyrl.engine import Engine, Sampling
+from pyrl.engine.hf import HFEngine
+from pyrl.fork import Flat
+from pyrl.leaves import Decode, Leaves, collect
+from pyrl.models import load_model
+from pyrl.prompts import Prompt, load_prompts
+from pyrl.prune import Keep
+from pyrl.report import Evaluation, Progress
+from pyrl.rollout import Rollout, derive_seed
+from pyrl.vote import Majority
+
+
+def answered(prompts: Sequence[Prompt], name: str) -> Sequence[Prompt]:
+    """The prompts, all of which have a true answer; ValueError names the first that has none."""
+    for prompt in prompts:
+        if prompt.answer is None:
+            raise ValueError(
+                f"{name}: expected a true answer for each question, {prompt.index} has none"
+            )
+    return prompts
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Which scores are taken of a model."""
+
+    temperature: float = 0.6
+    samples: int = 16
+    """For pass@1 (their mean), maj@n and pass@n."""
+    votes: int = 0
+    """More samples for one larger vote, maj@votes; 0: none."""
+    low_temperature: float = 0.0
+    """Another pass@1 at this temperature; 0: none."""
+    max_tokens: int = 1024
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """Score a model: greedy, pass@1, maj@n and pass@n."""
+
+    model: str
+    """"demo", "smollm2", a directory, or a Hugging Face id."""
+    data: str
+    """Questions with answers: a file, "reasoning_gym:TASK", "demo:heldout", or a data set's id."""
+    samples: int = 16
+    """Per question, for pass@1 (their mean), maj@n and pass@n."""
+    temperature: float = 0.6
+    low_temperature: float = 0.3
+    """Another pass@1; 0: none."""
+    max_tokens: int = 1024
+    """Response tokens at most."""
+    extractor: str = "boxed"
+    """How the answer is read: "boxed", "whole", "number" or "regex:PATTERN"."""
+    equivalence: Literal["math", "exact"] = "math"
+    """When two answers are the same: as mathematics (math-verify), or as text."""
+    stop: str = ""
+    """A response also ends with any token that contains this text."""
+    chat: bool | None = None
+    """Use the chat template; None: if there is one and the data brings no worked examples."""
+    prefix: str = ""
+    """Text before each question."""
+    suffix: str = ""
+    """Text after each question."""
+    seed: int = 0
+    limit: int | None = None
+    """Only the first questions."""
+    max_rows: int = 256
+    """Branches that the engine samples at the same time."""
+    device: str = "auto"
+
+
+class Evaluator:
+    """Scores one engine on sets of questions with true answers."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        decode: Decode,
+        extractor: Extractor,
+        equivalence: Equivalence,
+        seed: int,
+        on_tokens: Callable[[int], None] = lambda tokens: None,
+    ) -> None:
+        self.engine, self.decode = engine, decode
+        self.extractor, self.equivalence = extractor, equivalence
+        self.seed, self.on_tokens = seed, on_tokens
+
+    def __call__(
+        self, name: str, model: Literal["before", "after"], prompts: Sequence[Prompt], how: Scoring
+    ) -> Evaluation:
+        """ValueError if a question has no true answer."""
+        answered(prompts, name)
+        started = time.monotonic()
+        greedy, tokens = self._sample(prompts, 1, 0.0, how)
+        metrics = {"greedy": float(self._right(greedy, prompts).mean())}
+        if how.low_temperature:
+            low, used = self._sample(prompts, how.samples, how.low_temperature, how)
+            metrics[f"pass@1/T={how.low_temperature:g}"] = float(self._right(low, prompts).mean())
+            tokens += used
+        leaves, used = self._sample(prompts, max(how.samples, how.votes), how.temperature, how)
+        metrics |= self._sampled(leaves, prompts, how)
+        return Evaluation(
+            set=name,
+            model=model,
+            metrics=metrics,
+            questions=len(prompts),
+            tokens=tokens + used,
+            seconds=time.monotonic() - started,
+        )
+
+    def _sampled(self, leaves: Leaves, prompts: Sequence[Prompt], how: Scoring) -> dict[str, float]:
+        n, count = how.samples, max(how.samples, how.votes)
+        right_GN = self._right(leaves, prompts).reshape(len(prompts), count)
+        metrics = {f"pass@1/T={how.temperature:g}": float(right_GN[:, :n].mean())}
+        for votes in [n, how.votes] if how.votes else [n]:
+            first = np.flatnonzero(np.arange(len(leaves.leaf_N)) % count < votes)
+            metrics[f"maj@{votes}"] = self._majority(leaves.take(first), prompts)
+        return metrics | {f"pass@{n}": float(right_GN[:, :n].any(1).mean())}
+
+    def _sample(
+        self, prompts: Sequence[Prompt], samples: int, temperature: float, how: Scoring
+    ) -> tuple[Leaves, int]:
+        rollout = Rollout(
+            self.engine,
+            [prompt.tokens for prompt in prompts],
+            votes=samples,
+            limit=how.max_tokens,
+            sampling=Sampling(temperature),
+            fork=Flat(),
+            prune=Keep(),
+            signals=None,
+            seed=derive_seed(self.seed, samples, round(temperature * 1000)),
+            on_tokens=self.on_tokens,
+        )
+        return collect(rollout.run(), self.decode), rollout.counts.sampled_tokens
+
+    def _right(self, leaves: Leaves, prompts: Sequence[Prompt]) -> NDArray[np.bool_]:
+        """Which leaves are right [N]; one whose comparison ran out of time is not."""
+        answers = classify(leaves, self.extractor, self.equivalence)
+        return np.array(
+            [
+                answer is not None and self._same(answer, prompts[group])
+                for answer, group in zip(answers.answer_N, leaves.group_N.tolist(), strict=True)
+            ]
+        )
+
+    def _majority(self, leaves: Leaves, prompts: Sequence[Prompt]) -> float:
+        answers = classify(leaves, self.extractor, self.equivalence)
+        label_G = Majority()(leaves, answers).label_G
+        right = [
+            label is not None and self._same(label, prompt)
+            for label, prompt in zip(label_G, prompts, strict=True)
+        ]
+        return float(np.mean(right))
+
+    def _same(self, answer: str, prompt: Prompt) -> bool:
+        assert prompt.answer is not None
+        return self.equivalence.same(answer, prompt.answer) is True
+
+
+def evaluate_model(settings: EvalSettings, progress: Progress) -> Evaluation:
+    """Load a model and questions, and score the one on the other: `pyrl eval`."""
+    model, tokenizer = load_model(settings.model)
+    model.to(find_device(settings.device))
+    room = model.config.get_text_config().max_position_embeddings
+    prompts = load_prompts(
+        settings.data,
+        tokenizer,
+        max_tokens=room - settings.max_tokens,
+        chat=settings.chat,
+        prefix=settings.prefix,
+        suffix=settings.suffix,
+        limit=settings.limit,
+    )
+    answered(prompts, settings.data)
+    engine = HFEngine(
+        model, stop_tokens(model, tokenizer, settings.stop), max_rows=settings.max_rows
+    )
+    evaluator = Evaluator(
+        engine,
+        decoder(tokenizer),
+        extractor_named(settings.extractor),
+        EQUIVALENCES[settings.equivalence](),
+        settings.seed,
+        progress.tokens,
+    )
+    progress.phase("evaluating")
+    how = Scoring(
+        temperature=settings.temperature,
+        samples=settings.samples,
+        low_temperature=settings.low_temperature,
+        max_tokens=settings.max_tokens,
+    )
+    return evaluator(settings.data.replace("/", " "), "before", prompts, how)
+
+
+def decoder(tokenizer: PreTrainedTokenizerBase) -> Decode:
+    """Text of responses without special tokens."""
+    return lambda rows: [tokenizer.decode(row.tolist(), skip_special_tokens=True) for row in rows]
+
+
+def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop: str) -> set[int]:
+    """Ids that end a response: the model's own, and every token whose text contains `stop`."""
+    own = model.generation_config.eos_token_id
+    ids = set(own if isinstance(own, list) else [own]) | {tokenizer.eos_token_id}
+    if stop:
+        ids |= {i for i in range(len(tokenizer)) if stop in tokenizer.decode([i])}
+    ids.discard(None)
+    if not ids:
+        raise ValueError("the model has no end-of-sequence token; give a text to --stop at")
+    return ids
+
+
+def find_device(name: str) -> torch.device:
+    """ "auto" is a GPU if there is one; ValueError for a GPU that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device: expected one that is here, got {name!r}, but torch sees no GPU")
+    return torch.device(name)

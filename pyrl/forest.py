@@ -1,0 +1,18 @@
+"""The rollout forest: a tree of branches per prompt, every shared token stored once (C++)."""
+
+from pyrl._core import Forest, LeafTable, Path, Segments, StaleHandleError
+
+LOW_CONFIDENCE, TAIL_DECLINE, ENTROPY_SPIKE, BUDGET = 1, 2, 3, 4
+"""Reasons of `Forest.prune` and indices of `Forest.pruned()`; BUDGET also stands for any other."""
+
+__all__ = [
+    "BUDGET",
+    "ENTROPY_SPIKE",
+    "LOW_CONFIDENCE",
+    "TAIL_DECLINE",
+    "Forest",
+    "LeafTable",
+    "Path",
+    "Segments",
+    "StaleHandleError",
+]

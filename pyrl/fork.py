@@ -1,0 +1,213 @@
+"""Fork: where a tree grows new branches. Each rule is a frozen dataclass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyrl._core import Forest, Observed, SignalSpec, Threshold
+
+
+@dataclass(frozen=True)
+class Site:
+    """New branches at one place: `siblings` that share the first `at` response tokens of `leaf`."""
+
+    leaf: int
+    at: int
+    siblings: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A trunk whose branches have all ended, as `Fork.at_end` sees it."""
+
+    forest: Forest
+    leaves: tuple[int, ...]
+    """Finished branches in creation order, the trunk first."""
+    begin: tuple[int, ...]
+    """Where each leaf left its parent: positions before it belong to another leaf."""
+    answer: Callable[[int], int]
+    """Position at which a leaf's final answer opens, or its length."""
+    round: int
+    """How many rounds of forks this trunk has had."""
+
+
+class Fork(Protocol):
+    """A rule may decide while a branch grows (lowered to C++, or `width`), at its end, or never."""
+
+    def trunks(self, votes: int) -> int:
+        """Independent samples to begin with, when `votes` leaves are wanted."""
+
+    def cap(self, votes: int) -> int:
+        """Leaves of one trunk at most."""
+
+    def lower(self, spec: SignalSpec) -> bool:
+        """Write the online rule into the C++ signals; False: nothing is decided online."""
+
+    def width(self, observed: Observed) -> NDArray[np.int32]:
+        """Branches after this token for each observed branch, itself included (1: no fork)."""
+
+    def at_end(self, trunk: Finished) -> list[Site]:
+        """Forks of a finished trunk; empty when it is done."""
+
+
+@dataclass(frozen=True)
+class Flat:
+    """Independent samples: TTRL's rollout (arXiv:2504.16084)."""
+
+    def trunks(self, votes: int) -> int:
+        return votes
+
+    def cap(self, votes: int) -> int:
+        return votes
+
+    def lower(self, spec: SignalSpec) -> bool:
+        return False
+
+    def width(self, observed: Observed) -> NDArray[np.int32]:
+        return observed.width_B
+
+    def at_end(self, trunk: Finished) -> list[Site]:
+        return []
+
+
+@dataclass(frozen=True)
+class TopEntropy(Flat):
+    """ETMR: fork each finished trunk at its most uncertain tokens (arXiv:2508.11356).
+
+    `votes` leaves come from votes / (1 + forks * siblings) trunks: 60 from 12 with the defaults.
+    """
+
+    forks: int = 2
+    """N: positions per trunk."""
+    siblings: int = 2
+    """B: new branches per position."""
+    min_gap: int = 0
+    """Tokens between two forks of one trunk; 0 is the paper's strict top-N."""
+    mask_tail: int = 8
+    """Last tokens of a trunk that never fork."""
+
+    def trunks(self, votes: int) -> int:
+        return max(1, votes // (1 + self.forks * self.siblings))
+
+    def at_end(self, trunk: Finished) -> list[Site]:
+        if trunk.round > 0 or self.forks * self.siblings == 0:
+            return []
+        (leaf,) = trunk.leaves
+        end = min(trunk.answer(leaf), trunk.forest.length(leaf) - self.mask_tail)
+        positions = trunk.forest.top_entropy(leaf, self.forks, 1, end, self.min_gap)
+        return [Site(leaf, int(at), self.siblings) for at in positions]
+
+
+@dataclass(frozen=True)
+class EPTree(TopEntropy):
+    """TreeRL's tree: rounds of forks at the tokens of largest surprisal (arXiv:2506.11902)."""
+
+    rounds: int = 1
+    """L: each round looks at all tokens of the tree, also those of earlier rounds."""
+
+    def trunks(self, votes: int) -> int:
+        return max(1, votes // (1 + self.forks * self.rounds * self.siblings))
+
+    def at_end(self, trunk: Finished) -> list[Site]:
+        if trunk.round >= self.rounds:
+            return []
+        candidates = []
+        for order, leaf in enumerate(trunk.leaves):
+            surprisal = -trunk.forest.path(leaf).logprob
+            end = min(trunk.answer(leaf), len(surprisal) - self.mask_tail)
+            first = trunk.begin[order] + 1  # the first token of a branch is masked
+            candidates += [(-float(surprisal[at]), order, at) for at in range(first, end)]
+        best = sorted(candidates)[: self.forks]
+        return [Site(trunk.leaves[order], at, self.siblings) for _, order, at in best]
+
+
+@dataclass(frozen=True)
+class OnlineEntropy(Flat):
+    """ETMR as a stopping rule: fork the first N times that entropy exceeds a running quantile.
+
+    Without the look at the finished trunk every leaf is an exact sample of the policy, and a
+    branch starts while its trunk still runs.
+    """
+
+    forks: int = 2
+    siblings: int = 2
+    quantile: float = 0.9
+    """Of token entropy over the last steps."""
+    cooldown: int = 16
+    min_tokens: int = 1
+    warmup_traces: int = 16
+
+    def trunks(self, votes: int) -> int:
+        return max(1, votes // (1 + self.forks * self.siblings))
+
+    def lower(self, spec: SignalSpec) -> bool:
+        spec.fork = self.forks * self.siblings > 0
+        spec.entropy_high = spec.entropy_low = Threshold(q=self.quantile)
+        spec.confidence_fork = Threshold(value=1e30)  # confidence and rise have no say here
+        spec.entropy_rise = Threshold(value=-1e30)
+        spec.alpha = spec.beta = 0.0
+        spec.width_min = spec.width_max = 1 + self.siblings
+        spec.cooldown = self.cooldown
+        spec.max_forks = self.forks
+        spec.min_tokens = self.min_tokens
+        spec.warmup_traces = self.warmup_traces
+        return True
+
+
+@dataclass(frozen=True)
+class EntropyConfidence(Flat):
+    """ECHO's EC-Tree: fork where entropy is high and group confidence low (arXiv:2602.02150).
+
+    The width is round(1 + alpha (H - H_low) / (H_high - H_low) + beta (1 - D_fork / D)), where D is
+    doubt, 1 - C: the released code's formula with its confidence term in units that also tell
+    0.99 from 0.9999. Thresholds are quantiles of the last steps. A cool-down and a cap per trunk
+    keep one run of uncertain tokens from spending the budget.
+    """
+
+    entropy_high: float = 0.95
+    """Quantile of token entropy above which a token may fork."""
+    entropy_low: float = 0.5
+    confidence: float = 0.5
+    """Quantile of group confidence below which a token may fork."""
+    entropy_rise: float = 0.8
+    """Quantile of the rise of entropy over its moving average."""
+    alpha: float = 2.0
+    beta: float = 1.0
+    max_width: int = 4
+    cooldown: int = 32
+    """Tokens without a fork after one; siblings inherit it."""
+    trunk_cap: int = 8
+    """Leaves of one trunk at most."""
+    trunk_share: float = 0.5
+    """Share of the wanted leaves that start as trunks; forks, then new trunks, fill up the rest."""
+    smooth_window: int = 4
+    group_window: int = 32
+    min_tokens: int = 4
+    warmup_traces: int = 16
+    """Finished samples before the first fork of a run."""
+
+    def trunks(self, votes: int) -> int:
+        return votes if self.max_width == 1 else max(1, round(votes * self.trunk_share))
+
+    def cap(self, votes: int) -> int:
+        return self.trunk_cap
+
+    def lower(self, spec: SignalSpec) -> bool:
+        spec.fork = self.max_width > 1
+        spec.entropy_high = Threshold(q=self.entropy_high)
+        spec.entropy_low = Threshold(q=self.entropy_low)
+        spec.confidence_fork = Threshold(q=self.confidence)
+        spec.entropy_rise = Threshold(q=self.entropy_rise)
+        spec.alpha, spec.beta = self.alpha, self.beta
+        spec.width_max = self.max_width
+        spec.cooldown = self.cooldown
+        spec.smooth_window = self.smooth_window
+        spec.group_window = self.group_window
+        spec.min_tokens = self.min_tokens
+        spec.warmup_traces = self.warmup_traces
+        return spec.fork

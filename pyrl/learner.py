@@ -1,0 +1,228 @@
+"""Learner: one policy update from a batch of tokens, in passes that fit in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pyrl.attention import use_pyrl_attention
+from pyrl.config import Run
+from pyrl.loss import Loss
+from pyrl.pack import TokenBatch, gather
+from pyrl.policy_loss import PolicyLoss, policy_loss
+from pyrl.token_stats import TokenStats, token_stats
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss or gradient is NaN or infinite; the weights have not been changed."""
+
+
+def learning_rate(run: Run, step: int) -> float:
+    """Of this step (0-based): a linear warm-up, then the schedule down to its end."""
+    if step < run.warmup_steps:
+        return run.learning_rate * (step + 1) / run.warmup_steps
+    done = (step - run.warmup_steps) / max(1, run.steps - run.warmup_steps)
+    rest = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
+    end = 1.0 if run.schedule == "constant" else run.min_learning_rate
+    return run.learning_rate * (end + (1 - end) * rest[run.schedule])
+
+
+class Learner:
+    """Owns a model's optimizer; a gradient is that of the whole mini-batch, however it is cut."""
+
+    def __init__(self, model: PreTrainedModel, initial: PreTrainedModel | None, run: Run) -> None:
+        """`initial` is the frozen reference of the KL term; without such a term it is not used."""
+        self.model, self.run = model, run
+        self.loss: Loss = run.algorithm.loss
+        self.temperature: float = run.algorithm.sample.temperature
+        self.reference = initial if self.loss.kl.coef else None
+        use_pyrl_attention(model)
+        if self.reference is not None:
+            use_pyrl_attention(self.reference)
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0  # the policy that trains is the one that sampled
+        if run.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=run.learning_rate,
+            betas=run.betas,
+            weight_decay=run.weight_decay,
+        )
+
+    def update(self, batch: TokenBatch, group_N: NDArray[np.int64], step: int) -> dict[str, float]:
+        """Optimizer steps over the batch's questions; metrics averaged over them.
+
+        `group_N` [N] is the question of each leaf: a mini-batch never splits one. NonFiniteError
+        before the weights change.
+        """
+        rate = learning_rate(self.run, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        questions = np.unique(group_N)
+        parts = np.array_split(questions, min(self.run.updates_per_step, len(questions)))
+        rows = [self._mini_batch(batch.take(np.flatnonzero(np.isin(group_N, p)))) for p in parts]
+        mean = {name: float(np.mean([row.get(name, 0.0) for row in rows])) for name in rows[0]}
+        # Only before the first update are sampler and learner the same policy.
+        name = "sampling/sampling_logp_difference/max"
+        return mean | {"learning_rate": rate, name: rows[0][name]}
+
+    def _mini_batch(self, batch: TokenBatch) -> dict[str, float]:
+        terms = self._terms(batch)
+        tally = Tally()
+        self.model.train(self.run.gradient_checkpointing)
+        self.optimizer.zero_grad(set_to_none=True)
+        for leaf_N in self._passes(batch):
+            part = batch.take(leaf_N)
+            loss = self._loss(part, terms.take(batch, leaf_N), tally)
+            torch.autograd.backward(loss)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.run.clip_grad_norm))
+        self.model.eval()
+        if not (math.isfinite(tally.loss) and math.isfinite(norm)):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NonFiniteError(
+                f"expected a finite loss and gradient, got loss {tally.loss} and gradient norm "
+                f"{norm}; the weights are unchanged"
+            )
+        self.optimizer.step()
+        return tally.metrics() | {"grad_norm": norm}
+
+    def _passes(self, batch: TokenBatch) -> Iterator[NDArray[np.int64]]:
+        """Passes over the leaves that have a gradient: zero advantage alone gives none."""
+        if self.loss.kl.coef or self.loss.entropy:
+            used_N = np.arange(len(batch))
+        else:
+            size_N1 = np.concatenate([[0.0], np.cumsum(np.abs(batch.advantage_T))])
+            used_N = np.flatnonzero(np.diff(size_N1[batch.token_offset_N1]) > 0)
+        for leaf_N in batch.take(used_N).passes(self.run.tokens_per_pass):
+            yield used_N[leaf_N]
+
+    def _terms(self, batch: TokenBatch) -> Terms:
+        """What a token's loss takes from the whole mini-batch: its weight and its bounds."""
+        low_T, high_T = self.loss.bounds(batch)
+        weight_T = self.loss.aggregate(batch.leaf_T, batch.mask_T, len(batch))
+        return Terms(low_T, high_T, np.asarray(weight_T, np.float32))
+
+    def _loss(self, batch: TokenBatch, terms: Terms, tally: Tally) -> Tensor:
+        device = self.model.device
+        stats = self.stats(self.model, batch)
+        reference = None
+        if self.reference is not None:
+            with torch.no_grad():
+                reference = self.stats(self.reference, batch).logprob
+        out = policy_loss(
+            stats.logprob,
+            stats.entropy,
+            old_logprob_T=torch.from_numpy(batch.old_logprob_T).to(device),
+            advantage_T=torch.from_numpy(batch.advantage_T.astype(np.float32)).to(device),
+            weight_T=torch.from_numpy(terms.weight_T).to(device),
+            clip_low_T=torch.from_numpy(terms.low_T).to(device),
+            clip_high_T=torch.from_numpy(terms.high_T).to(device),
+            dual_clip=self.loss.dual,
+            ref_logprob_T=reference,
+            kl_coef=self.loss.kl.coef,
+            kl=self.loss.kl.estimator,
+            entropy_coef=self.loss.entropy,
+        )
+        tally.add(out, stats, batch, terms)
+        return out.loss
+
+    def stats(self, model: PreTrainedModel, batch: TokenBatch) -> TokenStats:
+        """Log-prob and entropy of each response token [T] at the sampling temperature."""
+        device = model.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.run.dtype == "bfloat16"):
+            logits_TV = model(
+                input_ids=torch.from_numpy(batch.input_I)[None].to(device),
+                position_ids=torch.from_numpy(batch.position_I)[None].to(device),
+                cu_seq_lens_q=torch.from_numpy(batch.input_offset_N1.astype(np.int32)),
+                logits_to_keep=torch.from_numpy(batch.predictor_T).to(device),
+                use_cache=False,
+            ).logits[0]
+        label_T = torch.from_numpy(batch.label_T).to(device)
+        return token_stats(logits_TV, label_T, self.temperature)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """The optimizer's tensors and step counts by parameter name, for a checkpoint."""
+        names = {id(p): n for n, p in self.model.named_parameters()}
+        tensors: dict[str, Tensor] = {}
+        counts: dict[str, float] = {}
+        for parameter, state in self.optimizer.state.items():
+            name = names[id(parameter)]
+            counts[name] = float(state["step"])
+            tensors[f"{name}.exp_avg"] = state["exp_avg"]
+            tensors[f"{name}.exp_avg_sq"] = state["exp_avg_sq"]
+        return tensors, counts
+
+    def load_state(self, tensors: Mapping[str, Tensor], counts: Mapping[str, float]) -> None:
+        """Take over what `state` returned; ValueError if it is of another model."""
+        named = dict(self.model.named_parameters())
+        unknown = sorted(set(counts) - set(named))
+        if unknown:
+            raise ValueError(
+                f"optimizer state: expected parameters of the model, got {unknown[:3]}"
+            )
+        for name, count in counts.items():
+            self.optimizer.state[named[name]] = {
+                "step": torch.tensor(count),
+                "exp_avg": tensors[f"{name}.exp_avg"].to(named[name]),
+                "exp_avg_sq": tensors[f"{name}.exp_avg_sq"].to(named[name]),
+            }
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Per token, from the whole mini-batch: the bounds of the ratio and the weight in the loss."""
+
+    low_T: NDArray[np.float32]
+    high_T: NDArray[np.float32]
+    weight_T: NDArray[np.float32]
+
+    def take(self, batch: TokenBatch, leaf_N: NDArray[np.int64]) -> Terms:
+        row_T = gather(batch.token_offset_N1, leaf_N)
+        return Terms(self.low_T[row_T], self.high_T[row_T], self.weight_T[row_T])
+
+
+class Tally:
+    """Weighted sums over passes, so that metrics are those of the whole mini-batch."""
+
+    def __init__(self) -> None:
+        self.loss = 0.0
+        self.weight = 0.0
+        self.sums: dict[str, float] = {}
+        self.largest = 0.0
+        self.ratio = 0.0
+
+    def add(self, out: PolicyLoss, stats: TokenStats, batch: TokenBatch, terms: Terms) -> None:
+        gap_T = np.abs(stats.logprob.detach().cpu().numpy() - batch.old_logprob_T)[batch.mask_T]
+        entropy_T = stats.entropy.detach().cpu().numpy()
+        self.loss += float(out.loss.detach())
+        self.weight += out.weight
+        self.largest = max(self.largest, float(gap_T.max(initial=0.0)))
+        self.ratio = max(self.ratio, out.ratio_max)
+        for name, mean in {
+            "clip_ratio/low_mean": out.clipped_low,
+            "clip_ratio/high_mean": out.clipped_high,
+            "clip_ratio/dual_mean": out.clipped_dual,
+            "kl": out.kl_ref,
+            "sampling/importance_sampling_ratio/mean": out.ratio_mean,
+            "sampling/sampling_logp_difference/mean": float(gap_T.mean()) if len(gap_T) else 0.0,
+            "entropy/trained": float(np.average(entropy_T, weights=terms.weight_T)),
+        }.items():
+            self.sums[name] = self.sums.get(name, 0.0) + out.weight * mean
+
+    def metrics(self) -> dict[str, float]:
+        means = {name: value / self.weight for name, value in self.sums.items() if self.weight}
+        return means | {
+            "loss": self.loss,
+            "sampling/importance_sampling_ratio/max": self.ratio,
+            "sampling/sampling_logp_difference/max": self.largest,
+        }

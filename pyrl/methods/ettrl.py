@@ -1,0 +1,21 @@
+"""ETTRL: entropy-forked trees and advantages reshaped by entropy (arXiv:2508.11356)."""
+
+from dataclasses import replace
+
+from pyrl.advantage import EntropyReshape
+from pyrl.algorithm import Algorithm
+from pyrl.fork import TopEntropy
+from pyrl.methods.ttrl import ttrl
+from pyrl.select import Stratified
+
+
+def ettrl() -> Algorithm:
+    """ETMR: 60 leaves from 12 trunks forked at their two most uncertain tokens, plus EAR (Res)."""
+    parent = ttrl()
+    return replace(
+        parent,
+        sample=replace(parent.sample, votes=60),
+        fork=TopEntropy(),
+        select=Stratified(),
+        advantage=(*parent.advantage, EntropyReshape()),
+    )

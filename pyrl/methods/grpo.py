@@ -1,0 +1,31 @@
+"""GRPO and its group baselines, with true answers or a reward function as the reward."""
+
+from dataclasses import replace
+
+from pyrl import advantage
+from pyrl.algorithm import Algorithm, Sample
+from pyrl.loss import KL, Clip
+from pyrl.policy_loss import SeqMeanTokenSumNorm
+from pyrl.reward import TrueReward
+
+
+def grpo() -> Algorithm:
+    """Group-normalised rewards, token mean, no KL (arXiv:2402.03300)."""
+    base = Algorithm(
+        advantage=advantage.grpo(), sample=Sample(votes=16, train=16), reward=TrueReward()
+    )
+    return replace(base, loss=replace(base.loss, bounds=Clip(), dual=None, kl=KL(coef=0.0)))
+
+
+def dr_grpo() -> Algorithm:
+    """No division by the group's deviation nor by the answer's length (arXiv:2503.20783)."""
+    parent = grpo()
+    constant = SeqMeanTokenSumNorm(length=parent.sample.max_tokens)
+    return replace(
+        parent, advantage=advantage.dr_grpo(), loss=replace(parent.loss, aggregate=constant)
+    )
+
+
+def rloo() -> Algorithm:
+    """The baseline of each answer is the mean of the others (arXiv:2402.14740)."""
+    return replace(grpo(), advantage=advantage.rloo())

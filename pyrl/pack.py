@@ -1,0 +1,106 @@
+"""Pack: the leaves that train, as one flat row of tokens without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyrl import _core
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """N responses: I input tokens (prompt and response of each in turn), T response tokens."""
+
+    input_I: NDArray[np.int64]
+    position_I: NDArray[np.int64]
+    label_T: NDArray[np.int64]
+    old_logprob_T: NDArray[np.float32]
+    """By the policy that sampled, at the sampling temperature."""
+    entropy_T: NDArray[np.float32]
+    confidence_T: NDArray[np.float32]
+    mask_T: NDArray[np.bool_]
+    """False for forced tokens: they are no sample of the policy."""
+    advantage_T: NDArray[np.float64]
+    input_offset_N1: NDArray[np.int64]
+    """Where each leaf's input tokens begin, and the end of the last."""
+    token_offset_N1: NDArray[np.int64]
+    """Where each leaf's response tokens begin, and the end of the last."""
+
+    def __len__(self) -> int:
+        return len(self.input_offset_N1) - 1
+
+    @property
+    def leaf_T(self) -> NDArray[np.int64]:
+        return np.repeat(np.arange(len(self)), np.diff(self.token_offset_N1))
+
+    @property
+    def predictor_T(self) -> NDArray[np.int64]:
+        """The row of `input_I` whose logits predict each response token."""
+        shift_N = self.input_offset_N1[1:] - self.token_offset_N1[1:] - 1
+        return np.arange(len(self.label_T)) + np.repeat(shift_N, np.diff(self.token_offset_N1))
+
+    def take(self, leaf_N: NDArray[np.int64]) -> TokenBatch:
+        """The batch of these leaves, in the given order."""
+        row_I = gather(self.input_offset_N1, leaf_N)
+        row_T = gather(self.token_offset_N1, leaf_N)
+        columns = {
+            f.name: getattr(self, f.name)[row_I if f.name.endswith("_I") else row_T]
+            for f in fields(self)
+            if not f.name.endswith("_N1")
+        }
+        return TokenBatch(
+            **columns,
+            input_offset_N1=offsets(np.diff(self.input_offset_N1)[leaf_N]),
+            token_offset_N1=offsets(np.diff(self.token_offset_N1)[leaf_N]),
+        )
+
+    def passes(self, tokens: int) -> Iterator[NDArray[np.int64]]:
+        """Leaf ordinals of forward passes of at most `tokens` inputs (a longer leaf goes alone).
+
+        The longest come first, so that a batch which does not fit in memory fails at once; equal
+        lengths lie side by side, which attention uses.
+        """
+        length_N = np.diff(self.input_offset_N1)
+        order_N = np.argsort(-length_N, kind="stable")
+        start, used = 0, 0
+        for stop, leaf in enumerate(order_N):
+            if used + length_N[leaf] > tokens and stop > start:
+                yield order_N[start:stop]
+                start, used = stop, 0
+            used += int(length_N[leaf])
+        if start < len(order_N):
+            yield order_N[start:]
+
+
+def offsets(length_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(length_N, dtype=np.int64)])
+
+
+def gather(offset_N1: NDArray[np.int64], leaf_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Row numbers of the given leaves' spans, one after the other."""
+    length_N = np.diff(offset_N1)[leaf_N]
+    shift_N = offset_N1[leaf_N] - offsets(length_N)[:-1]
+    return np.arange(int(length_N.sum())) + np.repeat(shift_N, length_N)
+
+
+def pack(rows: _core.PackedRows, advantage_T: NDArray[np.float64]) -> TokenBatch:
+    """Join the forest's flat rows (`_core.pack_flat`) with one advantage per response token."""
+    if len(advantage_T) != len(rows.label_T):
+        raise ValueError(f"pack: expected {len(rows.label_T)} advantages, got {len(advantage_T)}")
+    leaves = len(rows.cu_seqlens) - 1
+    return TokenBatch(
+        input_I=rows.input_I,
+        position_I=rows.position_I,
+        label_T=rows.label_T,
+        old_logprob_T=rows.logprob_T,
+        entropy_T=rows.entropy_T,
+        confidence_T=rows.confidence_T,
+        mask_T=~rows.forced_T,
+        advantage_T=advantage_T,
+        input_offset_N1=rows.cu_seqlens.astype(np.int64),
+        token_offset_N1=offsets(np.bincount(rows.leaf_T, minlength=leaves)),
+    )

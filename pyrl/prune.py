@@ -1,0 +1,70 @@
+"""Prune: which branches stop early. A pruned branch neither votes nor trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyrl._core import Observed, SignalSpec, Threshold
+
+
+class Prune(Protocol):
+    def lower(self, spec: SignalSpec) -> bool:
+        """Write the rule into the C++ signals; False: nothing is ever pruned."""
+
+    def reason(self, observed: Observed) -> NDArray[np.uint8]:
+        """0 to keep, otherwise a reason from 1 to 255, for each observed branch."""
+
+    def respawns(self, votes: int) -> int:
+        """Pruned branches of a prompt that are replaced by new trunks, at most."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Every branch runs to its end."""
+
+    def lower(self, spec: SignalSpec) -> bool:
+        return False
+
+    def reason(self, observed: Observed) -> NDArray[np.uint8]:
+        return observed.prune_B
+
+    def respawns(self, votes: int) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class Doubt(Keep):
+    """ECHO's three online rules, by quantiles of the last steps (arXiv:2602.02150).
+
+    (1) the lowest group confidence so far is below that of most finished samples, (2) tail
+    confidence has fallen for many tokens in a row and is low, (3) entropy has leapt several times
+    in a row.
+    """
+
+    confidence_low: float = 0.1
+    """Quantile, over samples, of their lowest group confidence."""
+    tail_low: float = 0.1
+    decline_run: int = 64
+    spike: float = 0.99
+    """Quantile of the rise of entropy over its moving average."""
+    spike_run: int = 3
+    tail_window: int = 64
+    respawn_share: float = 0.25
+    """Of the wanted leaves."""
+
+    def lower(self, spec: SignalSpec) -> bool:
+        spec.prune = True
+        spec.confidence_low = Threshold(q=self.confidence_low)
+        spec.tail_low = Threshold(q=self.tail_low)
+        spec.entropy_spike = Threshold(q=self.spike)
+        spec.decline_run = self.decline_run
+        spec.spike_run = self.spike_run
+        spec.tail_window = self.tail_window
+        return True
+
+    def respawns(self, votes: int) -> int:
+        return round(votes * self.respawn_share)

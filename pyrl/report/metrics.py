@@ -1,0 +1,289 @@
+"""The numbers of a run: one JSON object per step in metrics.jsonl, and the loggers people use."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+Value = float | int | bool | str | None
+Row = dict[str, Value]
+"""Metric names and values of one step; "step" counts finished updates, 0 is the untrained model."""
+Logger = Literal["tensorboard", "wandb", "trackio"]
+
+MEANING = {
+    "reward": "mean reward of the leaves that train",
+    "reward_std": "standard deviation of the rewards inside a prompt, mean over prompts",
+    "frac_reward_zero_std": "share of prompts whose leaves all have the same reward: no gradient",
+    "entropy": "mean token entropy of the responses (nats)",
+    "kl": "mean estimate of KL(policy || reference) (nats)",
+    "loss": "policy loss",
+    "grad_norm": "norm of the gradient before clipping",
+    "learning_rate": "learning rate of the update",
+    "step_time": "seconds of the whole step",
+    "num_tokens": "tokens sampled since the run began, pruned ones included",
+    "completions/mean_length": "response tokens",
+    "completions/clipped_ratio": "share of responses cut at the token limit",
+    "clip_ratio/low_mean": "share of tokens clipped from below",
+    "clip_ratio/high_mean": "share of tokens clipped from above",
+    "sampling/sampling_logp_difference/mean": "mean |log-prob at sampling - at training| (nats)",
+    "sampling/sampling_logp_difference/max": "its largest value in the step (nats)",
+    "vote/majority_ratio": "share of votes for the label, mean over prompts",
+    "vote/majority_ratio_min": "its smallest value over the prompts",
+    "vote/answered": "share of leaves from which an answer could be read",
+    "vote/distinct_labels": "distinct labels / prompts that have a label",
+    "vote/label_flips": "share of prompts seen before whose label has changed",
+    "vote/icc": "intraclass correlation of votes inside a trunk",
+    "vote/label_accuracy": "share of labels that are true (needs true answers; never trains)",
+    "vote/reward_accuracy": "share of leaves whose voted reward equals the true one",
+    "vote/ground_truth_reward": "mean true reward of the leaves",
+    "vote/pass_any": "share of prompts with at least one true leaf",
+    "tree/leaves": "leaves",
+    "tree/depth": "mean number of forks on a leaf's path",
+    "tree/forks": "forks",
+    "tree/pruned": "pruned branches",
+    "tree/branch_rate": "forks per sampled token (methods that fork)",
+    "tree/mean_width": "branches per fork, the parent included",
+    "tree/prune_rate": "pruned branches / all branches (methods that prune)",
+    "tree/respawns": "trunks opened to replace pruned branches",
+    "tree/tokens_saved_ratio": "1 - sampled tokens / tokens of the same leaves without sharing",
+    "tree/packing_ratio": "trained tokens / tokens of the same leaves without sharing",
+    "advantage/clamp_rate": "share of leaves whose entropy reshaping met its bound",
+}
+"""Names in metrics.jsonl, as in TRL where TRL has them. Evaluations add "eval/SET/METRIC"."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled response, kept for reading."""
+
+    prompt: str
+    completion: str
+    answer: str | None
+    """What was read from the completion; None if nothing could be."""
+    label: str | None
+    """What it was rewarded against."""
+    reward: float | None
+
+
+class Sink(Protocol):
+    """A logger beside metrics.jsonl."""
+
+    def write(self, step: int, row: Mapping[str, float]) -> None: ...
+    def close(self) -> None: ...
+
+
+class MetricsLog:
+    """Writes metrics.jsonl and completions.jsonl, durable row by row, and feeds the loggers.
+
+    `resume_at` None begins a run: FileExistsError if the directory already has one. Otherwise
+    rows of that step and later are dropped first, so that a repeated step counts once; a last line
+    torn by a crash is dropped as well.
+    """
+
+    def __init__(
+        self, output_dir: Path, loggers: Sequence[Logger] = (), *, resume_at: int | None = None
+    ) -> None:
+        for name in loggers:
+            if name not in SINKS:
+                raise ValueError(f"loggers: expected some of {', '.join(SINKS)}, got {name!r}")
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            self._metrics = _Jsonl(output_dir / "metrics.jsonl", resume_at)
+            stack.callback(self._metrics.close)
+            self._completions = _Jsonl(output_dir / "completions.jsonl", resume_at)
+            stack.callback(self._completions.close)
+            self._sinks: list[Sink] = []
+            for name in loggers:
+                self._sinks.append(SINKS[name](output_dir, resume_at, self._metrics.last_step))
+                stack.callback(self._sinks[-1].close)
+            self.close = stack.pop_all().close
+            """Close the files and finish the loggers."""
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> Row:
+        """Append one row; numpy scalars become Python's, NaN and infinities null. Returns it."""
+        row: Row = {"step": step} | {name: _plain(value) for name, value in metrics.items()}
+        self._metrics.append([row])
+        numbers = {n: float(v) for n, v in row.items() if isinstance(v, int | float)}
+        del numbers["step"]
+        for sink in self._sinks:
+            sink.write(step, numbers)
+        return row
+
+    def write_completions(self, step: int, completions: Iterable[Completion]) -> None:
+        """Append sampled responses of this step to completions.jsonl."""
+        self._completions.append(
+            [
+                {"step": step} | {name: _plain(v) for name, v in asdict(row).items()}
+                for row in completions
+            ]
+        )
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """Rows of a metrics.jsonl by step, rows of one step merged; ValueError names a bad line."""
+    merged: dict[int, Row] = {}
+    for _, row in _lines(path):
+        merged.setdefault(step_of(row), {}).update(row)
+    return [merged[step] for step in sorted(merged)]
+
+
+def matching(pattern: str, row: Mapping[str, Value]) -> list[str]:
+    """The row's metrics that a pattern with at most one `*` stands for: "eval/*/greedy"."""
+    head, star, tail = pattern.partition("*")
+    if not star:
+        return [pattern] if pattern in row else []
+    return [name for name in row if name.startswith(head) and name.endswith(tail)]
+
+
+class _Jsonl:
+    """An append-only file of JSON rows with a "step" that never falls."""
+
+    def __init__(self, path: Path, resume_at: int | None) -> None:
+        if resume_at is None and path.exists() and path.stat().st_size:
+            raise FileExistsError(f"{path}: holds another run; choose a new directory or resume")
+        self.last_step = -1
+        """Of the file as it was found, rows that are now dropped included."""
+        kept = 0
+        for end, row in _lines(path) if path.exists() else ():
+            self.last_step = step_of(row)
+            kept = end if resume_at is not None and self.last_step < resume_at else kept
+        self._file = path.open("ab")
+        # A cut at one byte offset is atomic, a rewrite is not.
+        self._file.truncate(kept)
+
+    def append(self, rows: Sequence[Row]) -> None:
+        text = "".join(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in rows)
+        self._file.write(text.encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _lines(path: Path) -> Iterable[tuple[int, Row]]:
+    """(end offset, row) of each complete line; a last line without its newline is torn."""
+    end = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            end += len(line)
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}:{number}: expected a JSON object: {error}") from error
+            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                raise ValueError(f'{path}:{number}: expected a JSON object with an integer "step"')
+            yield end, row
+
+
+def step_of(row: Row) -> int:
+    """The row's step, which every row has."""
+    step = row["step"]
+    assert isinstance(step, int)
+    return step
+
+
+def _plain(value: Any) -> Value:
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, float | int | str):
+        return value
+    raise TypeError(f"a metric is expected to be a number or a string, got {type(value).__name__}")
+
+
+class _TensorBoard:
+    def __init__(self, output_dir: Path, resume_at: int | None, sent: int) -> None:
+        tensorboard = _import("torch.utils.tensorboard", "tensorboard", "tensorboard")
+        # TensorBoard hides what an earlier process wrote for the steps that now come again.
+        self._writer = tensorboard.SummaryWriter(
+            str(output_dir / "tensorboard"), purge_step=resume_at
+        )
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        for name, value in row.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Wandb:
+    def __init__(self, output_dir: Path, resume_at: int | None, sent: int) -> None:
+        wandb = _import("wandb", "wandb", "wandb")
+        self._sent = sent
+        id_path = output_dir / "wandb_id.txt"
+        if resume_at is None or not id_path.exists():
+            id_path.write_text(uuid.uuid4().hex)
+        self._run = wandb.init(
+            project="pyrl",
+            name=output_dir.name,
+            dir=str(output_dir),
+            id=id_path.read_text(),
+            resume="allow",
+        )
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        # A resumed run repeats its steps exactly: what was sent before is not sent again.
+        if step > self._sent:
+            self._run.log(dict(row), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _Trackio:
+    def __init__(self, output_dir: Path, resume_at: int | None, sent: int) -> None:
+        self._sent = sent
+        self._trackio = _import("trackio", "trackio", "trackio")
+        resume = "never" if resume_at is None else "allow"
+        self._trackio.init(project="pyrl", name=output_dir.name, resume=resume)
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        if step > self._sent:
+            self._trackio.log(dict(row), step=step)
+
+    def close(self) -> None:
+        self._trackio.finish()
+
+
+def _import(module: str, logger: Logger, package: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"the logger {logger!r} needs the package {package}: "
+            f"`pip install {package}`, or leave it out of --loggers"
+        ) from error
+
+
+SINKS: dict[str, Callable[[Path, int | None, int], Sink]] = {
+    "tensorboard": _TensorBoard,
+    "wandb": _Wandb,
+    "trackio": _Trackio,
+}

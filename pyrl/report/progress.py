@@ -1,0 +1,167 @@
+"""What a run says while it runs: a live display, or a plain line every few seconds in a pipe."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+HEADLINE = {
+    "vote": "vote/majority_ratio",
+    "entropy": "entropy",
+    "reward": "reward",
+    "labels right": "vote/label_accuracy",
+    "length": "completions/mean_length",
+}
+"""What a person watches, in the display's order; a metric that a run does not have is left out."""
+
+
+class Progress:
+    """A context manager; every method is cheap enough to be called at each decode step.
+
+    On a terminal the display redraws itself; elsewhere (a pipe, CI) a line without control
+    characters is written after each step and whenever `every` seconds passed in silence.
+    """
+
+    def __init__(self, *, console: Console | None = None, every: float = 4.0) -> None:
+        self._console = console or Console(stderr=True)
+        self._every = every
+        self._ticker = threading.Thread(target=self._tick, name="pyrl-progress", daemon=True)
+        self._stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._spoken = self._started = self._phase_started = time.monotonic()
+        self._step_started = self._first_started = self._started
+        self._step = self._first_step = self._total = 0
+        self._phase = "starting"
+        self._tokens = self._phase_tokens = 0
+        self._rate = 0.0
+        self._shown: dict[str, Any] = {}
+        self._live: Live | None = None
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            self._live = Live(
+                get_renderable=self._render, console=self._console, refresh_per_second=4
+            )
+
+    def __enter__(self) -> Progress:
+        if self._live:
+            self._live.start()
+        else:
+            self._ticker.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stopped.set()
+        if self._live:
+            self._live.stop()
+        else:
+            self._ticker.join()
+
+    def step(self, step: int, total: int) -> None:
+        """Step number `step` of `total` begins (from 1); a resumed run begins later than 1."""
+        self._step_started = time.monotonic()
+        if not self._total:
+            self._first_step, self._first_started = step, self._step_started
+        self._step, self._total = step, total
+
+    def phase(self, name: str) -> None:
+        """What happens now: "sampling", "scoring", "updating", "evaluating"..."""
+        self._speed()
+        self._phase, self._phase_started, self._phase_tokens = name, time.monotonic(), 0
+
+    def tokens(self, n: int) -> None:
+        """`n` more tokens were sampled."""
+        self._tokens += n
+        self._phase_tokens += n
+
+    def show(self, metrics: Mapping[str, Any]) -> None:
+        """The numbers of the step that has just ended."""
+        self._shown.update(metrics)
+        if not self._live:
+            self._say(self._line())
+
+    def alarm(self, text: str) -> None:
+        """Something is wrong with the run: said at once, and it stays on the screen."""
+        if self._live:
+            self._console.print(Text(f"! {text}", style="bold yellow"), soft_wrap=True)
+        else:
+            self._say(f"! {text}")
+
+    def _say(self, line: str) -> None:
+        with self._lock:
+            self._console.file.write(line + "\n")
+            self._console.file.flush()
+            self._spoken = time.monotonic()
+
+    def _tick(self) -> None:
+        while not self._stopped.wait(max(0.0, self._spoken + self._every - time.monotonic())):
+            if time.monotonic() - self._spoken >= self._every:
+                self._say(self._line())
+
+    def _speed(self) -> float:
+        """Tokens per second of this phase; of the last one that sampled if this one does not."""
+        if self._phase_tokens:
+            seconds = time.monotonic() - self._phase_started
+            self._rate = self._phase_tokens / max(seconds, 1e-3)
+        return self._rate
+
+    def _left(self) -> str:
+        done = self._step - self._first_step
+        if not done:
+            return ""
+        pace = (self._step_started - self._first_started) / done
+        spent = time.monotonic() - self._step_started
+        return f"{_clock(max(0.0, pace * (self._total - self._step + 1) - spent))} left"
+
+    def _line(self) -> str:
+        parts = [
+            f"step {self._step}/{self._total}" if self._total else "",
+            f"{self._phase} {time.monotonic() - self._phase_started:.0f} s",
+            f"{self._tokens:,} tokens" if self._tokens else "",
+            f"{self._speed():,.0f} tokens/s" if self._tokens else "",
+            *(f"{label} {number}" for label, number in self._numbers()),
+            self._left(),
+        ]
+        return "  ".join(part for part in parts if part)
+
+    def _numbers(self) -> list[tuple[str, str]]:
+        values = ((label, self._shown.get(name)) for label, name in HEADLINE.items())
+        return [(label, f"{value:.3g}") for label, value in values if value is not None]
+
+    def _render(self) -> RenderableType:
+        now = time.monotonic()
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row(
+            Text(f"step {self._step}/{self._total}" if self._total else "before training", "bold"),
+            ProgressBar(total=max(self._total, 1), completed=max(self._step - 1, 0), width=40),
+            Text(f"{_clock(now - self._started)}  {self._left()}", "dim"),
+        )
+        work = f"{self._tokens:,} tokens sampled  {self._speed():,.0f} tokens/s"
+        phase = Text(f"{self._phase} {now - self._phase_started:.0f} s", "cyan")
+        numbers = Text("  ").join(
+            Text.assemble((label, "dim"), " ", (number, "bold"))
+            for label, number in self._numbers()
+        )
+        lines = Table.grid()
+        lines.add_row(grid)
+        lines.add_row(Text("  ").join([phase, Text(work)]))
+        lines.add_row(numbers)
+        return lines
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -1,0 +1,301 @@
+"""Rewards: one number for each leaf; NaN where it is unknown.
+
+`Prompt.answer`, the true answer, is read by `TrueReward` (supervised training), by
+`FunctionReward` if told to, and by `label_metrics`, which nothing trains on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import math
+import runpy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyrl.answers import Answers, Equivalence
+from pyrl.vote import Votes
+
+if TYPE_CHECKING:
+    from pyrl.leaves import Leaves
+
+
+class Question(Protocol):
+    """What a reward reads of a `pyrl.prompts.Prompt`."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def answer(self) -> str | None: ...
+    @property
+    def columns(self) -> Mapping[str, Any]: ...
+
+
+class Reward(Protocol):
+    """Scores the leaves of a step; `prompts` are those of the step, in the order of the groups."""
+
+    def __call__(
+        self, leaves: Leaves, answers: Answers, votes: Votes, prompts: Sequence[Question]
+    ) -> NDArray[np.float64]: ...
+
+    def usable(self, answers: Answers, votes: Votes, reward_N: NDArray[np.float64]) -> bool:
+        """Whether these rewards say anything: False where no answer could be read at all."""
+
+
+@dataclass(frozen=True)
+class VoteReward:
+    """1 for the leaves in the class of the label, 0 for the others (arXiv:2504.16084).
+
+    A prompt without a label gives 0 to all, hence no advantage.
+    """
+
+    no_answer: float | None = 0.0
+    """For a leaf without an answer; None: unknown, it takes no part in the baseline."""
+
+    def __call__(
+        self, leaves: Leaves, answers: Answers, votes: Votes, prompts: Sequence[Question]
+    ) -> NDArray[np.float64]:
+        silent_N = answers.class_N < 0
+        label_N = votes.class_G[leaves.group_N]
+        no_answer = math.nan if self.no_answer is None else self.no_answer
+        return np.where(silent_N, no_answer, np.where(answers.class_N == label_N, 1.0, 0.0))
+
+    def usable(self, answers: Answers, votes: Votes, reward_N: NDArray[np.float64]) -> bool:
+        return bool((votes.class_G >= 0).any())
+
+
+@dataclass(frozen=True)
+class TrueReward:
+    """1 for the true answer, 0 for another or none: supervised training.
+
+    NaN where the verifier is unsure or the prompt has no true answer. Answers are compared by the
+    relation that sorted them.
+    """
+
+    def __call__(
+        self, leaves: Leaves, answers: Answers, votes: Votes, prompts: Sequence[Question]
+    ) -> NDArray[np.float64]:
+        return _grade(leaves, answers, prompts, answers.equivalence)
+
+    def usable(self, answers: Answers, votes: Votes, reward_N: NDArray[np.float64]) -> bool:
+        return bool((np.isfinite(reward_N) & (answers.class_N >= 0)).any())
+
+
+def _grade(
+    leaves: Leaves, answers: Answers, prompts: Sequence[Question], equivalence: Equivalence
+) -> NDArray[np.float64]:
+    """Accuracy of each leaf; NaN also where the prompt has no true answer."""
+    grade_N = np.full(len(answers.answer_N), np.nan)
+    for i, (group, answer) in enumerate(zip(leaves.group_N, answers.answer_N, strict=True)):
+        truth = prompts[group].answer
+        if truth is not None:
+            grade_N[i] = _accuracy(answer, truth, equivalence)
+    return grade_N
+
+
+class _Naming:
+    """Says in which reward function an exception was raised, and leaves its type alone."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if error is not None:
+            error.add_note(f"raised by the reward function {self.path}")
+
+
+def _load_function(path: str) -> Callable[..., Any]:
+    """`module:function` or `file.py:function`."""
+    source, colon, name = path.rpartition(":")
+    if not (colon and source and name):
+        raise ValueError(f"reward: expected module:function or file.py:function, got {path!r}")
+    if source.endswith(".py"):
+        if not Path(source).is_file():
+            raise ValueError(f"reward {path!r}: there is no file {source}")
+        names = runpy.run_path(source)
+    else:
+        try:
+            names = vars(importlib.import_module(source))
+        except ModuleNotFoundError as error:
+            raise ValueError(f"reward {path!r}: cannot import {source}: {error}") from error
+    if not callable(names.get(name)):
+        raise ValueError(f"reward {path!r}: {source} has no function {name}")
+    function: Callable[..., Any] = names[name]
+    return function
+
+
+@dataclass(frozen=True)
+class FunctionReward:
+    """A user's function as TRL calls it: f(prompts, completions, **columns) -> list[float | None].
+
+    Lists of one entry per leaf: the text of its prompt, its response, and each further column of
+    the data set (None where a prompt lacks it). None in the result is unknown. Raises ValueError if
+    the function cannot be found or returns something else than one number or None per leaf; an
+    exception of the function's own carries a note with the function's name.
+    """
+
+    path: str
+    """`module:function` or `file.py:function`."""
+    pass_answers: bool = False
+    """Also pass the true answers, as the column `answer`: supervised training."""
+
+    def __post_init__(self) -> None:
+        with _Naming(self.path):
+            _ = self.function
+
+    @cached_property
+    def function(self) -> Callable[..., Any]:
+        return _load_function(self.path)
+
+    def __call__(
+        self, leaves: Leaves, answers: Answers, votes: Votes, prompts: Sequence[Question]
+    ) -> NDArray[np.float64]:
+        asked = [prompts[group] for group in leaves.group_N]
+        names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
+        columns = {name: [prompt.columns.get(name) for prompt in asked] for name in names}
+        if self.pass_answers:
+            columns["answer"] = [prompt.answer for prompt in asked]
+        for reserved in ("prompts", "completions"):
+            if reserved in columns:
+                raise ValueError(
+                    f"reward {self.path}: the data set's column {reserved} is reserved"
+                )
+        with _Naming(self.path):
+            value_N = self.function(
+                prompts=[prompt.text for prompt in asked],
+                completions=list(leaves.text_N),
+                **columns,
+            )
+        return self._checked(value_N, len(asked))
+
+    def usable(self, answers: Answers, votes: Votes, reward_N: NDArray[np.float64]) -> bool:
+        return bool(np.isfinite(reward_N).any())
+
+    def _checked(self, value_N: Any, expected: int) -> NDArray[np.float64]:
+        if not isinstance(value_N, Sequence | np.ndarray) or isinstance(value_N, str):
+            kind = type(value_N).__name__
+            raise ValueError(f"reward {self.path}: expected a list of numbers, got {kind}")
+        if len(value_N) != expected:
+            raise ValueError(
+                f"reward {self.path}: expected {expected} values, one per completion, "
+                f"got {len(value_N)}"
+            )
+        for i, value in enumerate(value_N):
+            if value is not None and not (hasattr(value, "__float__") and not math.isinf(value)):
+                raise ValueError(
+                    f"reward {self.path}: expected a finite number or None, got {value!r} "
+                    f"for completion {i}"
+                )
+        return np.array([math.nan if value is None else float(value) for value in value_N])
+
+
+@dataclass(frozen=True)
+class RandomReward:
+    """1 with probability p, whatever the answer: the control that shows what the reward is worth.
+
+    The draws depend on the seed and on all texts of the step, so they differ from step to step and
+    are the same when a run is repeated or resumed.
+    """
+
+    p: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.p <= 1:
+            raise ValueError(f"p: expected a probability, got {self.p}")
+
+    def __call__(
+        self, leaves: Leaves, answers: Answers, votes: Votes, prompts: Sequence[Question]
+    ) -> NDArray[np.float64]:
+        digest = hashlib.blake2b(f"{self.seed}".encode(), digest_size=16)
+        for text in leaves.text_N:
+            digest.update(b"\0" + text.encode(errors="surrogatepass"))
+        random = np.random.default_rng(int.from_bytes(digest.digest()))
+        draw_N = random.random(len(leaves.text_N))
+        return np.where(draw_N < self.p, 1.0, 0.0)
+
+    def usable(self, answers: Answers, votes: Votes, reward_N: NDArray[np.float64]) -> bool:
+        return True
+
+
+def label_metrics(
+    leaves: Leaves,
+    answers: Answers,
+    votes: Votes,
+    reward_N: NDArray[np.float64],
+    prompts: Sequence[Question],
+    *,
+    prefix: str = "vote/",
+) -> dict[str, float]:
+    """How good labels and rewards are, as arXiv:2504.16084 measures it: for the eyes only.
+
+    Each is a mean over prompts. Of all prompts with leaves: `majority_ratio` (the label's share of
+    the vote), `answered` (share of leaves with an answer) and `majority_voting_reward` (mean
+    reward). Of those with a true answer, if there are any: `label_accuracy`, `reward_accuracy`
+    (share of leaves whose reward is the true one), `ground_truth_reward` (share of right leaves)
+    and `pass_any` (any leaf is right). What a verifier leaves unknown is left out.
+    """
+    equivalence = answers.equivalence
+    grade_N = _grade(leaves, answers, prompts, equivalence)
+    rows: dict[str, list[float]] = {}
+    for group in np.unique(leaves.group_N):
+        member_N = leaves.group_N == group
+        row = {
+            "majority_ratio": float(votes.ratio_G[group]),
+            "answered": float((answers.class_N[member_N] >= 0).mean()),
+            "majority_voting_reward": _mean(reward_N[member_N]),
+        }
+        truth = prompts[group].answer
+        if truth is not None:
+            row["label_accuracy"] = _accuracy(votes.label_G[group], truth, equivalence)
+            known_N = member_N & np.isfinite(grade_N) & np.isfinite(reward_N)
+            row["reward_accuracy"] = _mean(grade_N[known_N] == reward_N[known_N])
+            row["ground_truth_reward"] = _mean(grade_N[member_N])
+            graded_N = member_N & np.isfinite(grade_N)
+            row["pass_any"] = float(grade_N[graded_N].max()) if graded_N.any() else math.nan
+        for name, value in row.items():
+            rows.setdefault(name, []).append(value)
+    return {f"{prefix}{name}": _mean(np.array(values)) for name, values in rows.items()}
+
+
+def vote_metrics(leaves: Leaves, answers: Answers, votes: Votes) -> dict[str, float]:
+    """The state of the votes as such: signs of collapse, without any knowledge of the truth.
+
+    `majority_ratio_min` over the prompts with leaves, means of `margin` and of `entropy` (nats)
+    over them, `distinct_labels` (different labels per label), `icc` and `unknown` (comparisons of
+    answers without a verdict).
+    """
+    present = np.unique(leaves.group_N)
+    label_N = [label for label in votes.label_G if label is not None]
+    distinct = len(np.unique(answers.equivalence.classes(label_N)))
+    return {
+        "vote/majority_ratio_min": float(votes.ratio_G[present].min(initial=1.0)),
+        "vote/margin": _mean(votes.margin_G[present]),
+        "vote/entropy": _mean(votes.entropy_G[present]),
+        "vote/distinct_labels": distinct / len(label_N) if label_N else math.nan,
+        "vote/icc": votes.icc,
+        "vote/unknown": float(answers.unknown),
+    }
+
+
+def _accuracy(answer: str | None, truth: str, equivalence: Equivalence) -> float:
+    """1 right, 0 wrong, NaN unknown."""
+    verdict = False if answer is None else equivalence.same(answer, truth)
+    return math.nan if verdict is None else float(verdict)
+
+
+def _mean(values: NDArray[Any]) -> float:
+    """Of the known values; NaN if there are none."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else math.nan

@@ -1,0 +1,272 @@
+"""Rollout: questions become trees. The engine samples, the forest forks and prunes."""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from pyrl._core import Forest, Signals, SignalSpec
+from pyrl.engine import RUNNING, Branches, Engine, Sampled, Sampling
+from pyrl.fork import Finished, Fork, Site
+from pyrl.prune import Prune
+
+
+def derive_seed(*parts: int) -> int:
+    """A 64-bit seed of a place: (run, step), (of those, prompt, trunk), (parent, at, sibling)."""
+    data = struct.pack(f"<{len(parts)}Q", *(part & (2**64 - 1) for part in parts))
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
+
+
+def answer_start(tokens: NDArray[np.int32], tokenizer: PreTrainedTokenizerBase) -> int:
+    """Position of the token that opens the last \\boxed, or the number of tokens."""
+    opening = "\\boxed"
+    boxes = tokenizer.decode(tokens.tolist()).count(opening)
+    if boxes == 0:
+        return len(tokens)
+    # The shortest prefix with all boxes ends with the token that completes the last opening.
+    return bisect_left(
+        range(len(tokens)),
+        boxes,
+        key=lambda n: tokenizer.decode(tokens[: n + 1].tolist()).count(opening),
+    )
+
+
+def make_signals(fork: Fork, prune: Prune) -> Signals | None:
+    """The C++ signals that the two rules read, or None where neither decides online."""
+    spec = SignalSpec()
+    forks, prunes = fork.lower(spec), prune.lower(spec)
+    return Signals(spec) if forks or prunes else None
+
+
+@dataclass
+class Trunk:
+    """The branches that grew from one independent sample of a prompt."""
+
+    tree: int
+    begin: dict[int, int]
+    """Each branch (the trunk first) and the position where it left its parent."""
+    running: int = 1
+    round: int = 0
+
+
+@dataclass
+class Budget:
+    """What one prompt may still spend."""
+
+    leaves: int
+    """Leaves still to be opened."""
+    respawns: int
+    """Pruned branches that may still be replaced; with none left nothing more is pruned."""
+    trunks: int = 0
+    running: int = 0
+
+
+@dataclass
+class Counts:
+    """What happened in one rollout; the source of the tree/* metrics."""
+
+    sampled_tokens: int = 0
+    trunks: int = 0
+    forks: int = 0
+    siblings: int = 0
+    pruned: dict[int, int] = field(default_factory=dict)
+
+
+class Rollout:
+    """Grow the trees of some prompts until each has `votes` finished leaves.
+
+    A fork enters the running batch at once; a pruned branch leaves it at once; whatever is missing
+    at the end is filled up with independent samples. `seed` makes a rollout replay exactly.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompts: Sequence[NDArray[np.int32]],
+        *,
+        votes: int,
+        limit: int,
+        sampling: Sampling,
+        fork: Fork,
+        prune: Prune,
+        signals: Signals | None,
+        seed: int,
+        answer_start: Callable[[NDArray[np.int32]], int] = len,
+        on_tokens: Callable[[int], None] = lambda tokens: None,
+    ) -> None:
+        self.engine, self.fork, self.prune, self.signals = engine, fork, prune, signals
+        self.votes, self.limit, self.seed = votes, limit, seed
+        self.answer_start, self.on_tokens = answer_start, on_tokens
+        self.forest = Forest()
+        self.prompts = list(prompts)
+        self.budgets = [Budget(votes, prune.respawns(votes)) for _ in self.prompts]
+        for prompt in self.prompts:
+            self.forest.add_tree(prompt)
+        self.retain = fork.trunks(votes) < votes
+        """Finished branches may still fork, so the engine keeps them until their trunk is done."""
+        self.trunk_of: dict[int, Trunk] = {}
+        """Of every branch that the engine knows."""
+        self.counts = Counts()
+        engine.start(sampling)
+
+    def run(self) -> Forest:
+        """All leaves of all prompts; on an exception the engine forgets every branch."""
+        try:
+            if self.signals is not None:
+                self._warm_up(self.signals)
+            for tree in range(len(self.prompts)):
+                self._spawn(tree, self.fork.trunks(self.votes) - self.budgets[tree].trunks)
+            while self._drain():
+                pass
+            return self.forest
+        finally:
+            self.engine.abort(np.fromiter(self.trunk_of, np.int64, len(self.trunk_of)))
+
+    def _warm_up(self, signals: Signals) -> None:
+        """The first samples of a run grow alone: thresholds are read off them before any fork."""
+        signals.begin_step()
+        if signals.thresholds().calibrated:
+            return
+        spec = SignalSpec()
+        self.fork.lower(spec)
+        self.prune.lower(spec)
+        each = -(-spec.warmup_traces // len(self.prompts))
+        for tree in range(len(self.prompts)):
+            self._spawn(tree, each)
+        while self.engine_step():
+            pass
+        signals.calibrate()
+
+    def _drain(self) -> bool:
+        """Run until nothing is open, then fill up; False once every prompt has its leaves."""
+        while self.engine_step():
+            pass
+        for tree, budget in enumerate(self.budgets):
+            self._spawn(tree, budget.leaves)
+        return any(budget.running for budget in self.budgets)
+
+    def _spawn(self, tree: int, count: int) -> None:
+        budget = self.budgets[tree]
+        count = min(count, budget.leaves)
+        if count <= 0:
+            return
+        seeds = [derive_seed(self.seed, tree, budget.trunks + i) for i in range(count)]
+        branches = [self.forest.add_trunk(tree, seed) for seed in seeds]
+        for branch in branches:
+            self.trunk_of[branch] = Trunk(tree, {branch: 0})
+        budget.trunks += count
+        budget.leaves -= count
+        budget.running += count
+        self.counts.trunks += count
+        self.engine.submit(
+            Branches(
+                prompts=[self.prompts[tree]],
+                prompt_B=np.zeros(count, np.int64),
+                branch_B=np.array(branches, np.int64),
+                seed_B=np.array(seeds, np.uint64),
+                limit_B=np.full(count, self.limit, np.int64),
+                retain=self.retain,
+            )
+        )
+
+    def engine_step(self) -> bool:
+        """One token for every running branch, and what follows from it; False when none runs."""
+        sampled = self.engine.step()
+        if not len(sampled.branch_B):
+            return False
+        self.counts.sampled_tokens += len(sampled.branch_B)
+        self.on_tokens(len(sampled.branch_B))
+        self.forest.append(
+            sampled.branch_B,
+            sampled.token_B,
+            sampled.logprob_B,
+            sampled.entropy_B,
+            sampled.confidence_B,
+            self.engine.weight_version(),
+        )
+        done_B = sampled.finish_B != RUNNING
+        if self.signals is not None:
+            self._decide(self.signals, sampled)
+        self.forest.finish(sampled.branch_B[done_B], sampled.finish_B[done_B])
+        for branch in sampled.branch_B[done_B].tolist():
+            self._ended(self.trunk_of[branch] if self.retain else self.trunk_of.pop(branch))
+        return True
+
+    def _decide(self, signals: Signals, sampled: Sampled) -> None:
+        """Fork and prune by what the branches look like with this token."""
+        observed = signals.observe(sampled.branch_B, sampled.entropy_B, sampled.confidence_B)
+        running_B = sampled.finish_B == RUNNING
+        reason_B = np.where(running_B, self.prune.reason(observed), 0)
+        width_B = np.where(reason_B == 0, self.fork.width(observed), 1)
+        for row in np.flatnonzero(width_B > 1).tolist():
+            branch = int(sampled.branch_B[row])
+            # Before the token just drawn: each sibling draws its own from the same distribution.
+            self._fork(Site(branch, self.forest.length(branch) - 1, int(width_B[row]) - 1))
+        signals.close(sampled.branch_B[~running_B])
+        for row in np.flatnonzero(reason_B).tolist():
+            branch = int(sampled.branch_B[row])
+            if self.budgets[self.trunk_of[branch].tree].respawns > 0:
+                signals.close(np.array([branch], np.int64))
+                self._prune(branch, int(reason_B[row]))
+
+    def _fork(self, site: Site) -> None:
+        """Open siblings as far as the prompt's budget and the trunk's cap allow."""
+        trunk = self.trunk_of[site.leaf]
+        budget = self.budgets[trunk.tree]
+        count = min(site.siblings, budget.leaves, self.fork.cap(self.votes) - len(trunk.begin))
+        if count <= 0:
+            return
+        parent_seed = self.forest.seed(site.leaf)
+        seed_B = np.array([derive_seed(parent_seed, site.at, i) for i in range(count)], np.uint64)
+        children_B = self.forest.fork(site.leaf, site.at, seed_B)
+        self.engine.fork(site.leaf, site.at, children_B, seed_B)
+        if self.signals is not None:
+            self.signals.inherit(site.leaf, children_B)
+        for child in children_B.tolist():
+            trunk.begin[child] = site.at
+            self.trunk_of[child] = trunk
+        trunk.running += count
+        budget.running += count
+        budget.leaves -= count
+        self.counts.forks += 1
+        self.counts.siblings += count
+
+    def _prune(self, branch: int, reason: int) -> None:
+        """Drop a branch; its leaf goes to a new trunk."""
+        trunk = self.trunk_of.pop(branch)
+        del trunk.begin[branch]
+        self.forest.prune(branch, reason)
+        self.engine.abort(np.array([branch], np.int64))
+        budget = self.budgets[trunk.tree]
+        budget.respawns -= 1
+        budget.leaves += 1
+        self.counts.pruned[reason] = self.counts.pruned.get(reason, 0) + 1
+        self._ended(trunk)
+
+    def _ended(self, trunk: Trunk) -> None:
+        """One branch less; the last one of a trunk lets it fork again or gives its cache back."""
+        trunk.running -= 1
+        self.budgets[trunk.tree].running -= 1
+        if trunk.running or not trunk.begin:
+            return
+        leaves = tuple(trunk.begin)
+        sites = self.fork.at_end(
+            Finished(self.forest, leaves, tuple(trunk.begin.values()), self._answer, trunk.round)
+        )
+        trunk.round += 1
+        for site in sites:
+            self._fork(site)
+        if self.retain and not trunk.running:
+            self.engine.abort(np.array(leaves, np.int64))
+            for leaf in leaves:
+                del self.trunk_of[leaf]
+
+    def _answer(self, leaf: int) -> int:
+        return self.answer_start(self.forest.path(leaf).tokens)

@@ -1,0 +1,412 @@
+"""Train: the steps of a run, from questions to a better model and a report that shows why."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from types import FrameType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pyrl import checkpoint
+from pyrl._core import Forest, pack_flat
+from pyrl.advantage import advantages
+from pyrl.algorithm import Algorithm
+from pyrl.answers import EQUIVALENCES, Answers, classify, extractor_named
+from pyrl.config import Run, save_run
+from pyrl.engine import TRUNCATED
+from pyrl.engine.hf import HFEngine
+from pyrl.evaluate import Evaluator, Scoring, decoder, find_device, stop_tokens
+from pyrl.learner import Learner
+from pyrl.leaves import Leaves, Scored, collect
+from pyrl.models import load_model
+from pyrl.pack import TokenBatch, pack
+from pyrl.prompts import Prompt, load_prompts
+from pyrl.report import Alarms, Completion, Evaluation, MetricsLog, Progress, Report, save_curves
+from pyrl.report.metrics import read_metrics
+from pyrl.reward import label_metrics, vote_metrics
+from pyrl.rollout import Rollout, answer_start, derive_seed, make_signals
+from pyrl.tree_metrics import tree_metrics
+from pyrl.vote import FlipCounter, Votes
+
+
+class RunError(ValueError):
+    """A run cannot begin or go on; nothing that it has saved is lost."""
+
+
+class Trainer:
+    """One run, from its last finished step to its end."""
+
+    def __init__(
+        self,
+        run: Run,
+        progress: Progress,
+        *,
+        scoring: Scoring | None = None,
+        eval_sets: Mapping[str, str] | None = None,
+    ) -> None:
+        self.run, self.progress = run, progress
+        self.algorithm: Algorithm = run.algorithm
+        found = claim_output(run)
+        if run.threads:
+            torch.set_num_threads(run.threads)
+        device = find_device(run.device)
+        self.model, self.tokenizer = load_model(str(found.path) if found else run.model)
+        initial = load_model(run.model)[0].to(device) if self.algorithm.loss.kl.coef else None
+        self.learner = Learner(self.model.to(device), initial, run)
+        self.decode = decoder(self.tokenizer)
+        self.prompts = self._load(run.data)
+        self.eval_sets = self._eval_sets(eval_sets)
+        sample = self.algorithm.sample
+        self.scoring = scoring or Scoring(
+            sample.temperature, run.eval_samples, max_tokens=sample.max_tokens
+        )
+        self.extractor = extractor_named(run.extractor)
+        self.equivalence = EQUIVALENCES[run.equivalence]()
+        eos = stop_tokens(self.model, self.tokenizer, run.stop)
+        self.engine = HFEngine(self.model, eos, max_rows=run.max_rows)
+        self.signals = make_signals(self.algorithm.fork, self.algorithm.prune)
+        self.evaluator = Evaluator(
+            self.engine, self.decode, self.extractor, self.equivalence, run.seed, self._on_tokens
+        )
+        self.step = 0
+        """Finished training steps."""
+        self.tokens = 0
+        """Sampled in training since the run began, pruned ones included."""
+        self.seconds = 0.0
+        self.flips = FlipCounter()
+        self.evaluations: list[Evaluation] = []
+        self.interrupted = False
+        if found:
+            self._restore(found)
+
+    # ---- one step
+
+    def train_step(self) -> dict[str, Any]:
+        """Sample, vote, reward, update: the metrics of the step."""
+        started = time.monotonic()
+        prompts = self._questions(self.step)
+        self.progress.phase("sampling")
+        rollout = self._rollout(prompts)
+        forest = rollout.run()
+        leaves = collect(forest, self.decode)
+        self.progress.phase("scoring")
+        answers = classify(leaves, self.extractor, self.equivalence)
+        votes = self.algorithm.vote(leaves, answers)
+        reward_N = self.algorithm.reward(leaves, answers, votes, prompts)
+        kept_N = self.algorithm.select(leaves, self.algorithm.sample.train)
+        self.progress.phase("updating")
+        batch, metrics = self._advantages(forest, leaves, reward_N, kept_N)
+        if self.algorithm.reward.usable(answers, votes, reward_N):
+            metrics |= self.learner.update(batch, leaves.group_N[kept_N], self.step)
+        else:
+            self.progress.alarm(
+                f"Step {self.step + 1}: no response can be rewarded, so there is no update. Check "
+                f"--extractor ({self.run.extractor}) and --sample.max-tokens."
+            )
+        self.step += 1
+        self.engine.load_weights(None, self.step)
+        self.tokens += rollout.counts.sampled_tokens
+        self.seconds += time.monotonic() - started
+        self._log_completions(prompts, leaves, answers, votes, reward_N)
+        return (
+            metrics
+            | completion_metrics(leaves)
+            | tree_metrics(forest, leaves, rollout)
+            | self._vote_metrics(leaves, answers, votes, reward_N, kept_N, prompts)
+            | {"step_time": time.monotonic() - started, "num_tokens": self.tokens}
+        )
+
+    def _rollout(self, prompts: Sequence[Prompt]) -> Rollout:
+        sample = self.algorithm.sample
+        return Rollout(
+            self.engine,
+            [prompt.tokens for prompt in prompts],
+            votes=sample.votes,
+            limit=sample.max_tokens,
+            sampling=sample.sampling(),
+            fork=self.algorithm.fork,
+            prune=self.algorithm.prune,
+            signals=self.signals,
+            seed=derive_seed(self.run.seed, self.step),
+            answer_start=lambda tokens: answer_start(tokens, self.tokenizer),
+            on_tokens=self._on_tokens,
+        )
+
+    def _advantages(
+        self,
+        forest: Forest,
+        leaves: Leaves,
+        reward_N: NDArray[np.float64],
+        kept_N: NDArray[np.int64],
+    ) -> tuple[TokenBatch, dict[str, Any]]:
+        kept = leaves.take(kept_N)
+        rows = pack_flat(forest, kept.leaf_N)
+        scored = Scored(
+            group_N=kept.group_N,
+            trunk_N=kept.trunk_N,
+            reward_N=reward_N[kept_N],
+            entropy_N=kept.entropy_N,
+            length_N=kept.length_N,
+            segments=forest.segments(kept.leaf_N),
+            leaf_T=rows.leaf_T,
+            segment_T=rows.segment_T,
+            entropy_T=rows.entropy_T,
+            confidence_T=rows.confidence_T,
+        )
+        advantage_T, metrics = advantages(self.algorithm.advantage, scored)
+        return pack(rows, advantage_T), dict(metrics)
+
+    # ---- the run
+
+    def train(self) -> Report:
+        """All steps, evaluations before and after, checkpoints between; the report of it all.
+
+        After Ctrl-C the last finished step is saved and KeyboardInterrupt raised.
+        """
+        output = self.run.output
+        first = not self.evaluations
+        alarms = Alarms(self.run.steps)
+        with (
+            MetricsLog(output, self.run.loggers, resume_at=None if first else self.step + 1) as log,
+            self._interruptible(),
+        ):
+            self.log = log
+            try:
+                if first:
+                    log.write(0, self._evaluate("before"))
+                    self.save()
+                while self.step < self.run.steps:
+                    self.progress.step(self.step + 1, self.run.steps)
+                    metrics = self.train_step()
+                    self.progress.show(log.write(self.step, metrics | self._evaluate_between()))
+                    for message in alarms.check(read_metrics(output / "metrics.jsonl")):
+                        self.progress.alarm(message)
+                    if self.step % self.run.save_every == 0 or self.step == self.run.steps:
+                        self.save()
+                    self._check_interrupt()
+            except KeyboardInterrupt:
+                self.save()
+                raise
+        return self._report()
+
+    def _evaluate(self, model: Literal["before", "after"]) -> dict[str, float]:
+        """Score all sets, remember the scores for the report, and return them as metrics.
+
+        The larger vote is what the untrained model could do with the compute of training.
+        """
+        self.progress.phase("evaluating")
+        how = self.scoring if model == "before" else replace(self.scoring, votes=0)
+        scores = [
+            self.evaluator(name, model, prompts, how) for name, prompts in self.eval_sets.items()
+        ]
+        self.evaluations += scores
+        return evaluation_metrics(scores)
+
+    def _evaluate_between(self) -> dict[str, float]:
+        """Greedy and sampled scores on the sets that do not train, every so many steps."""
+        if self.step == self.run.steps:
+            return self._evaluate("after")
+        if not self.run.eval_every or self.step % self.run.eval_every:
+            return {}
+        self.progress.phase("evaluating")
+        how = replace(self.scoring, votes=0, low_temperature=0.0)
+        sets = {k: v for k, v in self.eval_sets.items() if v is not self.prompts} or self.eval_sets
+        return evaluation_metrics(
+            [self.evaluator(name, "after", prompts, how) for name, prompts in sets.items()]
+        )
+
+    def _report(self) -> Report:
+        """Write the trained model, report.md, report.json and curves.png; all whole or not."""
+        output = self.run.output
+        with checkpoint.replacing(output / "model") as folder:
+            checkpoint.write_model(folder, self.model, self.tokenizer)
+        facts = {
+            "training steps": self.run.steps,
+            "sampled tokens in training": self.tokens,
+            "seconds of training": round(self.seconds),
+            "learning rate": self.run.learning_rate,
+            "seed": self.run.seed,
+        }
+        title = f"{self.run.method} on {self.run.model}, {self.run.data}"
+        report = Report(title, tuple(self.evaluations), facts)
+        report.save(output)
+        save_curves(output / "metrics.jsonl", output / "curves.png", title)
+        return report
+
+    def save(self) -> None:
+        """A checkpoint of the last finished step."""
+        record = {
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "labels": self.flips.state_dict(),
+            "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
+        }
+        checkpoint.save(
+            self.run.output,
+            self.step,
+            self.model,
+            self.tokenizer,
+            self.learner.state(),
+            self.signals.save() if self.signals else b"",
+            record,
+            self.run.keep_checkpoints,
+        )
+
+    def _restore(self, found: checkpoint.Checkpoint) -> None:
+        self.step = found.step
+        self.tokens = found.record["tokens"]
+        self.seconds = found.record["seconds"]
+        self.flips.load_state_dict(found.record["labels"])
+        self.evaluations = [Evaluation(**row) for row in found.record["evaluations"]]
+        self.learner.load_state(found.optimizer(), found.counts)
+        if self.signals is not None:
+            self.signals.load(found.signals())
+        self.engine.load_weights(None, self.step)
+
+    # ---- data
+
+    def _load(self, source: str) -> list[Prompt]:
+        run = self.run
+        room = self.model.config.get_text_config().max_position_embeddings
+        return load_prompts(
+            source,
+            self.tokenizer,
+            max_tokens=room - self.algorithm.sample.max_tokens,
+            chat=run.chat,
+            prefix=run.prefix,
+            suffix=run.suffix,
+        )
+
+    def _eval_sets(self, sources: Mapping[str, str] | None) -> dict[str, list[Prompt]]:
+        if sources is None:
+            sources = {"evaluation": self.run.eval_data} if self.run.eval_data else {}
+        sets = {name: self._load(source) for name, source in sources.items()}
+        if all(prompt.answer is not None for prompt in self.prompts):
+            sets = {"trained questions": self.prompts} | sets
+        return sets
+
+    def _questions(self, step: int) -> list[Prompt]:
+        """The questions of a step: one permutation of all of them after the other."""
+        size, count = len(self.prompts), self.run.prompts_per_step
+        places = range(step * count, (step + 1) * count)
+        orders = {
+            epoch: np.random.default_rng([self.run.seed, epoch]).permutation(size)
+            for epoch in {place // size for place in places}
+        }
+        return [self.prompts[orders[place // size][place % size]] for place in places]
+
+    # ---- reporting
+
+    def _vote_metrics(
+        self,
+        leaves: Leaves,
+        answers: Answers,
+        votes: Votes,
+        reward_N: NDArray[np.float64],
+        kept_N: NDArray[np.int64],
+        prompts: Sequence[Prompt],
+    ) -> dict[str, float]:
+        kept = leaves.take(kept_N), answers.take(kept_N), votes, reward_N[kept_N], prompts
+        everyone = leaves, answers, votes, reward_N, prompts
+        return (
+            vote_metrics(leaves, answers, votes)
+            | reward_metrics(leaves.group_N[kept_N], reward_N[kept_N])
+            | {"vote/label_flips": self.flips.update(votes, prompts, self.equivalence)}
+            | label_metrics(*everyone)
+            | label_metrics(*kept, prefix="vote/post_")
+        )
+
+    def _log_completions(
+        self,
+        prompts: Sequence[Prompt],
+        leaves: Leaves,
+        answers: Answers,
+        votes: Votes,
+        reward_N: NDArray[np.float64],
+    ) -> None:
+        """The first leaf of each of the step's first questions, for reading."""
+        first_G = np.searchsorted(leaves.group_N, np.arange(min(4, len(prompts)))).tolist()
+        self.log.write_completions(
+            self.step,
+            [
+                Completion(
+                    prompts[g].text,
+                    leaves.text_N[n],
+                    answers.answer_N[n],
+                    votes.label_G[g],
+                    reward_N[n],
+                )
+                for g, n in enumerate(first_G)
+            ],
+        )
+
+    # ---- interruption
+
+    def _on_tokens(self, tokens: int) -> None:
+        self.progress.tokens(tokens)
+        self._check_interrupt()
+
+    def _check_interrupt(self) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Ctrl-C takes effect between tokens and between steps, never inside an update."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self.interrupted = True
+
+        before = signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def claim_output(run: Run) -> checkpoint.Checkpoint | None:
+    """The checkpoint to go on from, or None for a new run, whose settings are then written.
+
+    RunError if the directory holds another run, or nothing to resume.
+    """
+    settings = run.output / "run.yaml"
+    if not run.resume:
+        if run.output.exists() and any(run.output.iterdir()):
+            raise RunError(
+                f"{run.output}: expected a new or empty directory, it holds a run already; "
+                f"choose another --output, or go on with --resume"
+            )
+        run.output.mkdir(parents=True, exist_ok=True)
+        save_run(run, settings)
+        return None
+    if not settings.is_file():
+        raise RunError(f"{run.output}: nothing to resume, there is no {settings.name}")
+    return checkpoint.latest(run.output)
+
+
+def evaluation_metrics(scores: Sequence[Evaluation]) -> dict[str, float]:
+    return {f"eval/{e.set}/{name}": v for e in scores for name, v in e.metrics.items()}
+
+
+def completion_metrics(leaves: Leaves) -> dict[str, float]:
+    return {
+        "entropy": float(np.average(leaves.entropy_N, weights=leaves.length_N)),
+        "completions/mean_length": float(leaves.length_N.mean()),
+        "completions/clipped_ratio": float((leaves.finish_N == TRUNCATED).mean()),
+    }
+
+
+def reward_metrics(group_N: NDArray[np.int64], reward_N: NDArray[np.float64]) -> dict[str, float]:
+    """Mean and spread of the known rewards of the leaves that train."""
+    known_N = ~np.isnan(reward_N)
+    spread = [float(reward_N[known_N & (group_N == g)].std()) for g in np.unique(group_N[known_N])]
+    if not spread:
+        return {}
+    return {"reward": float(reward_N[known_N].mean()), "reward_std": float(np.mean(spread))}

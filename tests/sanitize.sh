@@ -1,0 +1,36 @@
+#!/bin/sh
+# The forest under AddressSanitizer and UndefinedBehaviorSanitizer: random histories in C++, then the
+# Python tests of the forest and of flat rows on an instrumented extension. Run from anywhere:
+#
+#   tests/sanitize.sh [PYTHON] [OPERATIONS]
+#
+# PYTHON (default: python) must have pybind11, numpy, pytest and hypothesis. Needs cmake and GCC.
+set -eu
+cd "$(dirname "$0")/.."
+python=${1:-python}
+operations=${2:-20000}
+python_path=$("$python" -c 'import sys; print(sys.executable)')
+
+# The package's Python files beside the instrumented extension, apart from the ordinary build.
+rm -rf build/sanitize/package
+mkdir -p build/sanitize/package/pyrl
+for item in pyrl/*; do
+  case $item in *.so) ;; *) ln -s "$PWD/$item" build/sanitize/package/pyrl/ ;; esac
+done
+
+cmake -S . -B build/sanitize -DPYRL_SANITIZE=ON -DPYRL_CUDA=off -DPython_EXECUTABLE="$python_path" \
+  -DSKBUILD_PROJECT_VERSION=0 -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$PWD/build/sanitize/package/pyrl"
+cmake --build build/sanitize --parallel 2
+cmake --build build/sanitize --parallel 2 --target forest_driver
+
+for seed in 1 2 3; do
+  build/sanitize/forest_driver random 1000 "$seed"
+done
+
+# The interpreter is not instrumented: the runtimes must come first, libstdc++ with them so that
+# exceptions are intercepted, and its own allocations at exit are no leaks of ours.
+LD_PRELOAD="$(c++ -print-file-name=libasan.so) $(c++ -print-file-name=libubsan.so) $(c++ -print-file-name=libstdc++.so)" \
+ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+PYTHONPATH="$PWD/build/sanitize/package" \
+  "$python_path" -m pytest -q -p no:cacheprovider tests/test_forest.py tests/test_pack.py \
+  --forest-operations "$operations"

@@ -1,0 +1,450 @@
+"""Statistics and gradients against float64 autograd, at every element type and awkward size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import kernel_reference as reference
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyrl.token_stats import TokenStats, linear_token_stats, token_stats
+
+VOCABULARIES = [1, 2, 3, 31, 2049, 49152]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+FIELDS = ("logprob", "entropy", "logsumexp", "confidence")
+
+# One distribution and the rows of derivatives that belong to it.
+GOLDEN_LOGITS = [2.0, 1.0, 0.5, 0.0, -1.0, -4.0]
+GOLDEN_LOGPROB = [-0.575833, -1.575833, -2.075833, -2.575833, -3.575833, -6.575833]
+GOLDEN_PROBABILITY = [0.562237, 0.206835, 0.125452, 0.076090, 0.027992, 0.001394]
+GOLDEN_ENTROPY_SLOPE = [-0.359568, 0.074557, 0.107947, 0.103519, 0.066074, 0.007471]
+
+
+def problem(
+    tokens: int, vocabulary: int, dtype: torch.dtype, scale: float = 3.0
+) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits_TV = (torch.randn(tokens, vocabulary, generator=generator) * scale).to(dtype)
+    return logits_TV, torch.randint(vocabulary, (tokens,), generator=generator)
+
+
+def assert_stats(stats: TokenStats, expected: tuple[Tensor, ...], tolerance: float) -> None:
+    for name, value in zip(FIELDS, expected, strict=True):
+        ours = getattr(stats, name).detach().double()
+        torch.testing.assert_close(ours, value.detach(), rtol=1e-6, atol=tolerance, msg=name)
+
+
+def weighted_sum(logprob_T: Tensor, entropy_T: Tensor, logsumexp_T: Tensor) -> Tensor:
+    """A scalar with a different upstream gradient for each token and output."""
+    weight_T = torch.arange(1.0, len(logprob_T) + 1, dtype=torch.float64)
+    return (weight_T * (logprob_T - 0.7 * entropy_T + 0.4 * logsumexp_T / weight_T)).sum()
+
+
+def gradients(logits_TV: Tensor, label_T: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Ours and the float64 reference's."""
+    ours_TV = logits_TV.detach().clone().requires_grad_()
+    stats = token_stats(ours_TV, label_T, temperature)
+    weighted_sum(stats.logprob, stats.entropy, stats.logsumexp).backward()
+    wide_TV = logits_TV.detach().double().requires_grad_()
+    weighted_sum(*reference.token_stats(wide_TV, label_T, temperature)[:3]).backward()
+    assert ours_TV.grad is not None
+    assert wide_TV.grad is not None
+    return ours_TV.grad, wide_TV.grad
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.7])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("vocabulary", VOCABULARIES)
+def test_statistics_are_the_references(
+    vocabulary: int, dtype: torch.dtype, temperature: float
+) -> None:
+    logits_TV, label_T = problem(5, vocabulary, dtype)
+    stats = token_stats(logits_TV, label_T, temperature)
+    assert stats.logprob.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert_stats(stats, reference.token_stats(logits_TV, label_T, temperature), 2e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.7])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("vocabulary", VOCABULARIES)
+def test_gradients_are_the_references(
+    vocabulary: int, dtype: torch.dtype, temperature: float
+) -> None:
+    ours_TV, expected_TV = gradients(*problem(4, vocabulary, dtype), temperature)
+    half = {torch.bfloat16: 2**-8, torch.float16: 2**-11}.get(dtype, 1e-5)
+    torch.testing.assert_close(ours_TV.double(), expected_TV, rtol=half, atol=1e-6)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4, -1e4])
+def test_a_common_offset_costs_no_accuracy(offset: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits_TV = torch.rand(8, 49152, generator=generator) * 100 - 50 + offset
+    label_T = logits_TV.argsort(dim=1)[torch.arange(8), torch.arange(49151, 49143, -1)]
+    stats = token_stats(logits_TV, label_T)
+    expected = reference.token_stats(logits_TV, label_T, 1.0)
+    assert (stats.logprob.double() - expected[0]).abs().max() <= 2e-6
+    assert (stats.entropy.double() - expected[1]).abs().max() <= 2e-6
+    ours_TV, expected_TV = gradients(logits_TV, label_T, 1.0)
+    torch.testing.assert_close(ours_TV.double(), expected_TV, rtol=1e-5, atol=1e-6)
+
+
+def test_golden_statistics_at_three_temperatures() -> None:
+    logits_TV = torch.tensor([GOLDEN_LOGITS] * 6, dtype=torch.float64)
+    label_T = torch.arange(6)
+    stats = token_stats(logits_TV, label_T)
+    assert stats.logprob.tolist() == pytest.approx(GOLDEN_LOGPROB, abs=1e-6)
+    assert stats.entropy.tolist() == pytest.approx([1.215365] * 6, abs=1e-6)
+    assert stats.confidence.tolist() == pytest.approx([1 - 0.001394] * 6, abs=1e-6)
+    warm = token_stats(logits_TV, label_T, 1.2)
+    assert warm.entropy[0].item() == pytest.approx(1.329925, abs=1e-6)
+    assert warm.logprob[5].item() == pytest.approx(-5.692548, abs=1e-6)
+    cold = token_stats(logits_TV.float(), label_T, 0.8)
+    assert cold.entropy[0].item() == pytest.approx(1.045781, abs=1e-6)
+    assert cold.logprob[1].item() == pytest.approx(-1.685681, abs=1e-6)
+
+
+def test_golden_gradient_rows() -> None:
+    def row(function: Callable[[TokenStats], Tensor], label: int = 0) -> list[float]:
+        logits_TV = torch.tensor([GOLDEN_LOGITS], requires_grad=True)
+        function(token_stats(logits_TV, torch.tensor([label]))).backward()
+        assert logits_TV.grad is not None
+        return logits_TV.grad[0].tolist()
+
+    assert row(lambda stats: stats.entropy) == pytest.approx(GOLDEN_ENTROPY_SLOPE, abs=1e-6)
+    assert row(lambda stats: stats.logsumexp) == pytest.approx(GOLDEN_PROBABILITY, abs=1e-6)
+    mixed = row(lambda stats: -1.105171 * stats.logprob - 0.01 * stats.entropy, label=1)
+    expected = [0.624963, -0.877328, 0.137566, 0.083058, 0.030275, 0.001466]
+    assert mixed == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_uniform_distribution_over_ten_has_the_entropy_log_ten() -> None:
+    stats = token_stats(torch.full((1, 10), 3.0), torch.tensor([4]))
+    assert stats.entropy.item() == pytest.approx(2.302585, abs=1e-6)
+    assert stats.logprob.item() == pytest.approx(-2.302585, abs=1e-6)
+    assert stats.confidence.item() == pytest.approx(0.5, abs=1e-7)
+
+
+@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.given(st.data())
+def test_any_row_agrees_with_the_reference(data: st.DataObject) -> None:
+    number = st.one_of(st.floats(-80, 80, width=32), st.just(-math.inf))
+    row = data.draw(st.lists(number, min_size=1, max_size=40).filter(lambda r: max(r) > -math.inf))
+    label = data.draw(st.integers(0, len(row) - 1))
+    temperature = data.draw(st.floats(0.1, 5))
+    logits_TV, label_T = torch.tensor([row]), torch.tensor([label])
+    expected = reference.token_stats(logits_TV, label_T, temperature)
+    assert_stats(token_stats(logits_TV, label_T, temperature), expected, 2e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_gradcheck_passes(temperature: float) -> None:
+    logits_TV, label_T = problem(4, 9, torch.float64)
+    label_T[2] = -100
+
+    def stats(logits_TV: Tensor) -> tuple[Tensor, ...]:
+        result = token_stats(logits_TV, label_T, temperature)
+        return result.logprob, result.entropy, result.logsumexp
+
+    assert torch.autograd.gradcheck(stats, (logits_TV.requires_grad_(),))
+
+
+@pytest.fixture
+def restored_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("restored_threads")
+def test_results_never_depend_on_the_number_of_threads() -> None:
+    logits_TV, label_T = problem(37, 49152, torch.bfloat16)
+    results = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        stats = token_stats(logits_TV, label_T)
+        slope_TV, _ = gradients(logits_TV, label_T, 0.8)
+        results.append([*(getattr(stats, name) for name in FIELDS), slope_TV])
+    for alone, together in zip(*results, strict=True):
+        assert together.equal(alone)
+
+
+def test_confidence_has_no_gradient() -> None:
+    stats = token_stats(torch.zeros(2, 7, requires_grad=True), torch.tensor([0, 1]))
+    assert stats.entropy.requires_grad
+    assert not stats.confidence.requires_grad
+
+
+def test_any_upstream_gradient_and_any_stride_of_logits_gives_the_dense_result() -> None:
+    wide_TV = torch.randn(6, 62, generator=torch.Generator().manual_seed(0))
+    label_T = torch.tensor([0, 30, 2, 9, 9, 1])
+    upstream_T = torch.randn(12, generator=torch.Generator().manual_seed(1))[::2]
+    for view_TV in (wide_TV[:, 5:36], wide_TV[:, ::2], wide_TV.T.contiguous().T[:, :31]):
+        results = []
+        for logits_TV in (view_TV, view_TV.contiguous()):
+            leaf_TV = logits_TV.detach().requires_grad_()
+            stats = token_stats(leaf_TV, label_T)
+            outputs = (stats.logprob, stats.entropy, stats.logsumexp)
+            upstream = (upstream_T, torch.tensor(0.5).expand(6), upstream_T.flip(0))
+            results.append((stats.entropy, *torch.autograd.grad(outputs, leaf_TV, upstream)))
+        for strided, dense in zip(*results, strict=True):
+            torch.testing.assert_close(strided, dense, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_masked_tokens_have_no_mass_and_no_gradient(dtype: torch.dtype) -> None:
+    logits_TV, label_T = problem(5, 3000, dtype)
+    logits_TV[:, 1::2] = -math.inf
+    label_T = label_T // 2 * 2
+    expected = reference.token_stats(logits_TV, label_T, 1.0)
+    assert_stats(token_stats(logits_TV, label_T), expected, 2e-6)
+    ours_TV, _ = gradients(logits_TV, label_T, 1.0)
+    assert ours_TV[:, 1::2].eq(0).all()
+    kept_TV, _ = gradients(logits_TV[:, ::2], label_T // 2, 1.0)
+    torch.testing.assert_close(ours_TV[:, ::2], kept_TV, rtol=1e-2, atol=1e-6)
+
+
+def test_a_masked_label_is_impossible_and_a_fully_masked_row_is_empty() -> None:
+    logits_TV = torch.tensor([[0.0, -math.inf, 1.0], [-math.inf] * 3], requires_grad=True)
+    stats = token_stats(logits_TV, torch.tensor([1, 1]))
+    assert stats.logprob.tolist() == [-math.inf, -math.inf]
+    assert stats.entropy[1].item() == 0
+    assert stats.logsumexp[1].item() == -math.inf
+    assert stats.confidence.tolist() == [1.0, 0.0]
+    (stats.logprob.sum() + stats.entropy.sum()).backward()
+    assert logits_TV.grad is not None
+    assert logits_TV.grad[1].tolist() == [0.0, 0.0, 0.0]
+    assert logits_TV.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_broken_logit_spoils_its_row_alone(value: float) -> None:
+    logits_TV, label_T = problem(4, 2500, torch.float32)
+    clean = token_stats(logits_TV, label_T)
+    logits_TV[2, 2499] = value
+    logits_TV.requires_grad_()
+    stats = token_stats(logits_TV, label_T)
+    (stats.logprob.sum() + stats.entropy.sum()).backward()
+    assert logits_TV.grad is not None
+    others = [0, 1, 3]
+    for name in FIELDS:
+        assert getattr(stats, name)[2].isnan()
+        assert getattr(stats, name)[others].equal(getattr(clean, name)[others])
+    assert logits_TV.grad[2].isnan().all()
+    assert logits_TV.grad[others].isfinite().all()
+
+
+def test_an_ignored_row_is_zero_even_where_its_logits_are_broken() -> None:
+    logits_TV, label_T = problem(3, 20, torch.float32)
+    logits_TV[1, 4] = math.nan
+    label_T[1] = -100
+    ours_TV, _ = gradients(logits_TV, label_T, 1.0)
+    assert ours_TV[1].eq(0).all()
+    stats = token_stats(logits_TV, label_T)
+    assert [getattr(stats, name)[1].item() for name in FIELDS] == [0.0] * 4
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_no_tokens_give_empty_statistics_and_an_empty_gradient(dtype: torch.dtype) -> None:
+    logits_TV = torch.zeros(0, 12, dtype=dtype, requires_grad=True)
+    stats = token_stats(logits_TV, torch.zeros(0, dtype=torch.int64))
+    assert all(getattr(stats, name).shape == (0,) for name in FIELDS)
+    stats.logprob.sum().backward()
+    assert logits_TV.grad is not None
+    assert logits_TV.grad.shape == (0, 12)
+
+
+def test_second_derivatives_are_refused() -> None:
+    logits_TV, label_T = problem(3, 5, torch.float64)
+    logits_TV.requires_grad_()
+    stats = token_stats(logits_TV, label_T)
+    (slope_TV,) = torch.autograd.grad(stats.entropy.sum(), logits_TV, create_graph=True)
+    with pytest.raises(
+        NotImplementedError, match="token_stats: expected to be differentiated once"
+    ):
+        slope_TV.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_op_obeys_torchs_rules(dtype: torch.dtype) -> None:
+    logits_TV, label_T = problem(4, 6, dtype)
+    label_T[1] = -100
+    op = torch.ops.pyrl.token_stats.default
+    torch.library.opcheck(op, (logits_TV.requires_grad_(), label_T, 0.8))
+
+
+def test_a_compiled_graph_gives_the_same_statistics_and_gradient() -> None:
+    logits_TV, label_T = problem(5, 33, torch.float32)
+
+    def loss(logits_TV: Tensor) -> Tensor:
+        stats = token_stats(logits_TV * 2, label_T, 0.9)
+        return weighted_sum(stats.logprob, stats.entropy, stats.logsumexp)
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    results = []
+    for function in (loss, compiled):
+        leaf_TV = logits_TV.clone().requires_grad_()
+        value = function(leaf_TV)
+        results.append((value, *torch.autograd.grad(value, leaf_TV)))
+    for eager, graph in zip(*results, strict=True):
+        torch.testing.assert_close(eager, graph)
+
+
+def test_bad_arguments_say_what_was_expected_and_what_came() -> None:
+    logits_TV, label_T = problem(3, 10, torch.float32)
+    with pytest.raises(ValueError, match=r"0 <= label < 10, got 10 at 1"):
+        token_stats(logits_TV, torch.tensor([0, 10, 2]))
+    with pytest.raises(ValueError, match=r"label_T: expected -100 \(ignored\) or .*got -1 at 2"):
+        token_stats(logits_TV, torch.tensor([0, 1, -1]))
+    with pytest.raises(ValueError, match=r"logits_TV: expected shape \[T, V >= 1\], got \(3, 0\)"):
+        token_stats(logits_TV[:, :0], label_T)
+    with pytest.raises(ValueError, match=r"logits_TV: expected shape .* got \(10,\)"):
+        token_stats(logits_TV[0], label_T)
+    with pytest.raises(ValueError, match=r"logits_TV: expected one of .* got torch.int64"):
+        token_stats(logits_TV.long(), label_T)
+    with pytest.raises(ValueError, match=r"logits_TV: expected a CPU or CUDA tensor, got meta"):
+        token_stats(logits_TV.to("meta"), label_T)
+    with pytest.raises(ValueError, match=r"label_T: expected int64\[3\] .* got torch.int64\[2\]"):
+        token_stats(logits_TV, label_T[:2])
+    with pytest.raises(ValueError, match=r"label_T: expected int64\[3\] .* got torch.int32\[3\]"):
+        token_stats(logits_TV, label_T.int())
+    with pytest.raises(ValueError, match=r"label_T: expected a tensor on cpu, got meta"):
+        token_stats(logits_TV, label_T.to("meta"))
+    for temperature in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="temperature: expected a finite number > 0, got"):
+            token_stats(logits_TV, label_T, temperature)
+
+
+# -- from hidden states --
+
+
+def linear_problem(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    hidden_TH = torch.randn(11, 6, generator=generator).to(dtype).requires_grad_()
+    weight_VH = torch.randn(17, 6, generator=generator).to(dtype).requires_grad_()
+    bias_V = torch.randn(17, generator=generator).to(dtype).requires_grad_()
+    label_T = torch.randint(17, (11,), generator=generator)
+    label_T[3] = -100
+    return hidden_TH, weight_VH, bias_V, label_T
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("chunk", [1, 4, 11, 100])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_statistics_from_hidden_states_are_those_of_their_logits(
+    dtype: torch.dtype, chunk: int, with_bias: bool
+) -> None:
+    hidden_TH, weight_VH, bias_V, label_T = linear_problem(dtype)
+    bias = bias_V if with_bias else None
+    inputs = [hidden_TH, weight_VH, *([bias_V] if with_bias else [])]
+    ours = linear_token_stats(hidden_TH, weight_VH, label_T, 0.7, bias=bias, chunk=chunk)
+    logits_TV = torch.nn.functional.linear(hidden_TH, weight_VH, bias)
+    dense = token_stats(logits_TV, label_T, 0.7)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}[dtype]
+    assert_stats(ours, tuple(getattr(dense, name).double() for name in FIELDS), tolerance)
+    for our_gradient, expected in zip(
+        torch.autograd.grad(weighted_sum(ours.logprob, ours.entropy, ours.logsumexp), inputs),
+        torch.autograd.grad(weighted_sum(dense.logprob, dense.entropy, dense.logsumexp), inputs),
+        strict=True,
+    ):
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(our_gradient, expected, rtol=tolerance, atol=tolerance * scale)
+
+
+def test_gradcheck_passes_from_hidden_states() -> None:
+    hidden_TH, weight_VH, bias_V, label_T = linear_problem(torch.float64)
+
+    def stats(hidden_TH: Tensor, weight_VH: Tensor, bias_V: Tensor) -> tuple[Tensor, ...]:
+        result = linear_token_stats(hidden_TH, weight_VH, label_T, 1.4, bias=bias_V, chunk=4)
+        return result.logprob, result.entropy, result.logsumexp
+
+    assert torch.autograd.gradcheck(stats, (hidden_TH, weight_VH, bias_V))
+
+
+class LargestTensor(TorchDispatchMode):
+    """Sizes of everything that torch computes inside the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(value, Tensor):
+                self.shapes.add(tuple(value.shape))
+        return result
+
+
+def test_hidden_states_never_become_a_whole_matrix_of_logits() -> None:
+    hidden_TH = torch.randn(64, 4, requires_grad=True)
+    weight_VH = torch.randn(50, 4, requires_grad=True)
+    with LargestTensor() as largest:
+        stats = linear_token_stats(hidden_TH, weight_VH, torch.arange(64) % 50, chunk=8)
+        (stats.logprob.sum() + stats.entropy.sum()).backward()
+    assert (8, 50) in largest.shapes
+    assert max(math.prod(shape) for shape in largest.shapes) == 8 * 50
+
+
+def test_a_frozen_weight_gets_no_gradient_and_costs_none() -> None:
+    hidden_TH, weight_VH, _, label_T = linear_problem(torch.float64)
+    frozen_VH = weight_VH.detach()
+    expected = token_stats(hidden_TH @ frozen_VH.T, label_T).entropy.sum()
+    (expected_TH,) = torch.autograd.grad(expected, hidden_TH)
+    with LargestTensor() as largest:
+        stats = linear_token_stats(hidden_TH, frozen_VH, label_T, chunk=4)
+        stats.entropy.sum().backward()
+    torch.testing.assert_close(hidden_TH.grad, expected_TH)
+    assert frozen_VH.grad is None
+    assert (17, 6) not in largest.shapes
+
+
+def test_a_frozen_hidden_state_still_trains_the_weight() -> None:
+    hidden_TH, weight_VH, _, label_T = linear_problem(torch.float64)
+    linear_token_stats(hidden_TH.detach(), weight_VH, label_T, chunk=4).logprob.sum().backward()
+    dense = token_stats(hidden_TH.detach() @ weight_VH.T, label_T).logprob.sum()
+    torch.testing.assert_close(weight_VH.grad, torch.autograd.grad(dense, weight_VH)[0])
+
+
+def test_no_tokens_from_hidden_states_give_zero_gradients() -> None:
+    hidden_TH = torch.zeros(0, 4, requires_grad=True)
+    weight_VH = torch.ones(3, 4, requires_grad=True)
+    linear_token_stats(
+        hidden_TH, weight_VH, torch.zeros(0, dtype=torch.int64)
+    ).logprob.sum().backward()
+    assert hidden_TH.grad is not None
+    assert weight_VH.grad is not None
+    assert weight_VH.grad.eq(0).all()
+
+
+def test_second_derivatives_from_hidden_states_are_refused() -> None:
+    hidden_TH, weight_VH, _, label_T = linear_problem(torch.float64)
+    stats = linear_token_stats(hidden_TH, weight_VH, label_T)
+    with pytest.raises(
+        NotImplementedError, match="token_stats: expected to be differentiated once"
+    ):
+        torch.autograd.grad(stats.entropy.sum(), hidden_TH, create_graph=True)
+
+
+def test_bad_hidden_states_say_what_was_expected_and_what_came() -> None:
+    hidden_TH, weight_VH, bias_V, label_T = linear_problem(torch.float32)
+    with pytest.raises(ValueError, match=r"expected \[T, H\] and \[V, H\], got \(11, 6\) and"):
+        linear_token_stats(hidden_TH, weight_VH[:, :5], label_T)
+    with pytest.raises(ValueError, match=r"weight_VH: expected torch.float32 .* got torch.float64"):
+        linear_token_stats(hidden_TH, weight_VH.double(), label_T)
+    with pytest.raises(ValueError, match=r"bias: expected \[17\], got \(16,\)"):
+        linear_token_stats(hidden_TH, weight_VH, label_T, bias=bias_V[:16])
+    with pytest.raises(ValueError, match=r"label_T: expected int64\[11\] like the rows of hidden"):
+        linear_token_stats(hidden_TH, weight_VH, label_T[:4])
+    with pytest.raises(ValueError, match=r"chunk: expected >= 1, got 0"):
+        linear_token_stats(hidden_TH, weight_VH, label_T, chunk=0)
+    with pytest.raises(ValueError, match=r"hidden_TH: expected one of .* got torch.int64"):
+        linear_token_stats(hidden_TH.long(), weight_VH.long(), label_T)
+    with pytest.raises(ValueError, match=r"0 <= label < 17, got 17 at 2"):
+        linear_token_stats(hidden_TH, weight_VH, label_T.index_fill(0, torch.tensor([2]), 17))
