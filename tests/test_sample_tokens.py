@@ -265,6 +265,8 @@ def test_bad_arguments_say_what_was_expected_and_what_came() -> None:
         sample_tokens(logits_BV[:, :0], seed_B, position_B, Sampling())
     with pytest.raises(ValueError, match=r"logits_BV: expected one of .*got torch.int64"):
         sample_tokens(logits_BV.long(), seed_B, position_B, Sampling())
+    with pytest.raises(ValueError, match=r"logits_BV: expected a CPU or CUDA tensor, got meta"):
+        sample_tokens(logits_BV.to("meta"), seed_B, position_B, Sampling())
     signed_B: Any = seed_B.astype(np.int64)
     with pytest.raises(ValueError, match=r"seed_B: expected uint64\[3\], got int64\[3\]"):
         sample_tokens(logits_BV, signed_B, position_B, Sampling())
