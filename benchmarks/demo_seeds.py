@@ -2,7 +2,7 @@
 
     python benchmarks/demo_seeds.py --output runs/seeds
 
-Each run is `pyrl demo METHOD --seed S` in a process of its own; one that has finished is not repeated.
+Each run is `pyrl demo METHOD --seed S` in a process of its own; finished ones are not repeated.
 """
 
 from __future__ import annotations
@@ -40,14 +40,24 @@ def score(report: dict[str, Any], set_name: str, model: str, metric: str) -> flo
 
 
 def row(method: str, seed: int, report: dict[str, Any]) -> str:
-    before = score(report, HELD_OUT, "before", "greedy"), score(report, HELD_OUT, "before", "maj@64")
+    before = (
+        score(report, HELD_OUT, "before", "greedy"),
+        score(report, HELD_OUT, "before", "maj@64"),
+    )
     after = [score(report, HELD_OUT, "after", m) for m in ("greedy", "pass@1/T=0.6", "maj@16")]
     longer = [score(report, LONGER, model, "greedy") for model in ("before", "after")]
     verdict = "yes" if after[0] > before[1] else "no"
     numbers = [*before, *after, *longer]
     tokens = report["facts"]["sampled tokens in training"]
     seconds = report["facts"]["seconds of training"]
-    cells = [method, str(seed), *(f"{n:.3f}" for n in numbers), f"{tokens:,}", str(seconds), verdict]
+    cells = [
+        method,
+        str(seed),
+        *(f"{n:.3f}" for n in numbers),
+        f"{tokens:,}",
+        str(seconds),
+        verdict,
+    ]
     return f"| {' | '.join(cells)} |"
 
 
