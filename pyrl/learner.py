@@ -60,7 +60,7 @@ class Learner:
             if hasattr(module, "attention_dropout"):
                 module.attention_dropout = 0.0
         if run.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            _checkpoint_activations(model)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters,
@@ -210,6 +210,13 @@ class Learner:
                 "step": torch.tensor(count),
                 **{k: v.to(named[name], copy=True) for k, v in moments.items()},
             }
+
+
+def _checkpoint_activations(model: PreTrainedModel) -> None:
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable()
+    else:  # its name in earlier releases of transformers
+        model.gradient_checkpointing_enable()
 
 
 @dataclass(frozen=True)

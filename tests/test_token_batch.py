@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from pyrl import demo
@@ -47,7 +46,6 @@ def leaf_columns(batch: TokenBatch, leaf: int) -> dict[str, list[float]]:
     }
     names = [f.name for f in fields(batch) if not f.name.endswith("_N1")]
     return {name: getattr(batch, name)[spans[name[-1]]].tolist() for name in names}
-
 
 
 def grown_forest(seed: int) -> Forest:
@@ -125,7 +123,7 @@ def test_passes_hold_each_leaf_once_longest_first_and_are_full(
     assert sorted(order) == list(range(len(batch)))
     # Equal lengths in the order of the leaves: passes do not depend on anything else.
     assert order == sorted(order, key=lambda leaf: (-length_N[leaf], leaf))
-    for leaf_N, following in zip(passes, passes[1:] + [None], strict=True):
+    for leaf_N, following in zip(passes, [*passes[1:], None], strict=True):
         assert length_N[leaf_N].sum() <= tokens or len(leaf_N) == 1
         if following:
             assert length_N[leaf_N].sum() + length_N[following[0]] > tokens
@@ -178,7 +176,7 @@ def test_an_advantage_for_each_token_is_expected() -> None:
 def test_packed_rows_predict_what_a_plain_forward_of_each_leaf_predicts() -> None:
     model = AutoModelForCausalLM.from_pretrained(demo.MODEL, dtype=torch.float64)
     plain = AutoModelForCausalLM.from_pretrained(
-        demo.MODEL, dtype=torch.float64, attn_implementation="eager"
+        demo.MODEL, dtype=torch.float64, attn_implementation="sdpa"
     )
     use_pyrl_attention(model)
     forest = grown_forest(1)

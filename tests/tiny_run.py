@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,11 +66,12 @@ def tiny_run(folder: Path, algorithm: Algorithm | None = None, **settings: Any) 
     return Run(**values | settings)
 
 
-def make_trainer(run: Run) -> Trainer:
-    """Ready for `train_step`; it writes no metrics by itself."""
+@contextmanager
+def open_trainer(run: Run) -> Iterator[Trainer]:
+    """Ready for `train_step`; it writes completions, and no metrics by itself."""
     trainer = Trainer(run, quiet(), scoring=SCORING)
-    trainer.log = MetricsLog(run.output)
-    return trainer
+    with MetricsLog(run.output) as trainer.log:
+        yield trainer
 
 
 def quiet() -> Progress:
@@ -82,10 +84,8 @@ def weights(trainer: Trainer) -> dict[str, Tensor]:
 
 def trained(run: Run, steps: int) -> tuple[Trainer, list[dict[str, Any]]]:
     """After so many steps, and the metrics of each."""
-    trainer = make_trainer(run)
-    rows = [trainer.train_step() for _ in range(steps)]
-    trainer.log.close()
-    return trainer, rows
+    with open_trainer(run) as trainer:
+        return trainer, [trainer.train_step() for _ in range(steps)]
 
 
 def same_bits(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
