@@ -43,7 +43,7 @@ def with_kl(algorithm: Algorithm) -> Algorithm:
 
 @pytest.mark.parametrize("make", [ttrl, ettrl, echo])
 def test_sampler_and_learner_are_the_same_policy_in_every_step(make: Any, tmp_path: Path) -> None:
-    run = tiny_run(tmp_path, tiny(make(), votes=8), learning_rate=1e-4)
+    run = tiny_run(tmp_path, tiny(make(), votes=8))
     for metrics in trained(run, 3)[1]:
         assert abs(metrics["sampling/importance_sampling_ratio/mean"] - 1) < 1e-5
         assert abs(metrics["sampling/importance_sampling_ratio/max"] - 1) < 1e-4
@@ -52,7 +52,7 @@ def test_sampler_and_learner_are_the_same_policy_in_every_step(make: Any, tmp_pa
 
 
 def test_a_sampler_that_keeps_one_stale_tensor_stops_the_run(tmp_path: Path) -> None:
-    with open_trainer(tiny_run(tmp_path, learning_rate=1e-4)) as trainer:
+    with open_trainer(tiny_run(tmp_path)) as trainer:
         stale = copy.deepcopy(trainer.model)
         eos = {int(trainer.tokenizer.eos_token_id)}
         trainer.engine = HFEngine(stale, eos, max_rows=trainer.run.max_rows)

@@ -41,7 +41,11 @@ def tiny(algorithm: Algorithm, *, votes: int = 6, train: int | None = None) -> A
 
 
 def tiny_run(folder: Path, algorithm: Algorithm | None = None, **settings: Any) -> Run:
-    """Two questions a step, of the file `questions.jsonl` in the folder (four, if it is not)."""
+    """Two questions a step, of the file `questions.jsonl` in the folder (four, if it is not).
+
+    The rate is small because the first steps of Adam move all weights by it: 1e-4 is the end of
+    this model.
+    """
     data = folder / "questions.jsonl"
     if not data.exists():
         write_questions(data, 4)
@@ -53,7 +57,7 @@ def tiny_run(folder: Path, algorithm: Algorithm | None = None, **settings: Any) 
         "output": folder / "run",
         "steps": 3,
         "prompts_per_step": 2,
-        "learning_rate": 1e-4,
+        "learning_rate": 1e-6,
         "warmup_steps": 0,
         "schedule": "constant",
         "threads": 1,
