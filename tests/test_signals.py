@@ -118,23 +118,26 @@ class Twins:
     def __init__(self, spec: SignalSpec, rng: np.random.Generator) -> None:
         self.fast, self.slow, self.rng = Signals(spec), SlowSignals(spec), rng
         self.open: list[int] = []
-        self.next = 0
+        self.generation = 0
         self.seen: set[Any] = set()
 
     def opened(self) -> int:
-        index, generation = self.next % 16, self.next // 16  # an index comes back, as in a forest
-        self.next += 1
-        return index << 32 | generation
+        """A handle whose index may have belonged to a closed branch, as in a forest."""
+        taken = {branch >> 32 for branch in self.open}
+        index = next(i for i in range(16) if i not in taken)
+        self.generation += 1
+        self.open.append(index << 32 | self.generation)
+        return self.open[-1]
 
     def step(self, tokens: int) -> None:
         self.fast.begin_step()
         self.slow.begin_step()
         self.compare_thresholds()
-        self.open = [self.opened() for _ in range(4)]
+        for _ in range(4):
+            self.opened()
         for _ in range(tokens):
             self.token()
         self.close(self.open)
-        self.open = []
 
     def token(self) -> None:
         self.rng.shuffle(self.open)
@@ -160,7 +163,6 @@ class Twins:
                 children = [self.opened() for _ in range(siblings - 1)]
                 self.fast.inherit(branch, np.array(children, np.int64))
                 self.slow.inherit(branch, children)
-                self.open += children
 
     def close(self, branches: list[int]) -> None:
         self.fast.close(np.array(branches, np.int64))
@@ -459,7 +461,7 @@ def test_saved_signals_load_and_decide_the_same() -> None:
     before = grown(spec, seed=0)
     after = Twins(spec, np.random.default_rng())
     after.fast.load(before.fast.save())
-    after.slow, after.next = before.slow, before.next
+    after.slow, after.generation = before.slow, before.generation
     after.rng = np.random.default_rng(5)
     after.fast.begin_step()
     after.slow.begin_step()
