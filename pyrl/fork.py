@@ -101,7 +101,7 @@ class TopEntropy(Flat):
         if trunk.round > 0 or self.forks * self.siblings == 0:
             return []
         (leaf,) = trunk.leaves
-        end = min(trunk.answer(leaf), trunk.forest.length(leaf) - self.mask_tail)
+        end = max(1, min(trunk.answer(leaf), trunk.forest.length(leaf) - self.mask_tail))
         positions = trunk.forest.top_entropy(leaf, self.forks, 1, end, self.min_gap)
         return [Site(leaf, int(at), self.siblings) for at in positions]
 

@@ -266,7 +266,7 @@ class Rollout:
         """One branch less; the last one of a trunk lets it fork again or gives its cache back."""
         trunk.running -= 1
         self.budgets[trunk.tree].running -= 1
-        if trunk.running or not trunk.begin:
+        if trunk.running or not trunk.begin or not self.retain:
             return
         leaves = tuple(trunk.begin)
         sites = self.fork.at_end(
@@ -275,7 +275,7 @@ class Rollout:
         trunk.round += 1
         for site in sites:
             self._fork_finished(site)
-        if self.retain and not trunk.running:
+        if not trunk.running:
             self.engine.abort(np.array(leaves, np.int64))
             for leaf in leaves:
                 del self.trunk_of[leaf]
