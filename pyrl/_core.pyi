@@ -322,7 +322,6 @@ class Forest:
         """The forest that `save` wrote; ValueError names what is wrong with other bytes."""
     def __eq__(self, other: object) -> bool:
         """Same contents and handles, and the same handles for whatever comes next."""
-    __hash__ = None  # type: ignore[assignment]  # mutable; typeshed marks list in the same way
 
 # -- pack --
 
