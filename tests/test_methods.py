@@ -18,11 +18,10 @@ from pyrl import advantage
 from pyrl.advantage import AdvantageClip, EntropyReshape, Hybrid, TreeRLReleased, WhitenTokens
 from pyrl.algorithm import Algorithm, Sample
 from pyrl.demo import run as demo
-from pyrl.fork import EntropyConfidence, EPTree, OnlineEntropy, TopEntropy
+from pyrl.fork import EPTree, OnlineEntropy, TopEntropy
 from pyrl.loss import KL, Clip, ConfidenceClip
 from pyrl.methods import METHODS
-from pyrl.policy_loss import SeqMeanTokenMean, SeqMeanTokenSum, SeqMeanTokenSumNorm, TokenMean
-from pyrl.prune import Doubt
+from pyrl.policy_loss import SeqMeanTokenMean, SeqMeanTokenSum, SeqMeanTokenSumNorm
 from pyrl.report.metrics import MEANING
 from pyrl.reward import FunctionReward, RandomReward, TrueReward, VoteReward
 from pyrl.select import First, Stratified
@@ -30,14 +29,37 @@ from pyrl.vote import Majority, Weighted
 
 Make = Callable[[], Algorithm]
 
-ALWAYS = """
-reward reward_std frac_reward_zero_std entropy loss grad_norm learning_rate step_time num_tokens
-completions/mean_length completions/clipped_ratio clip_ratio/low_mean clip_ratio/high_mean
-sampling/sampling_logp_difference/mean sampling/sampling_logp_difference/max vote/majority_ratio
-vote/majority_ratio_min vote/answered vote/distinct_labels vote/label_flips vote/icc
-vote/label_accuracy vote/reward_accuracy vote/ground_truth_reward vote/pass_any tree/leaves
-tree/depth tree/forks tree/tokens_saved_ratio
-""".split()
+ALWAYS = [
+    "reward",
+    "reward_std",
+    "frac_reward_zero_std",
+    "entropy",
+    "loss",
+    "grad_norm",
+    "learning_rate",
+    "step_time",
+    "num_tokens",
+    "completions/mean_length",
+    "completions/clipped_ratio",
+    "clip_ratio/low_mean",
+    "clip_ratio/high_mean",
+    "sampling/sampling_logp_difference/mean",
+    "sampling/sampling_logp_difference/max",
+    "vote/majority_ratio",
+    "vote/majority_ratio_min",
+    "vote/answered",
+    "vote/distinct_labels",
+    "vote/label_flips",
+    "vote/icc",
+    "vote/label_accuracy",
+    "vote/reward_accuracy",
+    "vote/ground_truth_reward",
+    "vote/pass_any",
+    "tree/leaves",
+    "tree/depth",
+    "tree/forks",
+    "tree/tokens_saved_ratio",
+]
 """Metrics of every step whose questions have answers, whatever the method."""
 
 
