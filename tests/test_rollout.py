@@ -16,7 +16,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pyrl._core import Observed, SignalSpec
 from pyrl.engine import STOPPED, Engine
 from pyrl.engine.hf import HFEngine
-from pyrl.engine.toy import ToyEngine
 from pyrl.fork import (
     EntropyConfidence,
     EPTree,

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from pyrl.engine import Engine, Sampling
 from pyrl.engine.toy import ToyEngine
-from pyrl.fork import Flat, Fork
 from pyrl.forest import Forest
+from pyrl.fork import Flat, Fork
 from pyrl.prune import Keep, Prune
 from pyrl.rollout import Rollout, make_signals
 
