@@ -18,7 +18,7 @@ from pyrl import advantage
 from pyrl.advantage import AdvantageClip, EntropyReshape, Hybrid, TreeRLReleased, WhitenTokens
 from pyrl.algorithm import Algorithm, Sample
 from pyrl.demo import run as demo
-from pyrl.fork import EPTree, OnlineEntropy, TopEntropy
+from pyrl.fork import EPTree, Flat, OnlineEntropy, TopEntropy
 from pyrl.loss import KL, Clip, ConfidenceClip
 from pyrl.methods import METHODS
 from pyrl.policy_loss import SeqMeanTokenMean, SeqMeanTokenSum, SeqMeanTokenSumNorm
@@ -182,13 +182,8 @@ def with_loss(**changes: Any) -> Algorithm:
     return replace(ttrl(), loss=replace(ttrl().loss, **changes))
 
 
-def colder(algorithm: Algorithm) -> Algorithm:
-    """So that some answers are given twice, and some are right."""
-    return replace(algorithm, sample=replace(algorithm.sample, temperature=0.3))
-
-
 OPTIONS: dict[str, Algorithm] = {
-    "a tie elects none": replace(colder(ttrl()), vote=Majority(tie="skip")),
+    "a tie elects none": replace(ttrl(), vote=Majority(tie="skip")),
     "votes by inverse width": replace(forking(ttrl()), vote=Weighted("inverse_width")),
     "votes by confidence": replace(ttrl(), vote=Weighted("confidence", tie="skip")),
     "no answer is unknown": replace(ttrl(), reward=VoteReward(no_answer=None)),
@@ -272,7 +267,7 @@ def test_a_reward_function_of_trl_trains_and_sees_what_it_should(tmp_path: Path)
         folder = tmp_path / function
         folder.mkdir()
         reward = FunctionReward(f"{source}:{function}", pass_answers=passed)
-        rows = train(replace(colder(ttrl()), reward=reward), folder, steps=2, prompts_per_step=4)
+        rows = train(replace(ttrl(), reward=reward), folder, steps=2, prompts_per_step=4)
         if passed:
             # The same leaves are right to the function and to the metric, which sees 10, not 8.
             assert rows[0]["vote/post_ground_truth_reward"] == pytest.approx(rows[0]["reward"])
