@@ -20,12 +20,11 @@ bool precedes(const Candidate& a, const Candidate& b) {
   return a.z != b.z ? a.z > b.z : a.token < b.token;
 }
 
-bool by_token(const Candidate& a, const Candidate& b) { return a.token < b.token; }
-
 // Work space of one thread.
 struct Workspace {
   std::vector<RowSums> blocks;
-  std::vector<Candidate> candidates;
+  std::vector<Candidate> candidates;  // in vocabulary order
+  std::vector<Candidate> scratch;
 };
 
 template <typename Element>
@@ -125,29 +124,49 @@ void gather_superset(const Row<Element>& row, std::span<const RowSums> blocks,
   gather(row, blocks, kMinusInfinity, out);
 }
 
+// Of the candidates in order of precedence, the first that lifts the cumulative mass to `target`:
+// quickselect by mass, so that a flat distribution is not sorted either. Reorders them.
+Candidate crossing(std::span<Candidate> candidates, double target) {
+  auto begin = candidates.begin(), end = candidates.end();
+  while (end - begin > 64) {
+    const auto middle = begin + (end - begin) / 2;
+    std::nth_element(begin, middle, end, precedes);
+    double mass = 0;
+    for (auto candidate = begin; candidate != middle; ++candidate) mass += candidate->weight;
+    if (mass >= target) {
+      end = middle;
+    } else {
+      target -= mass;
+      begin = middle;
+    }
+  }
+  std::sort(begin, end, precedes);
+  while (begin + 1 != end && begin->weight < target) target -= (begin++)->weight;
+  return *begin;
+}
+
+void drop_after(const Candidate& last, std::vector<Candidate>& candidates) {
+  std::erase_if(candidates, [&](const Candidate& other) { return precedes(last, other); });
+}
+
 // Leaves the tokens that top-k and top-p keep, in vocabulary order.
-void truncate(const Truncation& truncation, std::vector<Candidate>& candidates, double mass) {
+void truncate(const Truncation& truncation, double row_mass, Workspace& space) {
+  std::vector<Candidate>& candidates = space.candidates;
   const std::size_t top_k = static_cast<std::size_t>(truncation.top_k);
   if (top_k > 0 && top_k < candidates.size()) {
-    std::nth_element(candidates.begin(), candidates.begin() + truncation.top_k, candidates.end(),
-                     precedes);
-    candidates.resize(top_k);
+    space.scratch = candidates;
+    const auto last = space.scratch.begin() + truncation.top_k - 1;
+    std::nth_element(space.scratch.begin(), last, space.scratch.end(), precedes);
+    drop_after(*last, candidates);
   }
-  if (truncation.top_p < 1) {
-    if (truncation.top_k > 0 || truncation.min_p > 0) {
-      mass = 0;
-      std::sort(candidates.begin(), candidates.end(), by_token);
-      for (const Candidate& candidate : candidates) mass += candidate.weight;
-    }
-    std::sort(candidates.begin(), candidates.end(), precedes);
-    double cumulative = 0;
-    std::size_t kept = 0;
-    while (kept < candidates.size() && cumulative < truncation.top_p * mass) {
-      cumulative += candidates[kept++].weight;
-    }
-    candidates.resize(kept);
+  if (truncation.top_p == 1) return;
+  double mass = row_mass;
+  if (top_k > 0 || truncation.min_p > 0) {
+    mass = 0;
+    for (const Candidate& candidate : candidates) mass += candidate.weight;
   }
-  std::sort(candidates.begin(), candidates.end(), by_token);
+  space.scratch = candidates;
+  drop_after(crossing(space.scratch, truncation.top_p * mass), candidates);
 }
 
 std::int32_t draw_candidate(std::span<const Candidate> candidates, double uniform) {
@@ -169,7 +188,7 @@ std::int32_t choose(const Row<Element>& row, const Truncation& truncation, doubl
     return draw(row, space.blocks, uniform);
   }
   gather_superset(row, space.blocks, truncation, space.candidates);
-  truncate(truncation, space.candidates, row.sums.sum);
+  truncate(truncation, row.sums.sum, space);
   return draw_candidate(space.candidates, uniform);
 }
 

@@ -6,15 +6,19 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pyrl.models import quiet_progress
 
 STATE = "pyrl.json"
 OPTIMIZER = "optimizer.safetensors"
@@ -55,20 +59,31 @@ def save(
     record: Mapping[str, Any],
     keep: int,
 ) -> Path:
-    """Write `directory/checkpoint-STEP` whole or not at all; only the newest `keep` stay."""
+    """Write `directory/checkpoint-STEP` whole or not at all; only the newest `keep` stay.
+
+    A run repeats its steps exactly, so one of the same step that is already there keeps its
+    weights and gets the new record. Raises CheckpointError; earlier checkpoints stay valid.
+    """
     target = directory / f"checkpoint-{step}"
+    state = {"step": step, "record": record, "counts": optimizer[1]}
+    if target.exists():
+        files = json.loads((target / STATE).read_text())["files"]
+        with _explained(target):
+            _replace_text(target / STATE, json.dumps({**state, "files": files}, indent=1))
+        return target
     with replacing(target) as folder:
         write_model(folder, model, tokenizer)
-        tensors, counts = optimizer
         save_file(
-            {k: v.detach().contiguous().cpu() for k, v in tensors.items()}, folder / OPTIMIZER
+            {k: v.detach().contiguous().cpu() for k, v in optimizer[0].items()}, folder / OPTIMIZER
         )
         (folder / SIGNALS).write_bytes(signals)
         files = {p.name: _digest(p) for p in sorted(folder.iterdir())}
-        state = {"step": step, "record": record, "counts": counts, "files": files}
-        (folder / STATE).write_text(json.dumps(state, indent=1))
+        (folder / STATE).write_text(json.dumps({**state, "files": files}, indent=1))
     for old in _checkpoints(directory)[:-keep]:
-        shutil.rmtree(old)
+        # Under its own name it would count as a checkpoint until its last file is gone.
+        shutil.rmtree(old.rename(_partial(old)))
+    for left in directory.glob(".checkpoint-*.partial"):
+        shutil.rmtree(left)
     return target
 
 
@@ -78,33 +93,56 @@ def write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedToken
     implementation = model.config._attn_implementation
     model.config._attn_implementation = None
     try:
-        model.save_pretrained(folder)
+        with quiet_progress():
+            model.save_pretrained(folder)
     finally:
         model.config._attn_implementation = implementation
-    tokenizer.save_pretrained(folder)
+    # tokenizers reports a failed write by a bare Exception, a copy by an OSError.
+    with tempfile.TemporaryDirectory() as staging:
+        tokenizer.save_pretrained(staging)
+        shutil.copytree(staging, folder, dirs_exist_ok=True)
 
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
     """A folder that becomes `target` if the block succeeds and vanishes if it does not."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = _partial(target)
+    with _explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            folder.mkdir()
+            yield folder
+            for path in [*folder.iterdir(), folder]:
+                _sync(path)
+            if target.exists():
+                shutil.rmtree(target)
+            folder.rename(target)
+            _sync(target.parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(f".{target.name}.partial")
+
+
+@contextmanager
+def _explained(target: Path) -> Iterator[None]:
     try:
-        folder.mkdir()
-        yield folder
-        for path in [*folder.iterdir(), folder]:
-            _sync(path)
-        if target.exists():
-            shutil.rmtree(target)
-        folder.rename(target)
-        _sync(target.parent)
-    except OSError as error:
+        yield
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{target}: could not be written ({error}); earlier checkpoints are unchanged"
         ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _replace_text(path: Path, text: str) -> None:
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text)
+    _sync(part)
+    part.replace(path)
+    _sync(path.parent)
 
 
 def latest(directory: Path) -> Checkpoint | None:

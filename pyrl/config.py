@@ -89,12 +89,14 @@ class Run:
     """Text before each question."""
     suffix: str = ""
     """Text after each question, such as how the answer should be written."""
-    extractor: str = "boxed"
-    """How the answer is read from a response: "boxed", "whole", "number" or "regex:PATTERN"."""
+    extractor: str | None = None
+    """How the answer is read from a response: "boxed", "whole", "number" or "regex:PATTERN"; None:
+    as the questions ask for (reasoning_gym "whole", others "boxed")."""
     equivalence: Literal["math", "exact"] = "math"
     """When two answers are the same: as mathematics (math-verify), or as text."""
-    stop: str = ""
-    """A response also ends with any token that contains this text, such as a line break."""
+    stop: str | None = None
+    """A response also ends with any token that contains this text; None: as the questions ask for
+    (reasoning_gym with worked examples a line break, others nothing)."""
     save_every: int = 10
     """Steps between checkpoints; the last step always leaves one."""
     keep_checkpoints: int = 2

@@ -22,6 +22,7 @@ from pyrl.prompts import Prompt, load_prompts
 from pyrl.prune import Keep
 from pyrl.report import Evaluation, Progress
 from pyrl.rollout import Rollout, derive_seed
+from pyrl.sources import open_source
 from pyrl.vote import Majority
 
 
@@ -64,12 +65,13 @@ class EvalSettings:
     """Another pass@1; 0: none."""
     max_tokens: int = 1024
     """Response tokens at most."""
-    extractor: str = "boxed"
-    """How the answer is read: "boxed", "whole", "number" or "regex:PATTERN"."""
+    extractor: str | None = None
+    """How the answer is read: "boxed", "whole", "number" or "regex:PATTERN"; None: as the
+    questions ask for."""
     equivalence: Literal["math", "exact"] = "math"
     """When two answers are the same: as mathematics (math-verify), or as text."""
-    stop: str = ""
-    """A response also ends with any token that contains this text."""
+    stop: str | None = None
+    """A response also ends with any token with this text; None: as the questions ask for."""
     chat: bool | None = None
     """Use the chat template; None: if there is one and the data brings no worked examples."""
     prefix: str = ""
@@ -188,13 +190,14 @@ def evaluate_model(settings: EvalSettings, progress: Progress) -> Evaluation:
         limit=settings.limit,
     )
     answered(prompts, settings.data)
-    engine = HFEngine(
-        model, stop_tokens(model, tokenizer, settings.stop), max_rows=settings.max_rows
+    extractor, eos = answer_format(
+        model, tokenizer, settings.data, settings.extractor, settings.stop
     )
+    engine = HFEngine(model, eos, max_rows=settings.max_rows)
     evaluator = Evaluator(
         engine,
         decoder(tokenizer),
-        extractor_named(settings.extractor),
+        extractor,
         EQUIVALENCES[settings.equivalence](),
         settings.seed,
         progress.tokens,
@@ -212,6 +215,19 @@ def evaluate_model(settings: EvalSettings, progress: Progress) -> Evaluation:
 def decoder(tokenizer: PreTrainedTokenizerBase) -> Decode:
     """Text of responses without special tokens."""
     return lambda rows: [tokenizer.decode(row.tolist(), skip_special_tokens=True) for row in rows]
+
+
+def answer_format(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: str,
+    extractor: str | None,
+    stop: str | None,
+) -> tuple[Extractor, set[int]]:
+    """How answers are read and which tokens end a response; None: as the questions ask for."""
+    source = open_source(data)
+    ids = stop_tokens(model, tokenizer, source.stop if stop is None else stop)
+    return extractor_named(source.extractor if extractor is None else extractor), ids
 
 
 def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop: str) -> set[int]:

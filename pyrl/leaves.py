@@ -27,7 +27,7 @@ class Leaves:
     trunk_N: NDArray[np.int64]
     """Ordinal of the leaf's trunk (independent sample of the prompt) inside its group."""
     weight_N: NDArray[np.float64]
-    """Inverse-width weight: a trunk's leaves sum to 1 (arXiv:2602.02150 votes without it)."""
+    """Inverse-width weight: a trunk's leaves, pruned ones included, sum to 1."""
     length_N: NDArray[np.int64]
     """Response tokens, end of sequence included."""
     finish_N: NDArray[np.uint8]

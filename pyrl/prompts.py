@@ -48,7 +48,7 @@ def load_prompts(
     """Read and tokenize the first `limit` questions of a source.
 
     `source`: a .jsonl, .json, .csv or .parquet file; "demo:train", "demo:heldout" or
-    "demo:length18"; "reasoning_gym:TASK?size=50&seed=0&shots=0&OPTION=VALUE"; else a Hugging Face
+    "demo:length18"; "reasoning_gym:TASK?size=50&seed=0&shots=6&OPTION=VALUE"; else a Hugging Face
     data set "ID[/CONFIG][:SPLIT]". A row's question is its column prompt (a string or chat
     messages), question or problem; its answer is answer, solution, ground_truth or
     reward_model.ground_truth. `chat`: use the tokenizer's chat template (None: if there is one and

@@ -43,12 +43,12 @@ def sample_tokens(
     top-k, top-p, each renormalised, ties to the lower id. Temperature 0 takes the most probable
     token and reports statistics at temperature 1. Columns that are not adjacent are copied first.
 
-    Logits on another device than the CPU are sampled there by a composition of torch functions in
-    float64, from the same uniform numbers; its draws differ from the kernel's only where rounding
-    (relative 1e-7) moves the boundary between two tokens across the uniform number.
+    Logits on a CUDA device are sampled there by a composition of torch functions in float64, from
+    the same uniform numbers; its draws differ from the kernel's only where rounding (relative
+    1e-7) moves the boundary between two tokens across the uniform number.
 
-    Raises ValueError for wrong shapes or dtypes and FloatingPointError for rows with NaN or +inf
-    or without a finite entry (-inf masks a token).
+    Raises ValueError for wrong shapes, dtypes or devices, and FloatingPointError for rows with NaN
+    or +inf or without a finite entry (-inf masks a token).
     """
     _check(logits_BV, seed_B, position_B)
     sample = _sample_kernel if logits_BV.device.type == "cpu" else sample_tokens_composed
@@ -67,6 +67,8 @@ def _check(logits_BV: Tensor, seed_B: NDArray[np.uint64], position_B: NDArray[np
         raise ValueError(f"logits_BV: expected shape [B, V >= 1], got {tuple(logits_BV.shape)}")
     if logits_BV.dtype not in ELEMENTS:
         raise ValueError(f"logits_BV: expected one of {list(ELEMENTS)}, got {logits_BV.dtype}")
+    if logits_BV.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"logits_BV: expected a CPU or CUDA tensor, got {logits_BV.device}")
     for name, values, dtype in (
         ("seed_B", seed_B, np.uint64),
         ("position_B", position_B, np.int64),

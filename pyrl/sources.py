@@ -16,6 +16,9 @@ from urllib.parse import parse_qsl
 
 from pyrl import demo
 
+SHOTS = 6
+"""Worked examples before each reasoning_gym question unless `shots` says otherwise: a small model
+that is asked without them rarely answers in a form that can be read."""
 SHOTS_SEED = 2**31
 """reasoning_gym draws item i from seed + i; worked examples come from far away of any data set."""
 
@@ -40,6 +43,10 @@ class Source:
     rows: Iterable[Row]
     prefix: str = ""
     """Worked examples that come before each question."""
+    extractor: str = "boxed"
+    """How answers to these questions are read, unless a run says otherwise."""
+    stop: str = ""
+    """Text that ends a response, unless a run says otherwise."""
 
 
 def open_source(source: str) -> Source:
@@ -49,7 +56,7 @@ def open_source(source: str) -> Source:
         if rest not in demo.QUESTIONS:
             known = ", ".join(f"demo:{name}" for name in demo.QUESTIONS)
             raise DataError(f"{source}: expected one of {known}")
-        return Source(_read_jsonl(demo.QUESTIONS[rest]))
+        return Source(_read_jsonl(demo.QUESTIONS[rest]), extractor="whole")
     if scheme == "reasoning_gym":
         return _reasoning_gym(rest)
     path = Path(source).expanduser()
@@ -159,7 +166,7 @@ def _reasoning_gym(request: str) -> Source:
     except ValueError as error:
         raise DataError(f"reasoning_gym:{request}: expected OPTION=VALUE&...: {error}") from error
     options = {"size": 50, "seed": 0, **{name: _parse_option(value) for name, value in pairs}}
-    shots = options.pop("shots", 0)
+    shots = options.pop("shots", SHOTS)
     if not isinstance(shots, int) or shots < 0:
         raise DataError(f"reasoning_gym:{request}: shots: expected a whole number, got {shots!r}")
     known = [field.name for field in fields(DATASETS[task][1])]
@@ -172,9 +179,11 @@ def _reasoning_gym(request: str) -> Source:
     if shots:
         asked = {entry["question"] for entry in entries}
         prefix = _worked_examples(task, options, shots, asked)
-    return Source(
-        (Row(f"reasoning_gym:{task}, item {i}", entry) for i, entry in enumerate(entries)), prefix
-    )
+    rows = (Row(f"reasoning_gym:{task}, item {i}", entry) for i, entry in enumerate(entries))
+    if not shots:
+        return Source(rows)
+    # The examples show one-line answers, and a base model goes on with a question of its own.
+    return Source(rows, prefix, extractor="whole", stop="\n")
 
 
 def _draw(task: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -18,11 +18,11 @@ from pyrl import checkpoint
 from pyrl._core import Forest, pack_flat
 from pyrl.advantage import advantages
 from pyrl.algorithm import Algorithm
-from pyrl.answers import EQUIVALENCES, Answers, classify, extractor_named
+from pyrl.answers import EQUIVALENCES, Answers, classify
 from pyrl.config import Run, save_run
 from pyrl.engine import TRUNCATED
 from pyrl.engine.hf import HFEngine
-from pyrl.evaluate import Evaluator, Scoring, decoder, find_device, stop_tokens
+from pyrl.evaluate import Evaluator, Scoring, answer_format, decoder, find_device
 from pyrl.learner import Learner
 from pyrl.leaves import Leaves, Scored, collect
 from pyrl.models import load_model
@@ -67,9 +67,10 @@ class Trainer:
         self.scoring = scoring or Scoring(
             sample.temperature, run.eval_samples, max_tokens=sample.max_tokens
         )
-        self.extractor = extractor_named(run.extractor)
+        self.extractor, eos = answer_format(
+            self.model, self.tokenizer, run.data, run.extractor, run.stop
+        )
         self.equivalence = EQUIVALENCES[run.equivalence]()
-        eos = stop_tokens(self.model, self.tokenizer, run.stop)
         self.engine = HFEngine(self.model, eos, max_rows=run.max_rows)
         self.signals = make_signals(self.algorithm.fork, self.algorithm.prune)
         self.evaluator = Evaluator(

@@ -1,4 +1,4 @@
-"""Slow and obvious versions of the numeric kernels, in float64."""
+"""Slow and obvious versions of the numeric kernels, in float64, and how to compare with them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrl.engine import Sampling
+from pyrl.token_stats import TokenStats
+
+FIELDS = ("logprob", "entropy", "logsumexp", "confidence")
 
 
 def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -106,3 +109,15 @@ def policy_loss(
         "k3": (torch.exp(-clamped_T) + clamped_T - 1).clamp(-10, 10),
     }[kl]
     return loss_T + kl_coef * penalty_T - entropy_coef * entropy_T
+
+
+def weighted_sum(logprob_T: Tensor, entropy_T: Tensor, logsumexp_T: Tensor) -> Tensor:
+    """A scalar with a different upstream gradient for each token and output."""
+    weight_T = torch.arange(1.0, len(logprob_T) + 1, dtype=torch.float64, device=logprob_T.device)
+    return (weight_T * (logprob_T - 0.7 * entropy_T + 0.4 * logsumexp_T / weight_T)).sum()
+
+
+def assert_stats(stats: TokenStats, expected: tuple[Tensor, ...], tolerance: float) -> None:
+    for name, value in zip(FIELDS, expected, strict=True):
+        ours = getattr(stats, name).detach().double().cpu()
+        torch.testing.assert_close(ours, value.detach(), rtol=1e-6, atol=tolerance, msg=name)

@@ -32,5 +32,5 @@ done
 LD_PRELOAD="$(c++ -print-file-name=libasan.so) $(c++ -print-file-name=libubsan.so) $(c++ -print-file-name=libstdc++.so)" \
 ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 PYTHONPATH="$PWD/build/sanitize/package" \
-  "$python_path" -m pytest -q -p no:cacheprovider tests/test_forest.py tests/test_pack.py \
+  "$python_path" -m pytest -q -p no:cacheprovider tests/test_forest*.py tests/test_pack.py \
   --forest-operations "$operations"

@@ -1,5 +1,7 @@
 """One attention function: packed rows equal lone sequences, and what it lacks it refuses."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import (
@@ -158,3 +160,12 @@ def test_layers_that_are_not_causal_attention_are_refused() -> None:
     model.config.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(ValueError, match="LlamaForCausalLM has \\['linear_attention'\\]"):
         use_pyrl_attention(model)
+
+
+def test_a_saved_model_does_not_name_the_function(tmp_path: Path) -> None:
+    ours, _ = pair("llama", torch.float32)
+    ours.save_pretrained(tmp_path)
+    assert "pyrl" not in (tmp_path / "config.json").read_text()
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path)
+    rows = torch.tensor([[1, 2, 3]])
+    torch.testing.assert_close(loaded(input_ids=rows).logits, ours(input_ids=rows).logits)

@@ -96,7 +96,7 @@ def test_pruning_frees_only_what_no_other_branch_uses() -> None:
 def test_freed_pages_are_used_again() -> None:
     forest, branch = trunk(640)
     reserved = forest.stats()["bytes"]
-    for _ in range(300):
+    for _ in range(60):
         forest.prune(branch, 4)
         branch = forest.add_trunk(0, 1)
         append(forest, branch, [1.0] * 640)

@@ -1,4 +1,4 @@
-"""Random histories: what the forest says is what its slow Python model says."""
+"""Random histories, told to the forest and to its slow Python model, which must agree."""
 
 from __future__ import annotations
 

@@ -347,10 +347,12 @@ def test_aggregations_accept_nothing_and_refuse_bad_arrays(aggregate: Aggregate)
     assert aggregate(LEAF, ~MASK, 2).tolist() == [0.0] * 7
     with pytest.raises(ValueError, match=r"leaf_T: expected 0 <= leaf < 1, got 0 to 1"):
         aggregate(LEAF, MASK, 1)
+    numbers_T: Any = MASK.astype(np.int64)
     with pytest.raises(ValueError, match=r"mask_T: expected bool\[7\] like leaf_T, got int64\[7\]"):
-        aggregate(LEAF, MASK.astype(np.int64), 2)  # type: ignore[arg-type]
+        aggregate(LEAF, numbers_T, 2)
+    short_T: Any = LEAF.astype(np.int32)
     with pytest.raises(ValueError, match=r"leaf_T: expected int64\[T\], got int32\[7\]"):
-        aggregate(LEAF.astype(np.int32), MASK, 2)  # type: ignore[arg-type]
+        aggregate(short_T, MASK, 2)
 
 
 def test_a_normalising_length_is_positive() -> None:

@@ -220,15 +220,17 @@ def test_the_packaged_question_files_load(tokenizer):
 
 
 def test_reasoning_gym_tasks_take_options_and_default_to_fifty_items(byte_tokenizer):
-    prompts = read(CHAIN_SUM, byte_tokenizer, max_tokens=200)
+    prompts = read(CHAIN_SUM, byte_tokenizer, max_tokens=600)
     entries = reasoning_gym.create_dataset(
         "chain_sum", size=50, seed=0, min_terms=2, max_terms=2, min_digits=1, max_digits=1
     )
     assert [p.text for p in prompts] == [entry["question"] for entry in entries]
     assert [p.answer for p in prompts] == [entry["answer"] for entry in entries]
     assert prompts[3].columns["metadata"]["num_terms"] == 2
-    assert spell(prompts[0], byte_tokenizer) == f"|{prompts[0].text}:"
-    (other,) = read(f"{CHAIN_SUM}&size=1&seed=9", byte_tokenizer, max_tokens=200)
+    assert spell(prompts[0], byte_tokenizer).count("\n") == 6  # worked examples
+    (bare,) = read(f"{CHAIN_SUM}&size=1&shots=0", byte_tokenizer, max_tokens=200)
+    assert spell(bare, byte_tokenizer) == f"|{bare.text}:"
+    (other,) = read(f"{CHAIN_SUM}&size=1&seed=9", byte_tokenizer, max_tokens=600)
     assert other.text == entries[9]["question"]
 
 

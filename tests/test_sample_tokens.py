@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import kernel_reference as reference
 import numpy as np
@@ -211,6 +212,15 @@ def test_greedy_and_top_k_prefer_the_lowest_id_among_equals() -> None:
     assert set(top_four.token_B) == {0, 2, 3, 4}
 
 
+@pytest.mark.parametrize(("top_p", "kept"), [(0.5, 500), (0.25, 250), (0.2501, 251), (0.001, 1)])
+def test_a_nucleus_is_the_smallest_set_with_the_mass(top_p: float, kept: int) -> None:
+    draws = 20_000
+    seed_B, position_B = np.zeros(draws, np.uint64), np.arange(draws, dtype=np.int64)
+    logits_BV = torch.zeros(1000).expand(draws, 1000)
+    sampled = sample_tokens(logits_BV, seed_B, position_B, Sampling(top_p=top_p))
+    assert set(sampled.token_B) == set(range(kept))
+
+
 def test_a_single_unmasked_token_is_certain() -> None:
     logits_BV = torch.full((3, 50), -math.inf)
     logits_BV[:, 17] = 2.5
@@ -221,19 +231,17 @@ def test_a_single_unmasked_token_is_certain() -> None:
     assert sampled.confidence_B.tolist() == [1.0] * 3
 
 
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0), Sampling(top_p=0.9)])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("sample", [sample_tokens, sample_tokens_composed])
-def test_a_broken_logit_marks_its_row_alone(sample: object, value: float) -> None:
+def test_rows_that_cannot_be_drawn_are_named(value: float, sampling: Sampling) -> None:
     logits_BV = logits(5, 3000)
     logits_BV[1, 2999] = value
     logits_BV[3] = -math.inf
     seed_B, position_B = keys(5)
-    if sample is sample_tokens:
-        with pytest.raises(FloatingPointError, match=r"2 of 5 rows that are not: \[1, 3\]"):
-            sample_tokens(logits_BV, seed_B, position_B, Sampling())
-    else:
-        sampled = sample_tokens_composed(logits_BV, seed_B, position_B, Sampling())
-        assert (sampled.token_B < 0).tolist() == [False, True, False, True, False]
+    with pytest.raises(FloatingPointError, match=r"2 of 5 rows that are not: \[1, 3\]"):
+        sample_tokens(logits_BV, seed_B, position_B, sampling)
+    composed = sample_tokens_composed(logits_BV, seed_B, position_B, sampling)
+    assert (composed.token_B < 0).tolist() == [False, True, False, True, False]
 
 
 def test_an_empty_batch_has_no_tokens() -> None:
@@ -257,8 +265,11 @@ def test_bad_arguments_say_what_was_expected_and_what_came() -> None:
         sample_tokens(logits_BV[:, :0], seed_B, position_B, Sampling())
     with pytest.raises(ValueError, match=r"logits_BV: expected one of .*got torch.int64"):
         sample_tokens(logits_BV.long(), seed_B, position_B, Sampling())
+    with pytest.raises(ValueError, match=r"logits_BV: expected a CPU or CUDA tensor, got meta"):
+        sample_tokens(logits_BV.to("meta"), seed_B, position_B, Sampling())
+    signed_B: Any = seed_B.astype(np.int64)
     with pytest.raises(ValueError, match=r"seed_B: expected uint64\[3\], got int64\[3\]"):
-        sample_tokens(logits_BV, seed_B.astype(np.int64), position_B, Sampling())  # type: ignore[arg-type]
+        sample_tokens(logits_BV, signed_B, position_B, Sampling())
     with pytest.raises(ValueError, match=r"position_B: expected int64\[3\], got int64\[2\]"):
         sample_tokens(logits_BV, seed_B, position_B[:2], Sampling())
     with pytest.raises(ValueError, match=r"position_B: expected >= 0, got -4 in row 2"):

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import hypothesis
 import hypothesis.strategies as st
 import kernel_reference as reference
 import pytest
 import torch
+from kernel_reference import FIELDS, assert_stats, weighted_sum
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyrl.token_stats import TokenStats, linear_token_stats, token_stats
+from pyrl import _core
+from pyrl.token_stats import TokenStats, token_stats
 
 VOCABULARIES = [1, 2, 3, 31, 2049, 49152]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-FIELDS = ("logprob", "entropy", "logsumexp", "confidence")
+# On a machine with a GPU the CUDA kernels meet the same references.
+DEVICES = [
+    "cpu",
+    *["cuda"] * (torch.cuda.is_available() and _core.build_info()["cuda"] is not None),
+]
 
 # One distribution and the rows of derivatives that belong to it.
 GOLDEN_LOGITS = [2.0, 1.0, 0.5, 0.0, -1.0, -4.0]
@@ -35,38 +39,29 @@ def problem(
     return logits_TV, torch.randint(vocabulary, (tokens,), generator=generator)
 
 
-def assert_stats(stats: TokenStats, expected: tuple[Tensor, ...], tolerance: float) -> None:
-    for name, value in zip(FIELDS, expected, strict=True):
-        ours = getattr(stats, name).detach().double()
-        torch.testing.assert_close(ours, value.detach(), rtol=1e-6, atol=tolerance, msg=name)
-
-
-def weighted_sum(logprob_T: Tensor, entropy_T: Tensor, logsumexp_T: Tensor) -> Tensor:
-    """A scalar with a different upstream gradient for each token and output."""
-    weight_T = torch.arange(1.0, len(logprob_T) + 1, dtype=torch.float64)
-    return (weight_T * (logprob_T - 0.7 * entropy_T + 0.4 * logsumexp_T / weight_T)).sum()
-
-
-def gradients(logits_TV: Tensor, label_T: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def gradients(
+    logits_TV: Tensor, label_T: Tensor, temperature: float, device: str = "cpu"
+) -> tuple[Tensor, Tensor]:
     """Ours and the float64 reference's."""
-    ours_TV = logits_TV.detach().clone().requires_grad_()
-    stats = token_stats(ours_TV, label_T, temperature)
+    ours_TV = logits_TV.detach().to(device, copy=True).requires_grad_()
+    stats = token_stats(ours_TV, label_T.to(device), temperature)
     weighted_sum(stats.logprob, stats.entropy, stats.logsumexp).backward()
     wide_TV = logits_TV.detach().double().requires_grad_()
     weighted_sum(*reference.token_stats(wide_TV, label_T, temperature)[:3]).backward()
     assert ours_TV.grad is not None
     assert wide_TV.grad is not None
-    return ours_TV.grad, wide_TV.grad
+    return ours_TV.grad.cpu(), wide_TV.grad
 
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 1.7])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
+@pytest.mark.parametrize("device", DEVICES)
 def test_statistics_are_the_references(
-    vocabulary: int, dtype: torch.dtype, temperature: float
+    device: str, vocabulary: int, dtype: torch.dtype, temperature: float
 ) -> None:
     logits_TV, label_T = problem(5, vocabulary, dtype)
-    stats = token_stats(logits_TV, label_T, temperature)
+    stats = token_stats(logits_TV.to(device), label_T.to(device), temperature)
     assert stats.logprob.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert_stats(stats, reference.token_stats(logits_TV, label_T, temperature), 2e-6)
 
@@ -74,10 +69,11 @@ def test_statistics_are_the_references(
 @pytest.mark.parametrize("temperature", [0.6, 1.7])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
+@pytest.mark.parametrize("device", DEVICES)
 def test_gradients_are_the_references(
-    vocabulary: int, dtype: torch.dtype, temperature: float
+    device: str, vocabulary: int, dtype: torch.dtype, temperature: float
 ) -> None:
-    ours_TV, expected_TV = gradients(*problem(4, vocabulary, dtype), temperature)
+    ours_TV, expected_TV = gradients(*problem(4, vocabulary, dtype), temperature, device)
     half = {torch.bfloat16: 2**-8, torch.float16: 2**-11}.get(dtype, 1e-5)
     torch.testing.assert_close(ours_TV.double(), expected_TV, rtol=half, atol=1e-6)
 
@@ -224,8 +220,9 @@ def test_a_masked_label_is_impossible_and_a_fully_masked_row_is_empty() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_broken_logit_spoils_its_row_alone(value: float) -> None:
-    logits_TV, label_T = problem(4, 2500, torch.float32)
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_broken_logit_spoils_its_row_alone(device: str, value: float) -> None:
+    logits_TV, label_T = (tensor.to(device) for tensor in problem(4, 2500, torch.float32))
     clean = token_stats(logits_TV, label_T)
     logits_TV[2, 2499] = value
     logits_TV.requires_grad_()
@@ -319,132 +316,3 @@ def test_bad_arguments_say_what_was_expected_and_what_came() -> None:
     for temperature in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="temperature: expected a finite number > 0, got"):
             token_stats(logits_TV, label_T, temperature)
-
-
-# -- from hidden states --
-
-
-def linear_problem(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(4)
-    hidden_TH = torch.randn(11, 6, generator=generator).to(dtype).requires_grad_()
-    weight_VH = torch.randn(17, 6, generator=generator).to(dtype).requires_grad_()
-    bias_V = torch.randn(17, generator=generator).to(dtype).requires_grad_()
-    label_T = torch.randint(17, (11,), generator=generator)
-    label_T[3] = -100
-    return hidden_TH, weight_VH, bias_V, label_T
-
-
-@pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("chunk", [1, 4, 11, 100])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_statistics_from_hidden_states_are_those_of_their_logits(
-    dtype: torch.dtype, chunk: int, with_bias: bool
-) -> None:
-    hidden_TH, weight_VH, bias_V, label_T = linear_problem(dtype)
-    bias = bias_V if with_bias else None
-    inputs = [hidden_TH, weight_VH, *([bias_V] if with_bias else [])]
-    ours = linear_token_stats(hidden_TH, weight_VH, label_T, 0.7, bias=bias, chunk=chunk)
-    logits_TV = torch.nn.functional.linear(hidden_TH, weight_VH, bias)
-    dense = token_stats(logits_TV, label_T, 0.7)
-    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}[dtype]
-    assert_stats(ours, tuple(getattr(dense, name).double() for name in FIELDS), tolerance)
-    for our_gradient, expected in zip(
-        torch.autograd.grad(weighted_sum(ours.logprob, ours.entropy, ours.logsumexp), inputs),
-        torch.autograd.grad(weighted_sum(dense.logprob, dense.entropy, dense.logsumexp), inputs),
-        strict=True,
-    ):
-        scale = expected.abs().max().item()
-        torch.testing.assert_close(our_gradient, expected, rtol=tolerance, atol=tolerance * scale)
-
-
-def test_gradcheck_passes_from_hidden_states() -> None:
-    hidden_TH, weight_VH, bias_V, label_T = linear_problem(torch.float64)
-
-    def stats(hidden_TH: Tensor, weight_VH: Tensor, bias_V: Tensor) -> tuple[Tensor, ...]:
-        result = linear_token_stats(hidden_TH, weight_VH, label_T, 1.4, bias=bias_V, chunk=4)
-        return result.logprob, result.entropy, result.logsumexp
-
-    assert torch.autograd.gradcheck(stats, (hidden_TH, weight_VH, bias_V))
-
-
-class LargestTensor(TorchDispatchMode):
-    """Sizes of everything that torch computes inside the block."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shapes: set[tuple[int, ...]] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for value in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(value, Tensor):
-                self.shapes.add(tuple(value.shape))
-        return result
-
-
-def test_hidden_states_never_become_a_whole_matrix_of_logits() -> None:
-    hidden_TH = torch.randn(64, 4, requires_grad=True)
-    weight_VH = torch.randn(50, 4, requires_grad=True)
-    with LargestTensor() as largest:
-        stats = linear_token_stats(hidden_TH, weight_VH, torch.arange(64) % 50, chunk=8)
-        (stats.logprob.sum() + stats.entropy.sum()).backward()
-    assert (8, 50) in largest.shapes
-    assert max(math.prod(shape) for shape in largest.shapes) == 8 * 50
-
-
-def test_a_frozen_weight_gets_no_gradient_and_costs_none() -> None:
-    hidden_TH, weight_VH, _, label_T = linear_problem(torch.float64)
-    frozen_VH = weight_VH.detach()
-    expected = token_stats(hidden_TH @ frozen_VH.T, label_T).entropy.sum()
-    (expected_TH,) = torch.autograd.grad(expected, hidden_TH)
-    with LargestTensor() as largest:
-        stats = linear_token_stats(hidden_TH, frozen_VH, label_T, chunk=4)
-        stats.entropy.sum().backward()
-    torch.testing.assert_close(hidden_TH.grad, expected_TH)
-    assert frozen_VH.grad is None
-    assert (17, 6) not in largest.shapes
-
-
-def test_a_frozen_hidden_state_still_trains_the_weight() -> None:
-    hidden_TH, weight_VH, _, label_T = linear_problem(torch.float64)
-    linear_token_stats(hidden_TH.detach(), weight_VH, label_T, chunk=4).logprob.sum().backward()
-    dense = token_stats(hidden_TH.detach() @ weight_VH.T, label_T).logprob.sum()
-    torch.testing.assert_close(weight_VH.grad, torch.autograd.grad(dense, weight_VH)[0])
-
-
-def test_no_tokens_from_hidden_states_give_zero_gradients() -> None:
-    hidden_TH = torch.zeros(0, 4, requires_grad=True)
-    weight_VH = torch.ones(3, 4, requires_grad=True)
-    linear_token_stats(
-        hidden_TH, weight_VH, torch.zeros(0, dtype=torch.int64)
-    ).logprob.sum().backward()
-    assert hidden_TH.grad is not None
-    assert weight_VH.grad is not None
-    assert weight_VH.grad.eq(0).all()
-
-
-def test_second_derivatives_from_hidden_states_are_refused() -> None:
-    hidden_TH, weight_VH, _, label_T = linear_problem(torch.float64)
-    stats = linear_token_stats(hidden_TH, weight_VH, label_T)
-    with pytest.raises(
-        NotImplementedError, match="token_stats: expected to be differentiated once"
-    ):
-        torch.autograd.grad(stats.entropy.sum(), hidden_TH, create_graph=True)
-
-
-def test_bad_hidden_states_say_what_was_expected_and_what_came() -> None:
-    hidden_TH, weight_VH, bias_V, label_T = linear_problem(torch.float32)
-    with pytest.raises(ValueError, match=r"expected \[T, H\] and \[V, H\], got \(11, 6\) and"):
-        linear_token_stats(hidden_TH, weight_VH[:, :5], label_T)
-    with pytest.raises(ValueError, match=r"weight_VH: expected torch.float32 .* got torch.float64"):
-        linear_token_stats(hidden_TH, weight_VH.double(), label_T)
-    with pytest.raises(ValueError, match=r"bias: expected \[17\], got \(16,\)"):
-        linear_token_stats(hidden_TH, weight_VH, label_T, bias=bias_V[:16])
-    with pytest.raises(ValueError, match=r"label_T: expected int64\[11\] like the rows of hidden"):
-        linear_token_stats(hidden_TH, weight_VH, label_T[:4])
-    with pytest.raises(ValueError, match=r"chunk: expected >= 1, got 0"):
-        linear_token_stats(hidden_TH, weight_VH, label_T, chunk=0)
-    with pytest.raises(ValueError, match=r"hidden_TH: expected one of .* got torch.int64"):
-        linear_token_stats(hidden_TH.long(), weight_VH.long(), label_T)
-    with pytest.raises(ValueError, match=r"0 <= label < 17, got 17 at 2"):
-        linear_token_stats(hidden_TH, weight_VH, label_T.index_fill(0, torch.tensor([2]), 17))

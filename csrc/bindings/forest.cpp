@@ -70,12 +70,8 @@ void bind_records(py::module_& m) {
       .def_property_readonly("entry_length_E", column(&Segments::entry_length));
 }
 
-}  // namespace
-
-void bind_forest(py::module_& m) {
-  bind_records(m);
-  py::class_<Forest>(m, "Forest")
-      .def(py::init<>())
+void bind_growth(py::class_<Forest>& forest) {
+  forest.def(py::init<>())
       .def(
           "add_tree", [](Forest& f, const array<std::int32_t>& p) { return f.add_tree(view(p)); },
           "prompt"_a)
@@ -93,8 +89,11 @@ void bind_forest(py::module_& m) {
             f.finish(view(branch), view(reason));
           },
           "branch_B"_a, "reason_B"_a)
-      .def("prune", &Forest::prune, "branch"_a, "reason"_a)
-      .def("length", &Forest::length, "branch"_a)
+      .def("prune", &Forest::prune, "branch"_a, "reason"_a);
+}
+
+void bind_branches(py::class_<Forest>& forest) {
+  forest.def("length", &Forest::length, "branch"_a)
       .def("seed", &Forest::seed, "branch"_a)
       .def("tree_of", &Forest::tree_of, "branch"_a)
       .def("trunk_of", &Forest::trunk_of, "branch"_a)
@@ -114,7 +113,11 @@ void bind_forest(py::module_& m) {
             return own(tree ? f.leaves(*tree) : f.leaves());
           },
           "tree"_a = py::none())
-      .def("open", [](const Forest& f) { return own(f.open()); })
+      .def("open", [](const Forest& f) { return own(f.open()); });
+}
+
+void bind_leaves(py::class_<Forest>& forest) {
+  forest
       .def(
           "leaf_table",
           [](const Forest& f, const Handles& leaf) { return f.leaf_table(view(leaf)); }, "leaf_N"_a,
@@ -135,8 +138,11 @@ void bind_forest(py::module_& m) {
              std::int64_t min_gap) { return own(f.top_entropy(branch, n, begin, end, min_gap)); },
           "branch"_a, "n"_a, "begin"_a, "end"_a, "min_gap"_a)
       .def("pruned", &pruned, "tree"_a = py::none())
-      .def("stats", &stats)
-      .def("check", &Forest::check, Release())
+      .def("stats", &stats);
+}
+
+void bind_bytes(py::class_<Forest>& forest) {
+  forest.def("check", &Forest::check, Release())
       .def("save", [](const Forest& f) { return py::bytes(f.save()); })
       .def_static(
           "load", [](const py::bytes& b) { return Forest::load(static_cast<std::string_view>(b)); },
@@ -144,6 +150,17 @@ void bind_forest(py::module_& m) {
       .def(
           "__eq__", [](const Forest& a, const Forest& b) { return a == b; }, py::is_operator())
       .attr("__hash__") = py::none();
+}
+
+}  // namespace
+
+void bind_forest(py::module_& m) {
+  bind_records(m);
+  py::class_<Forest> forest(m, "Forest");
+  bind_growth(forest);
+  bind_branches(forest);
+  bind_leaves(forest);
+  bind_bytes(forest);
 }
 
 }  // namespace pyrl

@@ -16,23 +16,32 @@ T* pointer(std::uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+#ifndef PYRL_WITH_CUDA
+[[noreturn]] void no_cuda_kernels() {
+  throw std::runtime_error(
+      "token_stats: expected a build with CUDA kernels for a CUDA tensor, got one for the CPU "
+      "only");
+}
+#endif
+
 // device < 0: the CPU.
-void token_stats_any(const TokenStatsArgs& args, int threads, int device, std::uintptr_t stream) {
+void token_stats_any(const TokenStatsArgs& args, int threads, int device,
+                     [[maybe_unused]] std::uintptr_t stream) {
   if (device < 0) return token_stats(args, threads);
 #ifdef PYRL_WITH_CUDA
   token_stats_cuda(args, device, pointer<void>(stream));
 #else
-  throw std::runtime_error(text("token_stats: compiled without CUDA kernels, stream ", stream));
+  no_cuda_kernels();
 #endif
 }
 
 void token_stats_grad_any(const TokenStatsGradArgs& args, int threads, int device,
-                          std::uintptr_t stream) {
+                          [[maybe_unused]] std::uintptr_t stream) {
   if (device < 0) return token_stats_grad(args, threads);
 #ifdef PYRL_WITH_CUDA
   token_stats_grad_cuda(args, device, pointer<void>(stream));
 #else
-  throw std::runtime_error(text("token_stats: compiled without CUDA kernels, stream ", stream));
+  no_cuda_kernels();
 #endif
 }
 

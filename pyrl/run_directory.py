@@ -1,0 +1,107 @@
+"""Run directory: whose it is, with which settings, and where its run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+
+from pyrl import checkpoint
+from pyrl.checkpoint import Checkpoint
+from pyrl.config import Run, save_run
+
+SETTINGS = "run.yaml"
+
+FREE = frozenset(
+    {
+        "resume",
+        "output",
+        "steps",
+        "device",
+        "threads",
+        "max_rows",
+        "tokens_per_pass",
+        "gradient_checkpointing",
+        "save_every",
+        "keep_checkpoints",
+        "eval_every",
+        "eval_data",
+        "eval_samples",
+        "loggers",
+    }
+)
+"""What a resumed run may change: how long, where and how it is watched, not what it learns."""
+
+
+class RunError(ValueError):
+    """A run cannot begin or go on; nothing that it has saved is lost."""
+
+
+def find_start(run: Run) -> Checkpoint | None:
+    """The checkpoint to go on from, or None for a run that begins; nothing is written.
+
+    RunError if the directory holds another run, or nothing to resume; CheckpointError if its
+    newest checkpoint is damaged.
+    """
+    settings = run.output / SETTINGS
+    if not run.resume:
+        if run.output.exists() and not run.output.is_dir():
+            raise RunError(f"{run.output}: expected a directory for --output, got a file")
+        if run.output.exists() and any(run.output.iterdir()):
+            raise RunError(
+                f"{run.output}: expected a new or empty directory, it holds a run already; "
+                f"choose another --output, or go on with --resume"
+            )
+        return None
+    if not settings.is_file():
+        raise RunError(f"{run.output}: nothing to resume, there is no {SETTINGS}")
+    _check_same(run, settings)
+    found = checkpoint.latest(run.output)
+    if found and found.step > run.steps:
+        raise RunError(f"{found.path}: expected at most --steps {run.steps}, it has {found.step}")
+    return found
+
+
+def claim(run: Run) -> None:
+    """Write the settings: from now on the directory is this run's."""
+    run.output.mkdir(parents=True, exist_ok=True)
+    save_run(run, run.output / SETTINGS)
+
+
+def _check_same(run: Run, path: Path) -> None:
+    """RunError naming the settings in which the run in the directory is another one."""
+    with TemporaryDirectory() as folder:
+        save_run(run, Path(folder) / SETTINGS)
+        given = _read(Path(folder) / SETTINGS)
+    before = _read(path)
+    different = [
+        f"{name} (was {before.get(name)!r}, is {given.get(name)!r})"
+        for name in {**before, **given}
+        if name not in FREE and before.get(name) != given.get(name)
+    ]
+    if different:
+        raise RunError(
+            f"{path}: expected the settings that the run began with, these differ: "
+            f"{', '.join(different)}"
+        )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except yaml.YAMLError as error:
+        raise RunError(f"{path}: no valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{path}: expected the settings of a run, got {content!r}")
+    return dict(_flatten(content))
+
+
+def _flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,27 @@
+"""Step metrics: lengths and rewards of a step's leaves."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyrl.engine import TRUNCATED
+from pyrl.leaves import Leaves
+
+
+def completion_metrics(leaves: Leaves) -> dict[str, float]:
+    """Token entropy (nats), length (tokens) and the share that was cut at the limit."""
+    return {
+        "entropy": float(np.average(leaves.entropy_N, weights=leaves.length_N)),
+        "completions/mean_length": float(leaves.length_N.mean()),
+        "completions/clipped_ratio": float((leaves.finish_N == TRUNCATED).mean()),
+    }
+
+
+def reward_metrics(group_N: NDArray[np.int64], reward_N: NDArray[np.float64]) -> dict[str, float]:
+    """Mean and spread of the known rewards of the leaves that train."""
+    known_N = ~np.isnan(reward_N)
+    spread = [float(reward_N[known_N & (group_N == g)].std()) for g in np.unique(group_N[known_N])]
+    if not spread:
+        return {}
+    return {"reward": float(reward_N[known_N].mean()), "reward_std": float(np.mean(spread))}
