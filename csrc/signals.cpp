@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <string_view>
 
 #include "check.h"
 
@@ -20,19 +21,19 @@ int Sketch::bin(double value) {
   if (!(size >= std::ldexp(1.0, kLowOctave))) return kSide;  // zero, and NaN
   int octave;
   const double mantissa = 2 * std::frexp(size, &octave) - 1;  // [0, 1)
-  octave = std::min(octave - 1, kHighOctave - 1);
-  const int offset = (octave - kLowOctave) * kBinsPerOctave +
-                     std::min(static_cast<int>(mantissa * kBinsPerOctave), kBinsPerOctave - 1);
+  const int offset = std::min((octave - 1 - kLowOctave) * kBinsPerOctave +
+                                  static_cast<int>(mantissa * kBinsPerOctave),
+                              kSide - 1);
   return value > 0 ? kSide + 1 + offset : kSide - 1 - offset;
 }
 
-// The edge nearer to zero.
-double Sketch::lower_edge(int bin) {
+// `side` 0: the edge below, 1: the edge above. Zero's bin is taken for the number.
+double Sketch::edge(int bin, int side) {
   if (bin == kSide) return 0;
-  const int offset = bin > kSide ? bin - kSide - 1 : kSide - 1 - bin;
-  const double edge = std::ldexp(1 + static_cast<double>(offset % kBinsPerOctave) / kBinsPerOctave,
-                                 kLowOctave + offset / kBinsPerOctave);
-  return bin > kSide ? edge : -edge;
+  if (bin < kSide) return -edge(2 * kSide - bin, 1 - side);
+  const int offset = bin - kSide - 1;
+  const double mantissa = 1 + static_cast<double>(offset % kBinsPerOctave + side) / kBinsPerOctave;
+  return std::ldexp(mantissa, kLowOctave + offset / kBinsPerOctave);
 }
 
 void Sketch::add(double value) {
@@ -52,15 +53,13 @@ void Sketch::next_step() {
   }
 }
 
-double Sketch::quantile(double q) const {
-  if (total_count_ == 0) return 0;
+int Sketch::rank_bin(double q) const {
+  if (total_count_ == 0) return kSide;
   const double rank = q * static_cast<double>(total_count_ - 1);
   std::int64_t below = 0;
-  for (int b = 0; b < kBins; ++b) {
-    if (static_cast<double>(below + total_[b]) > rank) return lower_edge(b);
-    below += total_[b];
-  }
-  return lower_edge(kBins - 1);
+  int b = 0;
+  while (b < kBins - 1 && static_cast<double>(below + total_[b]) <= rank) below += total_[b++];
+  return b;
 }
 
 void Sketch::restore(std::vector<std::uint32_t> ring, int current) {
@@ -97,29 +96,46 @@ Signals::Signals(const SignalSpec& spec)
   PYRL_CHECK(spec.decline_run >= 1 && spec.spike_run >= 1,
              "SignalSpec: expected runs of at least 1 token, got decline_run=", spec.decline_run,
              ", spike_run=", spec.spike_run);
+  for (const Threshold& threshold :
+       {spec.entropy_high, spec.entropy_low, spec.confidence_fork, spec.entropy_rise,
+        spec.confidence_low, spec.tail_low, spec.entropy_spike})
+    PYRL_CHECK(threshold.q <= 1 && !std::isnan(threshold.value),
+               "SignalSpec: expected quantiles of at most 1 and values that are numbers, got q=",
+               threshold.q, ", value=", threshold.value);
   calibrate();
 }
 
 std::array<Sketch*, 5> Signals::sketches() { return {&entropy_, &rise_, &group_, &tail_, &trace_}; }
 
-double Signals::read(const Threshold& threshold, const Sketch& sketch) const {
-  return threshold.q >= 0 ? sketch.quantile(threshold.q) : threshold.value;
+namespace {
+
+using Quantile = double (Sketch::*)(double) const;
+constexpr Quantile kTakesTies = &Sketch::quantile;
+constexpr Quantile kLeavesTies = &Sketch::quantile_above;
+
+double read(const Threshold& threshold, const Sketch& sketch, Quantile quantile) {
+  return threshold.q >= 0 ? (sketch.*quantile)(threshold.q) : threshold.value;
 }
 
 // Confidence is packed against 1, so the sketches hold doubt = 1 - confidence, which is not.
-double Signals::read_confidence(const Threshold& threshold, const Sketch& doubt) const {
-  return threshold.q >= 0 ? 1 - doubt.quantile(1 - threshold.q) : threshold.value;
+double read_confidence(const Threshold& threshold, const Sketch& doubt, Quantile quantile) {
+  return threshold.q >= 0 ? 1 - (doubt.*quantile)(1 - threshold.q) : threshold.value;
 }
 
+}  // namespace
+
+// Forks take ties. Nothing is pruned that ties with the quantile: where all samples are alike, none
+// is worse than the others.
 void Signals::calibrate() {
-  thresholds_.entropy_high = read(spec_.entropy_high, entropy_);
-  thresholds_.entropy_low = read(spec_.entropy_low, entropy_);
-  thresholds_.confidence_fork = read_confidence(spec_.confidence_fork, group_);
-  thresholds_.entropy_rise = read(spec_.entropy_rise, rise_);
-  thresholds_.confidence_low = read_confidence(spec_.confidence_low, trace_);
-  thresholds_.tail_low = read_confidence(spec_.tail_low, tail_);
-  thresholds_.entropy_spike = read(spec_.entropy_spike, rise_);
-  thresholds_.calibrated = trace_.count() >= spec_.warmup_traces;
+  Thresholds& t = thresholds_;
+  t.entropy_high = read(spec_.entropy_high, entropy_, kTakesTies);
+  t.entropy_low = read(spec_.entropy_low, entropy_, kTakesTies);
+  t.confidence_fork = read_confidence(spec_.confidence_fork, group_, kTakesTies);
+  t.entropy_rise = read(spec_.entropy_rise, rise_, kTakesTies);
+  t.confidence_low = read_confidence(spec_.confidence_low, trace_, kLeavesTies);
+  t.tail_low = read_confidence(spec_.tail_low, tail_, kLeavesTies);
+  t.entropy_spike = read(spec_.entropy_spike, rise_, kLeavesTies);
+  t.calibrated = trace_.count() >= spec_.warmup_traces;
 }
 
 void Signals::begin_step() {
@@ -154,8 +170,7 @@ float slide(float* ring, int width, std::int64_t tokens, float value, double& su
 
 }  // namespace
 
-void Signals::observe_one(Branch& state, float entropy, float confidence, std::size_t row,
-                          Observed& out) {
+Signals::Reading Signals::slide_windows(Branch& state, float entropy, float confidence) const {
   float* entropies = state.window.data();
   float* group_ring = entropies + spec_.smooth_window;
   float* tail_ring = group_ring + spec_.group_window;
@@ -174,31 +189,56 @@ void Signals::observe_one(Branch& state, float entropy, float confidence, std::s
   state.spikes = rise > thresholds_.entropy_spike ? state.spikes + 1 : 0;
   state.last_tail = tail;
   ++state.tokens;
+  return {smooth, rise, group};
+}
 
+void Signals::observe_one(Branch& state, float entropy, float confidence, std::size_t row,
+                          Observed& out) {
+  const Reading reading = slide_windows(state, entropy, confidence);
   entropy_.add(entropy);
-  rise_.add(rise);
-  group_.add(1.0 - group);
-  tail_.add(1.0 - tail);
+  rise_.add(reading.rise);
+  group_.add(1.0 - reading.group);
+  tail_.add(1.0 - state.last_tail);
 
-  out.smooth_entropy[row] = smooth;
-  out.entropy_rise[row] = rise;
-  out.group_confidence[row] = group;
-  out.tail_confidence[row] = tail;
+  out.smooth_entropy[row] = reading.smooth;
+  out.entropy_rise[row] = reading.rise;
+  out.group_confidence[row] = reading.group;
+  out.tail_confidence[row] = state.last_tail;
   out.min_confidence[row] = state.min_group;
   out.prune[row] = prune_reason(state);
-  out.width[row] = out.prune[row] == kKeep ? width(state, entropy, rise, group) : 1;
+  out.ready[row] = ready(state);
+  out.width[row] = out.prune[row] == kKeep && out.ready[row] ? width(entropy, reading) : 1;
   if (state.cooldown > 0) --state.cooldown;
 }
 
-std::int32_t Signals::width(const Branch& state, float entropy, float rise, float group) const {
-  if (!spec_.fork || !thresholds_.calibrated || state.tokens <= spec_.min_tokens) return 1;
-  if (state.cooldown > 0 || (spec_.max_forks > 0 && state.forks >= spec_.max_forks)) return 1;
+// The distribution of the parent's last observation, which has been decided about.
+void Signals::observe_repeat(Branch& state, std::size_t row, Observed& out) const {
+  const auto filled = [&state](int window) {
+    return static_cast<double>(std::min<std::int64_t>(state.tokens, window));
+  };
+  out.smooth_entropy[row] = static_cast<float>(state.smooth_sum / filled(spec_.smooth_window));
+  out.group_confidence[row] = static_cast<float>(state.group_sum / filled(spec_.group_window));
+  out.tail_confidence[row] = state.last_tail;
+  out.min_confidence[row] = state.min_group;
+  out.width[row] = 1;
+  state.repeat = false;
+}
+
+bool Signals::ready(const Branch& state) const {
+  return thresholds_.calibrated && state.tokens > spec_.min_tokens && state.cooldown == 0 &&
+         (spec_.max_forks == 0 || state.forks < spec_.max_forks);
+}
+
+std::int32_t Signals::width(float entropy, const Reading& reading) const {
+  if (!spec_.fork) return 1;
   const Thresholds& t = thresholds_;
-  if (entropy < t.entropy_high || group > t.confidence_fork || rise < t.entropy_rise) return 1;
+  if (entropy < t.entropy_high || reading.group > t.confidence_fork ||
+      reading.rise < t.entropy_rise)
+    return 1;
   // A collapsed policy has no spread of entropy to measure against: nothing to explore there.
   if (entropy <= 0) return 1;
   const double spread = std::max(t.entropy_high - t.entropy_low, 1e-12);
-  const double doubt = 1.0 - group, doubt_fork = 1.0 - t.confidence_fork;
+  const double doubt = 1.0 - reading.group, doubt_fork = 1.0 - t.confidence_fork;
   // From 0 at the threshold towards 1 where group confidence is far below it.
   const double excess = doubt > 0 ? 1 - doubt_fork / doubt : 0;
   const double raw =
@@ -222,29 +262,36 @@ Observed Signals::observe(std::span<const std::int64_t> handle, std::span<const 
   const std::size_t rows = handle.size();
   PYRL_CHECK(entropy.size() == rows && confidence.size() == rows, "observe: expected ", rows,
              " entropies and confidences, got ", entropy.size(), " and ", confidence.size());
+  // A NaN would pass every comparison below that leaves a branch alone.
+  for (std::size_t row = 0; row < rows; ++row)
+    PYRL_CHECK(std::isfinite(entropy[row]) && std::isfinite(confidence[row]),
+               "observe: expected finite entropy and confidence, got ", entropy[row], " and ",
+               confidence[row], " for branch ", handle[row]);
   Observed out;
   for (auto* values : {&out.smooth_entropy, &out.entropy_rise, &out.group_confidence,
                        &out.tail_confidence, &out.min_confidence})
     values->resize(rows);
   out.width.resize(rows);
   out.prune.resize(rows);
+  out.ready.resize(rows);
   for (std::size_t row = 0; row < rows; ++row) {
     Branch& state = branch(handle[row]);
-    if (state.repeat) {  // the distribution of the parent's last observation: decided already
-      const std::int64_t filled = std::min<std::int64_t>(state.tokens, spec_.smooth_window);
-      out.smooth_entropy[row] = static_cast<float>(state.smooth_sum / static_cast<double>(filled));
-      out.group_confidence[row] =
-          static_cast<float>(state.group_sum / static_cast<double>(std::min<std::int64_t>(
-                                                   state.tokens, spec_.group_window)));
-      out.tail_confidence[row] = state.last_tail;
-      out.min_confidence[row] = state.min_group;
-      out.width[row] = 1;
-      state.repeat = false;
-      continue;
-    }
-    observe_one(state, entropy[row], confidence[row], row, out);
+    if (state.repeat)
+      observe_repeat(state, row, out);
+    else
+      observe_one(state, entropy[row], confidence[row], row, out);
   }
   return out;
+}
+
+void Signals::rewind(std::int64_t handle, std::span<const float> entropy,
+                     std::span<const float> confidence) {
+  PYRL_CHECK(entropy.size() == confidence.size() && !entropy.empty(),
+             "rewind: expected as many entropies as confidences, and one at least, got ",
+             entropy.size(), " and ", confidence.size());
+  branch(handle).handle = -1;  // so that it starts empty
+  Branch& state = branch(handle);
+  for (std::size_t t = 0; t < entropy.size(); ++t) slide_windows(state, entropy[t], confidence[t]);
 }
 
 void Signals::inherit(std::int64_t parent, std::span<const std::int64_t> children) {
@@ -269,6 +316,17 @@ void Signals::close(std::span<const std::int64_t> handle) {
   }
 }
 
+namespace {
+
+// FNV-1a
+std::uint64_t checksum(std::string_view bytes) {
+  std::uint64_t hash = 0xcbf29ce484222325;
+  for (const char byte : bytes) hash = (hash ^ static_cast<std::uint8_t>(byte)) * 0x100000001b3;
+  return hash;
+}
+
+}  // namespace
+
 std::string Signals::save() const {
   std::string bytes;
   const auto put = [&bytes](const void* data, std::size_t size) {
@@ -279,14 +337,20 @@ std::string Signals::save() const {
     put(&current, sizeof current);
     put(sketch->ring().data(), sketch->ring().size() * sizeof(std::uint32_t));
   }
+  const std::uint64_t sum = checksum(bytes);
+  put(&sum, sizeof sum);
   return bytes;
 }
 
 void Signals::load(const std::string& bytes) {
   const std::size_t counts = entropy_.ring().size() * sizeof(std::uint32_t);
-  const std::size_t expected = 5 * (sizeof(std::int32_t) + counts);
-  PYRL_CHECK(bytes.size() == expected, "Signals.load: expected ", expected, " bytes (",
-             spec_.history, " steps of history), got ", bytes.size());
+  const std::size_t payload = 5 * (sizeof(std::int32_t) + counts);
+  std::uint64_t sum;
+  PYRL_CHECK(bytes.size() == payload + sizeof sum, "Signals.load: expected ", payload + sizeof sum,
+             " bytes (", spec_.history, " steps of history), got ", bytes.size());
+  std::memcpy(&sum, bytes.data() + payload, sizeof sum);
+  PYRL_CHECK(checksum(std::string_view(bytes).substr(0, payload)) == sum,
+             "Signals.load: the checksum does not match; the bytes are corrupted");
   const char* at = bytes.data();
   for (Sketch* sketch : sketches()) {
     std::int32_t current;

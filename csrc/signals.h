@@ -23,7 +23,10 @@ class Sketch {
   void add(double value);
   void next_step();
   std::int64_t count() const { return total_count_; }
-  double quantile(double q) const;  // q in [0, 1]; 0 when empty
+  // The edge below, or above, the bin of the sorted values' quantile (q in [0, 1]); 0 when empty.
+  // A decision that takes ties compares with the edge below, one that leaves them with that above.
+  double quantile(double q) const { return edge(rank_bin(q), 0); }
+  double quantile_above(double q) const { return edge(rank_bin(q), 1); }
   std::vector<std::uint32_t>& ring() { return ring_; }
   const std::vector<std::uint32_t>& ring() const { return ring_; }
   int current() const { return current_; }
@@ -37,7 +40,8 @@ class Sketch {
 
  private:
   static int bin(double value);
-  static double lower_edge(int bin);
+  static double edge(int bin, int side);
+  int rank_bin(double q) const;
   int steps_, current_ = 0;
   std::int64_t total_count_ = 0;
   std::vector<std::uint32_t> ring_;  // steps x bins
@@ -86,6 +90,9 @@ struct Observed {
   std::vector<std::int32_t>
       width;  // 1: no fork; otherwise branches after the fork, this one included
   std::vector<std::uint8_t> prune;  // PruneReason
+  // Whether any rule may fork here: calibrated, past min_tokens, cooled down, forks left, and not
+  // the first token of a sibling, which its parent has decided about.
+  std::vector<std::uint8_t> ready;
 };
 
 struct Thresholds {
@@ -102,8 +109,14 @@ class Signals {
   void begin_step();
   // Reads the thresholds again without turning: after the warm-up traces of a run's first step.
   void calibrate();
+  // One more token of each branch; std::invalid_argument, with nothing changed, unless all
+  // entropies and confidences are finite.
   Observed observe(std::span<const std::int64_t> branch, std::span<const float> entropy,
                    std::span<const float> confidence);
+  // Puts the windows of a finished branch back to where they were after these tokens, so that it
+  // can be forked there. The sketches have counted them already.
+  void rewind(std::int64_t branch, std::span<const float> entropy,
+              std::span<const float> confidence);
   // Children take over the parent's windows; all of them cool down. Their next token is drawn from
   // the distribution that the parent has just been observed with, so it is not counted again.
   void inherit(std::int64_t parent, std::span<const std::int64_t> children);
@@ -124,12 +137,16 @@ class Signals {
     bool repeat = false;
     std::vector<float> window;  // rings: entropy[smooth], confidence[group], confidence[tail]
   };
+  struct Reading {
+    float smooth, rise, group;
+  };
   Branch& branch(std::int64_t handle);
+  Reading slide_windows(Branch& branch, float entropy, float confidence) const;
   void observe_one(Branch& branch, float entropy, float confidence, std::size_t row, Observed& out);
-  std::int32_t width(const Branch& branch, float entropy, float rise, float group) const;
+  void observe_repeat(Branch& branch, std::size_t row, Observed& out) const;
+  bool ready(const Branch& branch) const;
+  std::int32_t width(float entropy, const Reading& reading) const;
   std::uint8_t prune_reason(const Branch& branch) const;
-  double read(const Threshold& threshold, const Sketch& sketch) const;
-  double read_confidence(const Threshold& threshold, const Sketch& doubt) const;
   std::array<Sketch*, 5> sketches();
 
   SignalSpec spec_;

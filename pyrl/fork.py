@@ -49,7 +49,10 @@ class Fork(Protocol):
         """Write the online rule into the C++ signals; False: nothing is decided online."""
 
     def width(self, observed: Observed) -> NDArray[np.int32]:
-        """Branches after this token for each observed branch, itself included (1: no fork)."""
+        """Branches after this token for each observed branch, itself included (1: no fork).
+
+        Without effect where `observed.ready_B` is 0, as on tokens that cool down after a fork.
+        """
 
     def at_end(self, trunk: Finished) -> list[Site]:
         """Forks of a finished trunk; empty when it is done."""
@@ -98,7 +101,7 @@ class TopEntropy(Flat):
         if trunk.round > 0 or self.forks * self.siblings == 0:
             return []
         (leaf,) = trunk.leaves
-        end = min(trunk.answer(leaf), trunk.forest.length(leaf) - self.mask_tail)
+        end = max(1, min(trunk.answer(leaf), trunk.forest.length(leaf) - self.mask_tail))
         positions = trunk.forest.top_entropy(leaf, self.forks, 1, end, self.min_gap)
         return [Site(leaf, int(at), self.siblings) for at in positions]
 
@@ -123,7 +126,9 @@ class EPTree(TopEntropy):
             first = trunk.begin[order] + 1  # the first token of a branch is masked
             candidates += [(-float(surprisal[at]), order, at) for at in range(first, end)]
         best = sorted(candidates)[: self.forks]
-        return [Site(trunk.leaves[order], at, self.siblings) for _, order, at in best]
+        # From the first token on, so that a leaf's weight has a factor for each fork on its path.
+        sites = sorted((order, at) for _, order, at in best)
+        return [Site(trunk.leaves[order], at, self.siblings) for order, at in sites]
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,7 @@ class OnlineEntropy(Flat):
         spec.max_forks = self.forks
         spec.min_tokens = self.min_tokens
         spec.warmup_traces = self.warmup_traces
-        return True
+        return spec.fork
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +19,16 @@ from pyrl.pack import TokenBatch, gather
 from pyrl.policy_loss import PolicyLoss, policy_loss
 from pyrl.token_stats import TokenStats, token_stats
 
+TOLERANCE = {"float32": 1e-2, "bfloat16": 1.0}
+"""Largest difference between log-probs (nats) of one policy in the sampler and in the learner."""
+
 
 class NonFiniteError(FloatingPointError):
-    """A loss or gradient is NaN or infinite; the weights have not been changed."""
+    """A loss or gradient is NaN or infinite; the update was not made."""
+
+
+class SamplerMismatchError(ValueError):
+    """The tokens were sampled by another policy than the one that is about to learn from them."""
 
 
 def learning_rate(run: Run, step: int) -> float:
@@ -47,10 +54,13 @@ class Learner:
         if self.reference is not None:
             use_pyrl_attention(self.reference)
         for module in model.modules():
+            # The policy that trains is the one that sampled, in training mode as well.
             if isinstance(module, nn.Dropout):
-                module.p = 0.0  # the policy that trains is the one that sampled
+                module.p = 0.0
+            if hasattr(module, "attention_dropout"):
+                module.attention_dropout = 0.0
         if run.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            _checkpoint_activations(model)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters,
@@ -62,47 +72,62 @@ class Learner:
     def update(self, batch: TokenBatch, group_N: NDArray[np.int64], step: int) -> dict[str, float]:
         """Optimizer steps over the batch's questions; metrics averaged over them.
 
-        `group_N` [N] is the question of each leaf: a mini-batch never splits one. NonFiniteError
-        before the weights change.
+        `group_N` [N] is the question of each leaf: a mini-batch never splits one.
+        NonFiniteError before the optimizer step that it would spoil; SamplerMismatchError before
+        the first, when sampler and learner should still be the same policy.
         """
         rate = learning_rate(self.run, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         questions = np.unique(group_N)
         parts = np.array_split(questions, min(self.run.updates_per_step, len(questions)))
-        rows = [self._mini_batch(batch.take(np.flatnonzero(np.isin(group_N, p)))) for p in parts]
-        mean = {name: float(np.mean([row.get(name, 0.0) for row in rows])) for name in rows[0]}
-        # Only before the first update are sampler and learner the same policy.
-        name = "sampling/sampling_logp_difference/max"
-        return mean | {"learning_rate": rate, name: rows[0][name]}
+        rows: list[dict[str, float]] = []
+        for part in parts:
+            tally = self.gradient(batch.take(np.flatnonzero(np.isin(group_N, part))))
+            norm = float(nn.utils.clip_grad_norm_(self.parameters, self.run.clip_grad_norm))
+            self._check(tally, norm, on_policy=not rows)
+            self.optimizer.step()
+            rows.append(tally.metrics() | {"grad_norm": norm})
+        self.optimizer.zero_grad(set_to_none=True)
+        return _averaged(rows) | {"learning_rate": rate}
 
-    def _mini_batch(self, batch: TokenBatch) -> dict[str, float]:
+    def gradient(self, batch: TokenBatch) -> Tally:
+        """Leave the gradient of the whole batch's loss in the parameters; nothing else changes."""
         terms = self._terms(batch)
         tally = Tally()
         self.model.train(self.run.gradient_checkpointing)
         self.optimizer.zero_grad(set_to_none=True)
         for leaf_N in self._passes(batch):
-            part = batch.take(leaf_N)
-            loss = self._loss(part, terms.take(batch, leaf_N), tally)
+            loss = self._loss(batch.take(leaf_N), terms.take(batch, leaf_N), tally)
             torch.autograd.backward(loss)
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.run.clip_grad_norm))
         self.model.eval()
-        if not (math.isfinite(tally.loss) and math.isfinite(norm)):
-            self.optimizer.zero_grad(set_to_none=True)
+        return tally
+
+    def _check(self, tally: Tally, norm: float, *, on_policy: bool) -> None:
+        """Raise, and drop the gradient, unless it may change the weights."""
+        tolerance = TOLERANCE[self.run.dtype]
+        finite = math.isfinite(tally.loss) and math.isfinite(norm)
+        if finite and not (on_policy and tally.gap > tolerance):
+            return
+        self.optimizer.zero_grad(set_to_none=True)
+        if not finite:
             raise NonFiniteError(
                 f"expected a finite loss and gradient, got loss {tally.loss} and gradient norm "
-                f"{norm}; the weights are unchanged"
+                f"{norm}; this update was not made"
             )
-        self.optimizer.step()
-        return tally.metrics() | {"grad_norm": norm}
+        raise SamplerMismatchError(
+            f"expected the log-prob of a sampled token to differ by at most {tolerance:g} between "
+            f"sampler and learner before an update, got {tally.sampled:.6g} from the sampler and "
+            f"{tally.learned:.6g} from the learner; this update was not made. Check that the "
+            f"sampler has the learner's weights, temperature and precision"
+        )
 
     def _passes(self, batch: TokenBatch) -> Iterator[NDArray[np.int64]]:
         """Passes over the leaves that have a gradient: zero advantage alone gives none."""
-        if self.loss.kl.coef or self.loss.entropy:
-            used_N = np.arange(len(batch))
-        else:
-            size_N1 = np.concatenate([[0.0], np.cumsum(np.abs(batch.advantage_T))])
-            used_N = np.flatnonzero(np.diff(size_N1[batch.token_offset_N1]) > 0)
+        used_T = batch.mask_T
+        if not (self.loss.kl.coef or self.loss.entropy):
+            used_T = used_T & (batch.advantage_T != 0)
+        used_N = np.unique(batch.leaf_T[used_T])
         for leaf_N in batch.take(used_N).passes(self.run.tokens_per_pass):
             yield used_N[leaf_N]
 
@@ -110,11 +135,14 @@ class Learner:
         """What a token's loss takes from the whole mini-batch: its weight and its bounds."""
         low_T, high_T = self.loss.bounds(batch)
         weight_T = self.loss.aggregate(batch.leaf_T, batch.mask_T, len(batch))
-        return Terms(low_T, high_T, np.asarray(weight_T, np.float32))
+        return Terms(low_T, high_T, weight_T)
 
     def _loss(self, batch: TokenBatch, terms: Terms, tally: Tally) -> Tensor:
-        device = self.model.device
         stats = self.stats(self.model, batch)
+
+        def like_stats(value_T: NDArray[np.floating]) -> Tensor:
+            return torch.from_numpy(value_T).to(stats.logprob)
+
         reference = None
         if self.reference is not None:
             with torch.no_grad():
@@ -122,11 +150,11 @@ class Learner:
         out = policy_loss(
             stats.logprob,
             stats.entropy,
-            old_logprob_T=torch.from_numpy(batch.old_logprob_T).to(device),
-            advantage_T=torch.from_numpy(batch.advantage_T.astype(np.float32)).to(device),
-            weight_T=torch.from_numpy(terms.weight_T).to(device),
-            clip_low_T=torch.from_numpy(terms.low_T).to(device),
-            clip_high_T=torch.from_numpy(terms.high_T).to(device),
+            old_logprob_T=like_stats(batch.old_logprob_T),
+            advantage_T=like_stats(batch.advantage_T),
+            weight_T=like_stats(terms.weight_T),
+            clip_low_T=like_stats(terms.low_T),
+            clip_high_T=like_stats(terms.high_T),
             dual_clip=self.loss.dual,
             ref_logprob_T=reference,
             kl_coef=self.loss.kl.coef,
@@ -171,11 +199,24 @@ class Learner:
                 f"optimizer state: expected parameters of the model, got {unknown[:3]}"
             )
         for name, count in counts.items():
+            moments = {moment: tensors[f"{name}.{moment}"] for moment in ("exp_avg", "exp_avg_sq")}
+            for moment, tensor in moments.items():
+                if tensor.shape != named[name].shape:
+                    raise ValueError(
+                        f"optimizer state: {name}.{moment}: expected shape "
+                        f"{tuple(named[name].shape)}, got {tuple(tensor.shape)}"
+                    )
             self.optimizer.state[named[name]] = {
                 "step": torch.tensor(count),
-                "exp_avg": tensors[f"{name}.exp_avg"].to(named[name]),
-                "exp_avg_sq": tensors[f"{name}.exp_avg_sq"].to(named[name]),
+                **{k: v.to(named[name], copy=True) for k, v in moments.items()},
             }
+
+
+def _checkpoint_activations(model: PreTrainedModel) -> None:
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable()
+    else:  # its name in earlier releases of transformers
+        model.gradient_checkpointing_enable()
 
 
 @dataclass(frozen=True)
@@ -184,7 +225,7 @@ class Terms:
 
     low_T: NDArray[np.float32]
     high_T: NDArray[np.float32]
-    weight_T: NDArray[np.float32]
+    weight_T: NDArray[np.float64]
 
     def take(self, batch: TokenBatch, leaf_N: NDArray[np.int64]) -> Terms:
         row_T = gather(batch.token_offset_N1, leaf_N)
@@ -198,31 +239,57 @@ class Tally:
         self.loss = 0.0
         self.weight = 0.0
         self.sums: dict[str, float] = {}
-        self.largest = 0.0
         self.ratio = 0.0
+        self.gap = 0.0
+        """Largest difference between a token's log-probs at sampling and here (nats)."""
+        self.sampled = self.learned = 0.0
+        """The two log-probs of that token."""
 
     def add(self, out: PolicyLoss, stats: TokenStats, batch: TokenBatch, terms: Terms) -> None:
-        gap_T = np.abs(stats.logprob.detach().cpu().numpy() - batch.old_logprob_T)[batch.mask_T]
-        entropy_T = stats.entropy.detach().cpu().numpy()
+        """A pass; at least one of its tokens has a positive weight."""
         self.loss += float(out.loss.detach())
         self.weight += out.weight
-        self.largest = max(self.largest, float(gap_T.max(initial=0.0)))
         self.ratio = max(self.ratio, out.ratio_max)
-        for name, mean in {
+        gap = self._compare(batch, stats.logprob.detach().cpu().numpy())
+        entropy_T = stats.entropy.detach().cpu().numpy()
+        means = {
             "clip_ratio/low_mean": out.clipped_low,
             "clip_ratio/high_mean": out.clipped_high,
             "clip_ratio/dual_mean": out.clipped_dual,
-            "kl": out.kl_ref,
             "sampling/importance_sampling_ratio/mean": out.ratio_mean,
-            "sampling/sampling_logp_difference/mean": float(gap_T.mean()) if len(gap_T) else 0.0,
+            "sampling/sampling_logp_difference/mean": gap,
             "entropy/trained": float(np.average(entropy_T, weights=terms.weight_T)),
-        }.items():
+        }
+        if not math.isnan(out.kl_ref):  # there is a reference
+            means["kl"] = out.kl_ref
+        for name, mean in means.items():
             self.sums[name] = self.sums.get(name, 0.0) + out.weight * mean
 
+    def _compare(self, batch: TokenBatch, logprob_T: NDArray[np.floating]) -> float:
+        """Note the token whose log-probs differ most; the mean difference of the sampled ones."""
+        sampled, learned = batch.old_logprob_T[batch.mask_T], logprob_T[batch.mask_T]
+        gap = np.abs(learned - sampled)
+        worst = int(gap.argmax())
+        if gap[worst] > self.gap:
+            self.gap = float(gap[worst])
+            self.sampled, self.learned = float(sampled[worst]), float(learned[worst])
+        return float(gap.mean())
+
     def metrics(self) -> dict[str, float]:
-        means = {name: value / self.weight for name, value in self.sums.items() if self.weight}
-        return means | {
+        """Without a token only the loss, which is 0."""
+        if not self.weight:
+            return {"loss": self.loss}
+        return {name: value / self.weight for name, value in self.sums.items()} | {
             "loss": self.loss,
             "sampling/importance_sampling_ratio/max": self.ratio,
-            "sampling/sampling_logp_difference/max": self.largest,
+            "sampling/sampling_logp_difference/max": self.gap,
         }
+
+
+def _averaged(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each metric over the mini-batches that have it."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    mean = {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
+    # Only before the first update are sampler and learner the same policy.
+    gaps = {k: v for k, v in rows[0].items() if k.startswith("sampling/sampling_logp_difference")}
+    return mean | gaps

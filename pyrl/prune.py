@@ -16,7 +16,7 @@ class Prune(Protocol):
         """Write the rule into the C++ signals; False: nothing is ever pruned."""
 
     def reason(self, observed: Observed) -> NDArray[np.uint8]:
-        """0 to keep, otherwise a reason (`pyrl.forest`) from 1 to 4, for each observed branch."""
+        """0 to keep, otherwise a reason from 1 to 4, for each observed branch."""
 
     def respawns(self, votes: int) -> int:
         """Pruned branches of a prompt that are replaced by new trunks, at most."""

@@ -19,7 +19,7 @@ from pyrl.prune import Prune
 
 
 def derive_seed(*parts: int) -> int:
-    """A 64-bit seed of a place: (run, step), (of those, prompt, trunk), (parent, at, sibling)."""
+    """The seed of a place: (run, step), (of those, prompt, trunk), (parent, at, round, sibling)."""
     data = struct.pack(f"<{len(parts)}Q", *(part & (2**64 - 1) for part in parts))
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
 
@@ -101,6 +101,10 @@ class Rollout:
         answer_start: Callable[[NDArray[np.int32]], int] = len,
         on_tokens: Callable[[int], None] = lambda tokens: None,
     ) -> None:
+        if votes < 1 or not len(prompts):
+            raise ValueError(
+                f"expected at least one prompt and one vote, got {len(prompts)} and {votes}"
+            )
         self.engine, self.fork, self.prune, self.signals = engine, fork, prune, signals
         self.votes, self.limit, self.seed = votes, limit, seed
         self.answer_start, self.on_tokens = answer_start, on_tokens
@@ -109,8 +113,9 @@ class Rollout:
         self.budgets = [Budget(votes, prune.respawns(votes)) for _ in self.prompts]
         for prompt in self.prompts:
             self.forest.add_tree(prompt)
-        self.retain = fork.trunks(votes) < votes
-        """Finished branches may still fork, so the engine keeps them until their trunk is done."""
+        self.retain = fork.trunks(votes) < votes or prune.respawns(votes) > 0
+        """There are leaves that a fork may open. A branch can fork with its last token, or after
+        it, so the engine keeps those that have finished until their trunk is done."""
         self.trunk_of: dict[int, Trunk] = {}
         """Of every branch that the engine knows."""
         self.counts = Counts()
@@ -159,8 +164,6 @@ class Rollout:
             return
         seeds = [derive_seed(self.seed, tree, budget.trunks + i) for i in range(count)]
         branches = [self.forest.add_trunk(tree, seed) for seed in seeds]
-        for branch in branches:
-            self.trunk_of[branch] = Trunk(tree, {branch: 0})
         budget.trunks += count
         budget.leaves -= count
         budget.running += count
@@ -175,12 +178,18 @@ class Rollout:
                 retain=self.retain,
             )
         )
+        self.trunk_of |= {branch: Trunk(tree, {branch: 0}) for branch in branches}
 
     def engine_step(self) -> bool:
         """One token for every running branch, and what follows from it; False when none runs."""
         sampled = self.engine.step()
         if not len(sampled.branch_B):
             return False
+        done_B = sampled.finish_B != RUNNING
+        ended = [
+            self.trunk_of[branch] if self.retain else self.trunk_of.pop(branch)
+            for branch in sampled.branch_B[done_B].tolist()
+        ]
         self.counts.sampled_tokens += len(sampled.branch_B)
         self.on_tokens(len(sampled.branch_B))
         self.forest.append(
@@ -191,12 +200,11 @@ class Rollout:
             sampled.confidence_B,
             self.engine.weight_version(),
         )
-        done_B = sampled.finish_B != RUNNING
         if self.signals is not None:
             self._decide(self.signals, sampled)
         self.forest.finish(sampled.branch_B[done_B], sampled.finish_B[done_B])
-        for branch in sampled.branch_B[done_B].tolist():
-            self._ended(self.trunk_of[branch] if self.retain else self.trunk_of.pop(branch))
+        for trunk in ended:
+            self._ended(trunk)
         return True
 
     def _decide(self, signals: Signals, sampled: Sampled) -> None:
@@ -204,11 +212,16 @@ class Rollout:
         observed = signals.observe(sampled.branch_B, sampled.entropy_B, sampled.confidence_B)
         running_B = sampled.finish_B == RUNNING
         reason_B = np.where(running_B, self.prune.reason(observed), 0)
-        width_B = np.where(reason_B == 0, self.fork.width(observed), 1)
+        may_fork_B = (reason_B == 0) & (observed.ready_B > 0) & (running_B | self.retain)
+        width_B = np.where(may_fork_B, self.fork.width(observed), 1)
         for row in np.flatnonzero(width_B > 1).tolist():
             branch = int(sampled.branch_B[row])
             # Before the token just drawn: each sibling draws its own from the same distribution.
-            self._fork(Site(branch, self.forest.length(branch) - 1, int(width_B[row]) - 1))
+            children_B = self._fork(
+                Site(branch, self.forest.length(branch) - 1, int(width_B[row]) - 1)
+            )
+            if len(children_B):
+                signals.inherit(branch, children_B)
         signals.close(sampled.branch_B[~running_B])
         for row in np.flatnonzero(reason_B).tolist():
             branch = int(sampled.branch_B[row])
@@ -216,19 +229,17 @@ class Rollout:
                 signals.close(np.array([branch], np.int64))
                 self._prune(branch, int(reason_B[row]))
 
-    def _fork(self, site: Site) -> None:
-        """Open siblings as far as the prompt's budget and the trunk's cap allow."""
+    def _fork(self, site: Site) -> NDArray[np.int64]:
+        """Open siblings as far as the prompt's budget and the trunk's cap allow; these."""
         trunk = self.trunk_of[site.leaf]
         budget = self.budgets[trunk.tree]
         count = min(site.siblings, budget.leaves, self.fork.cap(self.votes) - len(trunk.begin))
         if count <= 0:
-            return
-        parent_seed = self.forest.seed(site.leaf)
-        seed_B = np.array([derive_seed(parent_seed, site.at, i) for i in range(count)], np.uint64)
+            return np.empty(0, np.int64)
+        place = (self.forest.seed(site.leaf), site.at, trunk.round)
+        seed_B = np.array([derive_seed(*place, i) for i in range(count)], np.uint64)
         children_B = self.forest.fork(site.leaf, site.at, seed_B)
         self.engine.fork(site.leaf, site.at, children_B, seed_B)
-        if self.signals is not None:
-            self.signals.inherit(site.leaf, children_B)
         for child in children_B.tolist():
             trunk.begin[child] = site.at
             self.trunk_of[child] = trunk
@@ -237,6 +248,7 @@ class Rollout:
         budget.leaves -= count
         self.counts.forks += 1
         self.counts.siblings += count
+        return children_B
 
     def _prune(self, branch: int, reason: int) -> None:
         """Drop a branch; its leaf goes to a new trunk."""
@@ -254,7 +266,7 @@ class Rollout:
         """One branch less; the last one of a trunk lets it fork again or gives its cache back."""
         trunk.running -= 1
         self.budgets[trunk.tree].running -= 1
-        if trunk.running or not trunk.begin:
+        if trunk.running or not trunk.begin or not self.retain:
             return
         leaves = tuple(trunk.begin)
         sites = self.fork.at_end(
@@ -262,11 +274,19 @@ class Rollout:
         )
         trunk.round += 1
         for site in sites:
-            self._fork(site)
-        if self.retain and not trunk.running:
+            self._fork_finished(site)
+        if not trunk.running:
             self.engine.abort(np.array(leaves, np.int64))
             for leaf in leaves:
                 del self.trunk_of[leaf]
+
+    def _fork_finished(self, site: Site) -> None:
+        """Fork where a branch once was: the siblings' windows start from what it looked like."""
+        children_B = self._fork(site)
+        if self.signals is not None and len(children_B):
+            path, seen = self.forest.path(site.leaf), site.at + 1
+            self.signals.rewind(site.leaf, path.entropy[:seen], path.confidence[:seen])
+            self.signals.inherit(site.leaf, children_B)
 
     def _answer(self, leaf: int) -> int:
         return self.answer_start(self.forest.path(leaf).tokens)

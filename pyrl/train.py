@@ -100,11 +100,12 @@ class Trainer:
 
     # ---- one step
 
-    def train_step(self) -> Unlogged:
-        """Sample, vote, reward, update. RunError naming the questions where NaN shows."""
+    def train_step(self) -> Row:
+        """Sample, vote, reward, update: the step's metrics. RunError names questions with NaN."""
         prompts = self._questions(self.step)
         with _naming(f"step {self.step + 1}", prompts):
-            return self._train_on(prompts)
+            self.unlogged = self._train_on(prompts)
+        return self.unlogged.metrics
 
     def _train_on(self, prompts: Sequence[Prompt]) -> Unlogged:
         started = time.monotonic()
@@ -199,7 +200,7 @@ class Trainer:
                     if self.step == self.run.steps:
                         break
                     self.progress.step(self.step + 1, self.run.steps)
-                    self.unlogged = self.train_step()
+                    self.train_step()
             except KeyboardInterrupt:
                 self.save()
                 raise

@@ -23,7 +23,7 @@ from pyrl.methods import METHODS
 from pyrl.report import Progress
 from pyrl.rollout import Rollout
 from pyrl.train import Trainer
-from tiny_run import ECHO, SETTINGS, outcome, write_questions
+from short_run import ECHO, SETTINGS, outcome, write_questions
 
 STEPS = 6
 KILLS = 20

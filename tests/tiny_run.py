@@ -1,60 +1,96 @@
-"""A run of seconds: the packaged model on a few short questions, with every part at work."""
+"""Runs of the demo model that take seconds, for tests of what learns."""
 
 from __future__ import annotations
 
 import json
-import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-TIMINGS = ("step_time", "seconds", "seconds of training")
+import torch
+from rich.console import Console
+from torch import Tensor
 
-SETTINGS = """
-    --model demo --device cpu --threads 1 --chat False --extractor whole --equivalence exact
-    --prompts-per-step 4 --sample.votes 8 --sample.train 8 --sample.max-tokens 12
-    --sample.temperature 1.2 --learning-rate 1e-4 --eval-samples 2 --loggers
-""".split()
+from pyrl import demo
+from pyrl.algorithm import Algorithm
+from pyrl.config import Run
+from pyrl.demo.run import ttrl
+from pyrl.evaluate import Scoring
+from pyrl.report import MetricsLog, Progress
+from pyrl.train import Trainer
 
-ECHO = """
-    --fork.cooldown 2 --fork.group-window 2 --fork.min-tokens 1
-    --prune.tail-window 2 --prune.decline-run 2 --prune.spike-run 1 --loss.kl.coef 0
-""".split()
+SCORING = Scoring(temperature=0.6, samples=2, votes=3, low_temperature=0.3, max_tokens=21)
 
 
-def write_questions(path: Path, *, answers: bool = True) -> Path:
-    """Ten questions to sort eight digits."""
-    digits = random.Random(0)
-    rows = []
-    for _ in range(10):
-        text = "".join(digits.choices("0123456789", k=8))
-        row = {"prompt": f"{text}="} | ({"answer": "".join(sorted(text))} if answers else {})
-        rows.append(json.dumps(row))
-    path.write_text("\n".join(rows) + "\n")
+def write_questions(path: Path, count: int, answers: Sequence[str | None] | None = None) -> Path:
+    """The first questions of the demo with their true answers, or these (None: without)."""
+    rows = [json.loads(line) for line in demo.QUESTIONS["train"].read_text().splitlines()[:count]]
+    for row, answer in zip(rows, answers or [row["answer"] for row in rows], strict=True):
+        row["answer"] = answer
+    rows = [{k: v for k, v in row.items() if v is not None} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
-def outcome(output: Path, step: int) -> dict[str, Any]:
-    """All that a finished run leaves, apart from timings."""
-    final = output / f"checkpoint-{step}"
-    kept = {
-        name: (final / name).read_bytes()
-        for name in ("model.safetensors", "optimizer.safetensors", "signals.bin")
+def tiny(algorithm: Algorithm, *, votes: int = 6, train: int | None = None) -> Algorithm:
+    """With few votes, and answers of the demo's length."""
+    sample = replace(algorithm.sample, votes=votes, train=train or votes, max_tokens=21)
+    return replace(algorithm, sample=sample)
+
+
+def tiny_run(folder: Path, algorithm: Algorithm | None = None, **settings: Any) -> Run:
+    """Two questions a step, of the file `questions.jsonl` in the folder (four, if it is not).
+
+    The rate is small because the first steps of Adam move all weights by it: 1e-4 is the end of
+    this model.
+    """
+    data = folder / "questions.jsonl"
+    if not data.exists():
+        write_questions(data, 4)
+    values: dict[str, Any] = {
+        "model": "demo",
+        "data": str(data),
+        "method": "ttrl",
+        "algorithm": algorithm or tiny(ttrl()),
+        "output": folder / "run",
+        "steps": 3,
+        "prompts_per_step": 2,
+        "learning_rate": 1e-6,
+        "warmup_steps": 0,
+        "schedule": "constant",
+        "threads": 1,
+        "device": "cpu",
+        "extractor": "whole",
+        "equivalence": "exact",
+        "chat": False,
+        "loggers": (),
     }
-    return {
-        **kept,
-        "record": _timeless(json.loads((final / "pyrl.json").read_text())["record"]),
-        "metrics": _rows(output / "metrics.jsonl"),
-        "completions": _rows(output / "completions.jsonl"),
-        "report": _timeless(json.loads((output / "report.json").read_text())),
-        "model": (output / "model" / "model.safetensors").read_bytes(),
-    }
+    return Run(**values | settings)
 
 
-def _rows(path: Path) -> list[Any]:
-    return [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
+@contextmanager
+def open_trainer(run: Run) -> Iterator[Trainer]:
+    """Ready for `train_step`; it writes completions, and no metrics by itself."""
+    trainer = Trainer(run, quiet(), scoring=SCORING)
+    with MetricsLog(run.output) as trainer.log:
+        yield trainer
 
 
-def _timeless(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _timeless(v) for name, v in value.items() if name not in TIMINGS}
-    return [_timeless(v) for v in value] if isinstance(value, list) else value
+def quiet() -> Progress:
+    return Progress(console=Console(quiet=True))
+
+
+def weights(trainer: Trainer) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+def trained(run: Run, steps: int) -> tuple[Trainer, list[dict[str, Any]]]:
+    """After so many steps, and the metrics of each."""
+    with open_trainer(run) as trainer:
+        return trainer, [trainer.train_step() for _ in range(steps)]
+
+
+def same_bits(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

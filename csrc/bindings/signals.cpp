@@ -50,7 +50,7 @@ void bind_signals(py::module_& m) {
 
   py::class_<Observed>(m, "Observed") PYRL_COLUMN(smooth_entropy) PYRL_COLUMN(entropy_rise)
       PYRL_COLUMN(group_confidence) PYRL_COLUMN(tail_confidence) PYRL_COLUMN(min_confidence)
-          PYRL_COLUMN(width) PYRL_COLUMN(prune);
+          PYRL_COLUMN(width) PYRL_COLUMN(prune) PYRL_COLUMN(ready);
 
   py::class_<Thresholds>(m, "Thresholds")
       .def_readonly("calibrated", &Thresholds::calibrated)
@@ -72,7 +72,8 @@ void bind_signals(py::module_& m) {
           "values"_a)
       .def("next_step", &Sketch::next_step)
       .def("count", &Sketch::count)
-      .def("quantile", &Sketch::quantile, "q"_a);
+      .def("quantile", &Sketch::quantile, "q"_a)
+      .def("quantile_above", &Sketch::quantile_above, "q"_a);
 
   py::class_<Signals>(m, "Signals")
       .def(py::init<const SignalSpec&>(), "spec"_a)
@@ -91,6 +92,13 @@ void bind_signals(py::module_& m) {
             s.inherit(parent, view(child_B));
           },
           "parent"_a, "child_B"_a)
+      .def(
+          "rewind",
+          [](Signals& s, std::int64_t branch, const array<float>& entropy_T,
+             const array<float>& confidence_T) {
+            s.rewind(branch, view(entropy_T), view(confidence_T));
+          },
+          "branch"_a, "entropy_T"_a, "confidence_T"_a)
       .def(
           "close", [](Signals& s, const array<std::int64_t>& branch_B) { s.close(view(branch_B)); },
           "branch_B"_a)

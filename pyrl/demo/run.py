@@ -86,4 +86,5 @@ def demo_run(method: str, *, output: Path, seed: int) -> Run:
         equivalence="exact",
         eval_every=20,
         chat=False,
+        threads=1,
     )
