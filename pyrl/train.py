@@ -218,14 +218,13 @@ class Trainer:
             self.save()
 
     def _evaluate_due(self) -> Row:
-        """Scores of the untrained and of the trained model, and every so many steps between."""
+        """Scores of the untrained and of the trained model, and between of what does not train."""
         if self.step == 0:
             return self._evaluate("before")
         if self.step == self.run.steps:
             return self._evaluate("after")
         if not self.run.eval_every or self.step % self.run.eval_every:
             return {}
-        # Between, greedy and sampled scores on the sets that do not train.
         how = replace(self.scoring, votes=0, low_temperature=0.0)
         sets = {k: v for k, v in self.eval_sets.items() if v is not self.prompts}
         return _metrics(self._scores("after", sets or self.eval_sets, how))
