@@ -153,6 +153,9 @@ def _load(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedT
     if report["missing_keys"]:
         names = sorted(report["missing_keys"])
         raise ModelError(f"{source}: the weights lack {len(names)} tensors, first {names[0]}")
+    for name, tensor in model.named_parameters():
+        if not torch.isfinite(tensor).all():
+            raise ModelError(f"{source}: the weights hold NaN or infinite values in {name}")
     return cast(PreTrainedModel, model.eval()), cast(PreTrainedTokenizerBase, tokenizer)
 
 
