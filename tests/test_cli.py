@@ -63,8 +63,8 @@ def test_every_command_explains_itself(
 def test_every_option_of_every_method_has_a_name_of_its_own(capsys: Captured) -> None:
     for method in METHODS:
         said = command(["train", method, "--help"], capsys)
-        options = re.findall(r"^│ (--[\w.-]+)", said, re.MULTILINE)
-        assert len(options) > 40
+        options = re.findall(r"^\W*(--[\w.-]+)", said, re.MULTILINE)
+        assert len(options) > 35
         assert len(options) == len(set(options))
 
 
@@ -146,39 +146,49 @@ def test_eval_scores_a_model(capsys: Captured) -> None:
         assert re.search(rf"{re.escape(score)} +│ +[\d.,]+ │", said), said
 
 
+QUICK_DEMO = """
+import sys
+from dataclasses import replace
+import pyrl.demo.run
+from pyrl.cli import main
+quick = replace(pyrl.demo.run.SCORING, samples=2, votes=3, low_temperature=0.0)
+pyrl.demo.run.SCORING = quick
+main(["demo", "ttrl", "--steps", "2", "--output", sys.argv[1]])
+"""
+"""`pyrl demo ttrl --steps 2`, scored by few samples: its real scores take minutes."""
+
+
 def test_the_demo_in_a_pipe_says_what_it_does_and_leaves_its_report(tmp_path: Path) -> None:
     output = tmp_path / "demo"
-    argv = [sys.executable, "-P", "-m", "pyrl", "demo", "ttrl", "--steps", "2"]
-    process = subprocess.Popen(
-        [*argv, "--output", str(output)],
+    heard, text = [], b""
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", QUICK_DEMO, str(output)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=os.environ | {"COLUMNS": "100", "PYTHONUNBUFFERED": "1"},
-    )
-    assert process.stdout is not None
-    heard, text = [], b""
-    for line in process.stdout:
-        heard.append(time.monotonic())
-        text += line
-    ended = time.monotonic()
-    assert process.wait() == 0, text.decode()
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            heard.append(time.monotonic())
+            text += line
+        ended = time.monotonic()
+    assert process.returncode == 0, text.decode()
     silences = [after - before for before, after in zip(heard, [*heard[1:], ended], strict=True)]
-    assert max(silences) < 5
+    assert max(silences) < 6, text.decode()  # every 4 s, on a machine that may be busy
     # No bars, colours or carriage returns, and no words of the libraries underneath.
     assert re.findall(rb"[\x00-\x09\x0b-\x1f\x7f]", text) == []
-    assert b"Loading weights" not in text
-    assert b"Writing model shards" not in text
-    assert b"Warning" not in text
+    for noise in (b"Loading weights", b"Writing model shards", b"Warning", b"warning"):
+        assert noise not in text
     assert text.startswith(b"loading 0 s\n")
-    assert "length 18" in text.decode()
+    check_report(output)
+
+
+def check_report(output: Path) -> None:
     assert (output / "curves.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert "| untrained: greedy |" in (output / "report.md").read_text()
     report = json.loads((output / "report.json").read_text())
-    assert {e["set"] for e in report["evaluations"]} == {
-        "trained questions",
-        "held-out",
-        "length 18",
-    }
+    sets = {evaluation["set"] for evaluation in report["evaluations"]}
+    assert sets == {"trained questions", "held-out", "length 18"}
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert (output / "model" / "model.safetensors").is_file()
