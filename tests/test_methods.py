@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import pickle
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from pyrl import advantage
 from pyrl.advantage import AdvantageClip, EntropyReshape, Hybrid, TreeRLReleased, WhitenTokens
 from pyrl.algorithm import Algorithm, Sample
 from pyrl.demo import run as demo
-from pyrl.fork import EPTree, OnlineEntropy, TopEntropy
+from pyrl.fork import EPTree, Flat, OnlineEntropy, TopEntropy
 from pyrl.loss import KL, Clip, ConfidenceClip
 from pyrl.methods import METHODS
 from pyrl.policy_loss import SeqMeanTokenMean, SeqMeanTokenSum, SeqMeanTokenSumNorm
@@ -122,15 +122,23 @@ def test_the_demo_s_run_is_a_run_of_its_method(tmp_path: Path) -> None:
         assert (run.method, run.seed, run.output) == (name, 3, tmp_path)
 
 
+def parts(choice: Any) -> Iterator[type]:
+    """The classes of a choice and of those that it is made of."""
+    if isinstance(choice, tuple):
+        for stage in choice:
+            yield from parts(stage)
+    elif is_dataclass(choice):
+        yield type(choice)
+        for name in fields(choice):
+            yield from parts(getattr(choice, name.name))
+
+
 @pytest.mark.parametrize("make", [*METHODS.values(), *demo.METHODS.values()])
 def test_algorithms_are_values_that_repr_records_and_pickle_keeps(make: Make) -> None:
     algorithm = make()
     assert algorithm == make()
     assert pickle.loads(pickle.dumps(algorithm)) == algorithm
-    names = {name: value for name, value in globals().items() if isinstance(value, type)}
-    names |= {"GroupBaseline": advantage.GroupBaseline, "Ancestors": advantage.Ancestors}
-    names |= {"Flat": type(METHODS["ttrl"]().fork), "Keep": type(METHODS["ttrl"]().prune)}
-    names |= {"Loss": type(algorithm.loss), "inf": math.inf}
+    names = {part.__name__: part for part in parts(algorithm)} | {"inf": math.inf}
     assert eval(repr(algorithm), names) == algorithm
 
 
@@ -210,10 +218,6 @@ OPTIONS: dict[str, Algorithm] = {
         forking(ttrl()), fork=EPTree(rounds=2, forks=2, siblings=1, mask_tail=1)
     ),
     "wide trees": replace(echo(), fork=replace(echo().fork, max_width=6, trunk_cap=10)),
-    "no pruning": replace(echo(), prune=replace(echo().prune, respawn_share=0.0)),
-    "much pruning": replace(
-        echo(), prune=replace(echo().prune, confidence_low=0.5, respawn_share=1.0)
-    ),
     "centred confidence clip": with_loss(bounds=ConfidenceClip(centre=1.0, tail=4)),
     "a higher upper bound": with_loss(bounds=Clip(0.2, 0.28)),
     "no dual clip": with_loss(dual=None),
@@ -228,10 +232,23 @@ OPTIONS: dict[str, Algorithm] = {
 
 @pytest.mark.parametrize("algorithm", OPTIONS.values(), ids=list(OPTIONS))
 def test_each_option_trains(algorithm: Algorithm, tmp_path: Path) -> None:
-    for row in train(algorithm, tmp_path, steps=2):
+    rows = train(algorithm, tmp_path, steps=2, prompts_per_step=4)
+    for row in rows:
         assert row.keys() >= set(ALWAYS)
-        assert row["tree/leaves"] == 20
+        assert row["tree/leaves"] == 40
+    # Answers of the demo are short and its doubts rare: not every step has a fork.
+    assert (sum(row["tree/forks"] for row in rows) > 0) == (type(algorithm.fork) is not Flat)
     assert pickle.loads(pickle.dumps(algorithm)) == algorithm
+
+
+@pytest.mark.parametrize(("share", "replaced"), [(0.0, False), (1.0, True)])
+def test_pruned_branches_are_replaced_and_only_those(
+    share: float, replaced: bool, tmp_path: Path
+) -> None:
+    prune = replace(echo().prune, confidence_low=0.5, respawn_share=share)
+    rows = train(replace(echo(), prune=prune), tmp_path, steps=2, prompts_per_step=4)
+    assert all(row["tree/leaves"] == 40 for row in rows)
+    assert [row.get("tree/pruned", 0) > 0 for row in rows] == [replaced, replaced]
 
 
 def test_a_reward_function_of_trl_trains_and_sees_what_it_should(tmp_path: Path) -> None:
@@ -250,7 +267,7 @@ def test_a_reward_function_of_trl_trains_and_sees_what_it_should(tmp_path: Path)
         folder = tmp_path / function
         folder.mkdir()
         reward = FunctionReward(f"{source}:{function}", pass_answers=passed)
-        rows = train(replace(ttrl(), reward=reward), folder, steps=2)
+        rows = train(replace(ttrl(), reward=reward), folder, steps=2, prompts_per_step=4)
         if passed:
             # The same leaves are right to the function and to the metric, which sees 10, not 8.
             assert rows[0]["vote/post_ground_truth_reward"] == pytest.approx(rows[0]["reward"])

@@ -1,0 +1,287 @@
+"""Scores against a slow recount, and training that does not notice them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_run import open_trainer, quiet, same_bits, tiny, tiny_run, weights, write_questions
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pyrl.answers import EQUIVALENCES, extractor_named
+from pyrl.demo.run import echo
+from pyrl.engine import STOPPED
+from pyrl.engine.hf import HFEngine
+from pyrl.evaluate import (
+    EvalSettings,
+    Evaluator,
+    Scoring,
+    answered,
+    decoder,
+    evaluate_model,
+    find_device,
+    stop_tokens,
+)
+from pyrl.leaves import Leaves
+from pyrl.models import load_model
+from pyrl.prompts import Prompt, load_prompts
+from pyrl.report import Evaluation
+from pyrl.train import Trainer
+
+torch.set_num_threads(1)
+
+Demo = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+LIMIT = 21
+
+
+class Recorder(Evaluator):
+    """Keeps the texts of every set of samples: by number of samples and temperature."""
+
+    def _sample(
+        self, prompts: Sequence[Prompt], samples: int, temperature: float, how: Scoring
+    ) -> tuple[Leaves, int]:
+        leaves, tokens = super()._sample(prompts, samples, temperature, how)
+        rows: list[list[str | None]] = [[] for _ in prompts]
+        for group, text, finish in zip(leaves.group_N, leaves.text_N, leaves.finish_N, strict=True):
+            rows[group].append(text if finish == STOPPED else None)
+        self.seen = {**getattr(self, "seen", {}), (samples, temperature): (rows, tokens)}
+        return leaves, tokens
+
+
+@pytest.fixture(scope="module")
+def model() -> Demo:
+    return load_model("demo")
+
+
+@pytest.fixture
+def prompts(model: Demo, tmp_path: Path) -> list[Prompt]:
+    data = write_questions(tmp_path / "q.jsonl", 12)
+    return load_prompts(str(data), model[1], max_tokens=40, chat=False)
+
+
+def evaluator(model: Demo, seed: int = 4) -> Recorder:
+    lm, tokenizer = model
+    engine = HFEngine(lm, stop_tokens(lm, tokenizer, ""), max_rows=16)
+    return Recorder(
+        engine, decoder(tokenizer), extractor_named("whole"), EQUIVALENCES["exact"](), seed
+    )
+
+
+def share(values: Sequence[bool]) -> float:
+    return float(Fraction(sum(values), len(values)))
+
+
+def majority(answers: Sequence[str | None]) -> str | None:
+    """The most frequent answer; of equals, the one seen first."""
+    count = Counter(answer for answer in answers if answer is not None)
+    return max(count, key=lambda answer: count[answer], default=None)
+
+
+@pytest.mark.parametrize("votes", [0, 7, 3, 4])
+def test_scores_are_those_of_a_slow_recount(votes: int, model: Demo, prompts: list[Prompt]) -> None:
+    score = evaluator(model)
+    how = Scoring(0.4, samples=4, votes=votes, low_temperature=0.2, max_tokens=LIMIT)
+    found = score("some", "before", prompts, how)
+    truth = [prompt.answer for prompt in prompts]
+    drawn = max(4, votes)
+    (greedy, _), (low, _), (rows, _) = (
+        score.seen[key] for key in ((1, 0.0), (4, 0.2), (drawn, 0.4))
+    )
+    assert [len(row) for row in rows] == [drawn] * len(prompts)
+    right = [[text == true for text in row] for row, true in zip(rows, truth, strict=True)]
+    first = [row[:4] for row in right]
+    expected = {
+        "greedy": share([row[0] == true for row, true in zip(greedy, truth, strict=True)]),
+        "pass@1/T=0.2": share(
+            [text == true for row, true in zip(low, truth, strict=True) for text in row]
+        ),
+        "pass@1/T=0.4": share([hit for row in first for hit in row]),
+        "pass@4": share([any(row) for row in first]),
+    }
+    for size in {4, votes} - {0}:
+        voted = [majority(row[:size]) for row in rows]
+        expected[f"maj@{size}"] = share([a == b for a, b in zip(voted, truth, strict=True)])
+    assert found.metrics == pytest.approx(expected)
+    assert 0 < expected["pass@1/T=0.4"] < expected["pass@4"] < 1
+    assert found.tokens == sum(tokens for _, tokens in score.seen.values())
+    assert (found.set, found.model, found.questions) == ("some", "before", 12)
+    assert found.seconds > 0
+
+
+def test_greedy_is_the_most_probable_token_each_time(model: Demo, prompts: list[Prompt]) -> None:
+    lm, tokenizer = model
+    score = evaluator(model)
+    found = score("some", "before", prompts, Scoring(samples=1, max_tokens=LIMIT))
+    right = []
+    for prompt in prompts:
+        row = prompt.tokens.tolist()
+        with torch.no_grad():
+            for _ in range(LIMIT):
+                logits = lm(
+                    input_ids=torch.tensor([row], dtype=torch.int64), use_cache=False
+                ).logits[0, -1]
+                row.append(int(logits.argmax()))
+                if row[-1] == tokenizer.eos_token_id:
+                    break
+        ended = row[-1] == tokenizer.eos_token_id
+        text = tokenizer.decode(row[len(prompt.tokens) :], skip_special_tokens=True)
+        right.append(ended and text == prompt.answer)
+    assert found.metrics["greedy"] == share(right)
+    assert 0 < sum(right) < len(right)
+
+
+def test_scores_that_are_switched_off_are_absent(model: Demo, prompts: list[Prompt]) -> None:
+    found = evaluator(model)("some", "after", prompts, Scoring(samples=2, max_tokens=LIMIT))
+    assert list(found.metrics) == ["greedy", "pass@1/T=0.6", "maj@2", "pass@2"]
+
+
+def test_scores_depend_on_the_seed_alone(model: Demo, prompts: list[Prompt]) -> None:
+    how = Scoring(samples=4, max_tokens=LIMIT)
+    score = evaluator(model)
+    first = score("some", "before", prompts, how).metrics
+    texts = score.seen
+    assert score("some", "before", prompts, how).metrics == first
+    assert score.seen == texts
+    other = evaluator(model, seed=5)
+    other("some", "before", prompts, how)
+    assert other.seen[4, 0.6] != texts[4, 0.6]
+    assert other.seen[1, 0.0] == texts[1, 0.0]
+
+
+def test_a_response_cut_at_the_limit_is_no_answer(model: Demo, prompts: list[Prompt]) -> None:
+    short = len(prompts[0].answer or "")  # one token less than the answer and its end
+    found = evaluator(model)("some", "before", prompts[:1], Scoring(samples=3, max_tokens=short))
+    assert set(found.metrics.values()) == {0.0}
+
+
+def test_a_question_without_an_answer_is_refused_before_anything_is_sampled(
+    model: Demo, prompts: list[Prompt]
+) -> None:
+    score = evaluator(model)
+    open_question = replace(prompts[3], answer=None)
+    with pytest.raises(ValueError, match="some: expected a true answer for each question, 3 has"):
+        score("some", "before", [*prompts[:3], open_question], Scoring(max_tokens=LIMIT))
+    assert not hasattr(score, "seen")
+    assert answered(prompts, "some") is prompts
+
+
+def test_scores_of_a_model_by_name_are_those_of_the_evaluator(
+    model: Demo, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    settings = EvalSettings(
+        model="demo",
+        data=str(write_questions(tmp_path / "twelve.jsonl", 12)),
+        samples=3,
+        max_tokens=LIMIT,
+        extractor="whole",
+        equivalence="exact",
+        chat=False,
+        seed=4,
+        limit=10,
+        max_rows=8,
+        device="cpu",
+    )
+    found = evaluate_model(settings, quiet())
+    how = Scoring(0.6, samples=3, low_temperature=0.3, max_tokens=LIMIT)
+    expected = evaluator(model)("some", "before", prompts[:10], how)
+    assert isinstance(found, Evaluation)
+    assert found.metrics == expected.metrics
+    assert (found.questions, found.tokens) == (10, expected.tokens)
+
+
+def test_a_model_by_name_needs_questions_with_answers(tmp_path: Path) -> None:
+    data = write_questions(tmp_path / "open.jsonl", 2, ["1", None])
+    settings = EvalSettings(
+        "demo", str(data), max_tokens=LIMIT, extractor="whole", chat=False, device="cpu"
+    )
+    with pytest.raises(ValueError, match=re.escape("true answer for each question, 1 has none")):
+        evaluate_model(settings, quiet())
+
+
+# -- training does not notice --
+
+
+def test_evaluation_changes_neither_weights_nor_the_training_stream(tmp_path: Path) -> None:
+    found = {}
+    for name, often in (("plain", 0), ("often", 1)):
+        folder = tmp_path / name
+        folder.mkdir()
+        run = tiny_run(folder, tiny(echo(), votes=8), eval_every=often, steps=2)
+        with open_trainer(run) as trainer:
+            rows = []
+            for step in range(3):
+                if often:
+                    before = weights(trainer)
+                    assert trainer._evaluate("before" if step == 0 else "after")
+                    assert same_bits(weights(trainer), before)
+                rows.append(trainer.train_step())
+        text = (run.output / "completions.jsonl").read_text()
+        for row in rows:
+            del row["step_time"]
+        found[name] = weights(trainer), text, rows
+    assert same_bits(found["plain"][0], found["often"][0])
+    assert found["plain"][1] == found["often"][1]
+    np.testing.assert_equal(found["plain"][2], found["often"][2])
+
+
+def test_runs_with_and_without_evaluations_between_end_with_the_same_weights(
+    tmp_path: Path,
+) -> None:
+    found = []
+    how = Scoring(samples=2, max_tokens=LIMIT)
+    for often in (0, 1):
+        folder = tmp_path / str(often)
+        folder.mkdir()
+        run = tiny_run(folder, tiny(echo(), votes=4), eval_every=often, steps=2)
+        trainer = Trainer(run, quiet(), scoring=how)
+        report = trainer.train()
+        found.append(weights(trainer))
+        metrics = (run.output / "metrics.jsonl").read_text().splitlines()
+        assert ["eval/trained questions/greedy" in row for row in metrics] == [
+            True,
+            bool(often),
+            True,
+        ]
+        assert [(e.set, e.model) for e in report.evaluations] == [
+            ("trained questions", "before"),
+            ("trained questions", "after"),
+        ]
+    assert same_bits(*found)
+
+
+# -- its parts --
+
+
+def test_responses_end_with_the_model_s_own_token_or_one_that_holds_the_text(model: Demo) -> None:
+    lm, tokenizer = model
+    own = {int(tokenizer.eos_token_id)}
+    assert stop_tokens(lm, tokenizer, "") == own
+    assert stop_tokens(lm, tokenizer, "7") == own | set(tokenizer("7")["input_ids"])
+
+
+def test_a_model_without_an_end_needs_a_stop() -> None:
+    lm, tokenizer = load_model("demo")
+    lm.generation_config.eos_token_id = tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="no end-of-sequence token; give a text to --stop"):
+        stop_tokens(lm, tokenizer, "")
+    assert stop_tokens(lm, tokenizer, "=") == set(tokenizer("=")["input_ids"])
+
+
+def test_text_has_no_special_tokens(model: Demo) -> None:
+    tokenizer = model[1]
+    row = np.array([*tokenizer("123")["input_ids"], tokenizer.eos_token_id], np.int32)
+    assert decoder(tokenizer)([row]) == ["123"]
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert find_device("auto") == find_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="device: expected one that is here, got 'cuda:1'"):
+        find_device("cuda:1")
