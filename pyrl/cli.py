@@ -103,7 +103,7 @@ def _train(args: list[str]) -> int:
     from pyrl.methods import METHODS
 
     if not args or args[0] in ("-h", "--help"):
-        print(f"pyrl train METHOD ...: METHOD is one of {', '.join(METHODS)}; each has --help")
+        print(f"pyrl train METHOD ...\n\nMETHOD is one of {', '.join(METHODS)}; each has --help.")
         return 0 if args else 2
     from pyrl.config import parse_run
 
