@@ -21,9 +21,9 @@ int Sketch::bin(double value) {
   if (!(size >= std::ldexp(1.0, kLowOctave))) return kSide;  // zero, and NaN
   int octave;
   const double mantissa = 2 * std::frexp(size, &octave) - 1;  // [0, 1)
-  const int offset = std::min((octave - 1 - kLowOctave) * kBinsPerOctave +
-                                  static_cast<int>(mantissa * kBinsPerOctave),
-                              kSide - 1);
+  const int offset = std::min(
+      (octave - 1 - kLowOctave) * kBinsPerOctave + static_cast<int>(mantissa * kBinsPerOctave),
+      kSide - 1);
   return value > 0 ? kSide + 1 + offset : kSide - 1 - offset;
 }
 

@@ -395,6 +395,13 @@ def test_impossible_settings_raise(values: dict[str, Any], message: str) -> None
         Signals(make_spec(**values))
 
 
+def test_a_step_forgets_the_branches_of_an_interrupted_one() -> None:
+    signals = Signals(make_spec())  # handles begin anew with each forest
+    widths(signals, 1, [5.0])
+    signals.begin_step()
+    assert observe(signals, [1], [1.0], [0.9]).smooth_entropy_B[0] == 1
+
+
 # ---- sketches
 
 VALUES = st.lists(st.floats(-200, 200) | st.floats(-1, 1) | st.just(0.0), min_size=1, max_size=60)
