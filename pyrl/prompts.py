@@ -55,6 +55,11 @@ def load_prompts(
     no worked examples). `prefix` and `suffix` are put around the question, as they are.
     Raises DataError.
     """
+    if max_tokens < 1:
+        raise DataError(
+            f"{source}: no room for a question: the responses may take all positions of the model "
+            f"and {-max_tokens} more; lower their limit (max_tokens)"
+        )
     opened = open_source(source)
     if chat is None:
         chat = bool(tokenizer.chat_template) and not opened.prefix

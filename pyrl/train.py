@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from types import FrameType
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,25 +17,31 @@ from pyrl._core import Forest, pack_flat
 from pyrl.advantage import advantages
 from pyrl.algorithm import Algorithm
 from pyrl.answers import EQUIVALENCES, Answers, classify
-from pyrl.config import Run, save_run
-from pyrl.engine import TRUNCATED
+from pyrl.config import Run
 from pyrl.engine.hf import HFEngine
 from pyrl.evaluate import Evaluator, Scoring, answer_format, decoder, find_device
+from pyrl.interrupt import Interrupt
 from pyrl.learner import Learner
 from pyrl.leaves import Leaves, Scored, collect
 from pyrl.models import load_model
 from pyrl.pack import TokenBatch, pack
 from pyrl.prompts import Prompt, load_prompts
 from pyrl.report import Alarms, Completion, Evaluation, MetricsLog, Progress, Report, save_curves
-from pyrl.report.metrics import read_metrics
-from pyrl.reward import label_metrics, vote_metrics
+from pyrl.report.metrics import Row, plain_row, read_metrics
+from pyrl.reward import FunctionReward, label_metrics, vote_metrics
 from pyrl.rollout import Rollout, answer_start, derive_seed, make_signals
+from pyrl.run_directory import RunError, claim, find_start
+from pyrl.step_metrics import completion_metrics, reward_metrics
 from pyrl.tree_metrics import tree_metrics
 from pyrl.vote import FlipCounter, Votes
 
 
-class RunError(ValueError):
-    """A run cannot begin or go on; nothing that it has saved is lost."""
+@dataclass(frozen=True)
+class Unlogged:
+    """A finished step before its evaluation and its row in metrics.jsonl."""
+
+    metrics: Row
+    completions: tuple[Completion, ...]
 
 
 class Trainer:
@@ -53,7 +57,10 @@ class Trainer:
     ) -> None:
         self.run, self.progress = run, progress
         self.algorithm: Algorithm = run.algorithm
-        found = claim_output(run)
+        if run.reward_function is not None:
+            reward = FunctionReward(run.reward_function, run.reward_answers)
+            self.algorithm = replace(run.algorithm, reward=reward)
+        found = find_start(run)
         if run.threads:
             torch.set_num_threads(run.threads)
         device = find_device(run.device)
@@ -78,21 +85,30 @@ class Trainer:
         )
         self.step = 0
         """Finished training steps."""
+        self.unlogged: Unlogged | None = Unlogged({}, ())
+        """What the last finished step still has to log."""
+        self.sketches = self.signals.save() if self.signals else b""
+        """The signals at the end of that step; sampling moves them on."""
         self.tokens = 0
         """Sampled in training since the run began, pruned ones included."""
         self.seconds = 0.0
         self.flips = FlipCounter()
         self.evaluations: list[Evaluation] = []
-        self.interrupted = False
+        self.interrupt = Interrupt()
         if found:
             self._restore(found)
 
     # ---- one step
 
-    def train_step(self) -> dict[str, Any]:
-        """Sample, vote, reward, update: the metrics of the step."""
-        started = time.monotonic()
+    def train_step(self) -> Row:
+        """Sample, vote, reward, update: the step's metrics. RunError names questions with NaN."""
         prompts = self._questions(self.step)
+        with _naming(f"step {self.step + 1}", prompts):
+            self.unlogged = self._train_on(prompts)
+        return self.unlogged.metrics
+
+    def _train_on(self, prompts: Sequence[Prompt]) -> Unlogged:
+        started = time.monotonic()
         self.progress.phase("sampling")
         rollout = self._rollout(prompts)
         forest = rollout.run()
@@ -114,15 +130,13 @@ class Trainer:
         self.step += 1
         self.engine.load_weights(None, self.step)
         self.tokens += rollout.counts.sampled_tokens
-        self.seconds += time.monotonic() - started
-        self._log_completions(prompts, leaves, answers, votes, reward_N)
-        return (
-            metrics
-            | completion_metrics(leaves)
-            | tree_metrics(forest, leaves, rollout)
-            | self._vote_metrics(leaves, answers, votes, reward_N, kept_N, prompts)
-            | {"step_time": time.monotonic() - started, "num_tokens": self.tokens}
-        )
+        self.sketches = self.signals.save() if self.signals else b""
+        metrics |= completion_metrics(leaves) | tree_metrics(forest, leaves, rollout)
+        metrics |= self._vote_metrics(leaves, answers, votes, reward_N, kept_N, prompts)
+        seconds = time.monotonic() - started
+        self.seconds += seconds
+        metrics |= {"step_time": seconds, "num_tokens": self.tokens}
+        return Unlogged(plain_row(metrics), _first(prompts, leaves, answers, votes, reward_N))
 
     def _rollout(self, prompts: Sequence[Prompt]) -> Rollout:
         sample = self.algorithm.sample
@@ -171,57 +185,72 @@ class Trainer:
 
         After Ctrl-C the last finished step is saved and KeyboardInterrupt raised.
         """
-        output = self.run.output
-        first = not self.evaluations
+        claim(self.run)
+        resume_at = self.step + (self.unlogged is None) if self.run.resume else None
         alarms = Alarms(self.run.steps)
         with (
-            MetricsLog(output, self.run.loggers, resume_at=None if first else self.step + 1) as log,
-            self._interruptible(),
+            MetricsLog(self.run.output, self.run.loggers, resume_at=resume_at) as log,
+            self.interrupt,
         ):
-            self.log = log
             try:
-                if first:
-                    log.write(0, self._evaluate("before"))
-                    self.save()
-                while self.step < self.run.steps:
+                while True:
+                    if self.unlogged is not None:
+                        self._log(log, alarms, self.unlogged)
+                    self.interrupt.check()
+                    if self.step == self.run.steps:
+                        break
                     self.progress.step(self.step + 1, self.run.steps)
-                    metrics = self.train_step()
-                    self.progress.show(log.write(self.step, metrics | self._evaluate_between()))
-                    for message in alarms.check(read_metrics(output / "metrics.jsonl")):
-                        self.progress.alarm(message)
-                    if self.step % self.run.save_every == 0 or self.step == self.run.steps:
-                        self.save()
-                    self._check_interrupt()
+                    self.train_step()
             except KeyboardInterrupt:
                 self.save()
                 raise
         return self._report()
 
-    def _evaluate(self, model: Literal["before", "after"]) -> dict[str, float]:
-        """Score all sets, remember the scores for the report, and return them as metrics.
+    def _log(self, log: MetricsLog, alarms: Alarms, unlogged: Unlogged) -> None:
+        """Evaluate and log the last finished step, and save it if it is its turn."""
+        scores = self._evaluate_due()
+        log.write_completions(self.step, unlogged.completions)
+        self.progress.show(log.write(self.step, unlogged.metrics | scores))
+        self.unlogged = None
+        for message in alarms.check(read_metrics(self.run.output / "metrics.jsonl")):
+            self.progress.alarm(message)
+        if self.step % self.run.save_every == 0 or self.step == self.run.steps:
+            self.save()
 
-        The larger vote is what the untrained model could do with the compute of training.
-        """
-        self.progress.phase("evaluating")
-        how = self.scoring if model == "before" else replace(self.scoring, votes=0)
-        scores = [
-            self.evaluator(name, model, prompts, how) for name, prompts in self.eval_sets.items()
-        ]
-        self.evaluations += scores
-        return evaluation_metrics(scores)
-
-    def _evaluate_between(self) -> dict[str, float]:
-        """Greedy and sampled scores on the sets that do not train, every so many steps."""
+    def _evaluate_due(self) -> Row:
+        """Scores of the untrained and of the trained model, and between of what does not train."""
+        if self.step == 0:
+            return self._evaluate("before")
         if self.step == self.run.steps:
             return self._evaluate("after")
         if not self.run.eval_every or self.step % self.run.eval_every:
             return {}
-        self.progress.phase("evaluating")
         how = replace(self.scoring, votes=0, low_temperature=0.0)
-        sets = {k: v for k, v in self.eval_sets.items() if v is not self.prompts} or self.eval_sets
-        return evaluation_metrics(
-            [self.evaluator(name, "after", prompts, how) for name, prompts in sets.items()]
-        )
+        sets = {k: v for k, v in self.eval_sets.items() if v is not self.prompts}
+        return _metrics(self._scores("after", sets or self.eval_sets, how))
+
+    def _evaluate(self, model: Literal["before", "after"]) -> Row:
+        """Score all sets, remember the scores for the report, and return them as metrics.
+
+        The larger vote is what the untrained model could do with the compute of training.
+        """
+        how = self.scoring if model == "before" else replace(self.scoring, votes=0)
+        scores = self._scores(model, self.eval_sets, how)
+        self.evaluations += scores
+        return _metrics(scores)
+
+    def _scores(
+        self,
+        model: Literal["before", "after"],
+        sets: Mapping[str, Sequence[Prompt]],
+        how: Scoring,
+    ) -> list[Evaluation]:
+        self.progress.phase("evaluating")
+        scores = []
+        for name, prompts in sets.items():
+            with _naming(f"evaluation of {name} after step {self.step}", prompts):
+                scores.append(self.evaluator(name, model, prompts, how))
+        return scores
 
     def _report(self) -> Report:
         """Write the trained model, report.md, report.json and curves.png; all whole or not."""
@@ -248,6 +277,7 @@ class Trainer:
             "seconds": self.seconds,
             "labels": self.flips.state_dict(),
             "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
+            "unlogged": asdict(self.unlogged) if self.unlogged else None,
         }
         checkpoint.save(
             self.run.output,
@@ -255,7 +285,7 @@ class Trainer:
             self.model,
             self.tokenizer,
             self.learner.state(),
-            self.signals.save() if self.signals else b"",
+            self.sketches,
             record,
             self.run.keep_checkpoints,
         )
@@ -266,9 +296,14 @@ class Trainer:
         self.seconds = found.record["seconds"]
         self.flips.load_state_dict(found.record["labels"])
         self.evaluations = [Evaluation(**row) for row in found.record["evaluations"]]
+        self.unlogged = None
+        if (row := found.record["unlogged"]) is not None:
+            completions = tuple(Completion(**text) for text in row["completions"])
+            self.unlogged = Unlogged(row["metrics"], completions)
         self.learner.load_state(found.optimizer(), found.counts)
+        self.sketches = found.signals()
         if self.signals is not None:
-            self.signals.load(found.signals())
+            self.signals.load(self.sketches)
         self.engine.load_weights(None, self.step)
 
     # ---- data
@@ -324,90 +359,42 @@ class Trainer:
             | label_metrics(*kept, prefix="vote/post_")
         )
 
-    def _log_completions(
-        self,
-        prompts: Sequence[Prompt],
-        leaves: Leaves,
-        answers: Answers,
-        votes: Votes,
-        reward_N: NDArray[np.float64],
-    ) -> None:
-        """The first leaf of each of the step's first questions, for reading."""
-        first_G = np.searchsorted(leaves.group_N, np.arange(min(4, len(prompts)))).tolist()
-        self.log.write_completions(
-            self.step,
-            [
-                Completion(
-                    prompts[g].text,
-                    leaves.text_N[n],
-                    answers.answer_N[n],
-                    votes.label_G[g],
-                    reward_N[n],
-                )
-                for g, n in enumerate(first_G)
-            ],
-        )
-
-    # ---- interruption
-
     def _on_tokens(self, tokens: int) -> None:
         self.progress.tokens(tokens)
-        self._check_interrupt()
-
-    def _check_interrupt(self) -> None:
-        if self.interrupted:
-            raise KeyboardInterrupt
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C takes effect between tokens and between steps, never inside an update."""
-
-        def note(number: int, frame: FrameType | None) -> None:
-            self.interrupted = True
-
-        before = signal.signal(signal.SIGINT, note)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
+        self.interrupt.check()
 
 
-def claim_output(run: Run) -> checkpoint.Checkpoint | None:
-    """The checkpoint to go on from, or None for a new run, whose settings are then written.
-
-    RunError if the directory holds another run, or nothing to resume.
-    """
-    settings = run.output / "run.yaml"
-    if not run.resume:
-        if run.output.exists() and any(run.output.iterdir()):
-            raise RunError(
-                f"{run.output}: expected a new or empty directory, it holds a run already; "
-                f"choose another --output, or go on with --resume"
-            )
-        run.output.mkdir(parents=True, exist_ok=True)
-        save_run(run, settings)
-        return None
-    if not settings.is_file():
-        raise RunError(f"{run.output}: nothing to resume, there is no {settings.name}")
-    return checkpoint.latest(run.output)
-
-
-def evaluation_metrics(scores: Sequence[Evaluation]) -> dict[str, float]:
-    return {f"eval/{e.set}/{name}": v for e in scores for name, v in e.metrics.items()}
+def _first(
+    prompts: Sequence[Prompt],
+    leaves: Leaves,
+    answers: Answers,
+    votes: Votes,
+    reward_N: NDArray[np.float64],
+) -> tuple[Completion, ...]:
+    """The first leaf of each of the step's first questions, for reading."""
+    first_G = np.searchsorted(leaves.group_N, np.arange(min(4, len(prompts)))).tolist()
+    return tuple(
+        Completion(
+            prompts[g].text,
+            leaves.text_N[n],
+            answers.answer_N[n],
+            votes.label_G[g],
+            None if np.isnan(reward_N[n]) else float(reward_N[n]),
+        )
+        for g, n in enumerate(first_G)
+    )
 
 
-def completion_metrics(leaves: Leaves) -> dict[str, float]:
-    return {
-        "entropy": float(np.average(leaves.entropy_N, weights=leaves.length_N)),
-        "completions/mean_length": float(leaves.length_N.mean()),
-        "completions/clipped_ratio": float((leaves.finish_N == TRUNCATED).mean()),
-    }
+def _metrics(scores: Sequence[Evaluation]) -> Row:
+    return {f"eval/{e.set}/{name}": value for e in scores for name, value in e.metrics.items()}
 
 
-def reward_metrics(group_N: NDArray[np.int64], reward_N: NDArray[np.float64]) -> dict[str, float]:
-    """Mean and spread of the known rewards of the leaves that train."""
-    known_N = ~np.isnan(reward_N)
-    spread = [float(reward_N[known_N & (group_N == g)].std()) for g in np.unique(group_N[known_N])]
-    if not spread:
-        return {}
-    return {"reward": float(reward_N[known_N].mean()), "reward_std": float(np.mean(spread))}
+@contextmanager
+def _naming(what: str, prompts: Sequence[Prompt], shown: int = 3) -> Iterator[None]:
+    """Say where numbers that are not finite came up, and on which questions."""
+    try:
+        yield
+    except FloatingPointError as error:
+        texts = ", ".join(repr(prompt.text) for prompt in prompts[:shown])
+        more = f" and {len(prompts) - shown} more" if len(prompts) > shown else ""
+        raise RunError(f"{what}: {error}. Its questions: {texts}{more}") from error

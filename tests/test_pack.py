@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pyrl._core import pack_flat
 from pyrl.forest import Forest, StaleHandleError
-from pyrl.pack import pack_rows
 
 
 def grown(leaves: int, seed: int) -> Forest:
@@ -33,7 +33,7 @@ def grown(leaves: int, seed: int) -> Forest:
 def test_rows_hold_the_prompt_and_path_of_each_leaf_in_the_order_given(seed: int) -> None:
     forest = grown(12, seed)
     leaf_N = np.random.default_rng(seed).permutation(forest.leaves())[:10]
-    rows = pack_rows(forest, leaf_N)
+    rows = pack_flat(forest, leaf_N)
     table, paths = forest.leaf_table(leaf_N), [forest.path(leaf) for leaf in leaf_N]
     prompts = [forest.prompt(tree) for tree in table.tree_N]
     inputs = [np.concatenate([p, t.tokens]) for p, t in zip(prompts, paths, strict=True)]
@@ -55,7 +55,7 @@ def test_rows_hold_the_prompt_and_path_of_each_leaf_in_the_order_given(seed: int
 @pytest.mark.parametrize("seed", range(5))
 def test_the_predictor_of_a_token_is_the_input_before_it(seed: int) -> None:
     forest = grown(8, seed)
-    rows = pack_rows(forest, forest.leaves())
+    rows = pack_flat(forest, forest.leaves())
     assert rows.input_I[rows.predictor_T + 1].tolist() == rows.label_T.tolist()
     leaf_I = np.searchsorted(rows.cu_seqlens, np.arange(len(rows.input_I)), side="right") - 1
     assert leaf_I[rows.predictor_T].tolist() == rows.leaf_T.tolist()
@@ -73,7 +73,7 @@ def test_the_predictor_of_a_token_is_the_input_before_it(seed: int) -> None:
 def test_segments_of_tokens_follow_the_tree_of_these_leaves(seed: int) -> None:
     forest = grown(12, seed)
     leaf_N = forest.leaves()[::2]
-    rows, segments = pack_rows(forest, leaf_N), forest.segments(leaf_N)
+    rows, segments = pack_flat(forest, leaf_N), forest.segments(leaf_N)
     for n in range(len(leaf_N)):
         entries = slice(*segments.entry_offset_N1[n : n + 2])
         own = np.repeat(segments.entry_segment_E[entries], segments.entry_length_E[entries])
@@ -82,7 +82,7 @@ def test_segments_of_tokens_follow_the_tree_of_these_leaves(seed: int) -> None:
 
 def test_shared_tokens_occur_once_per_leaf_with_equal_numbers() -> None:
     forest = grown(10, 0)
-    rows = pack_rows(forest, forest.leaves(0))
+    rows = pack_flat(forest, forest.leaves(0))
     key_T = rows.segment_T * 10**6 + rows.position_I[rows.predictor_T]
     for key in np.unique(key_T):
         same = key_T == key
@@ -91,18 +91,18 @@ def test_shared_tokens_occur_once_per_leaf_with_equal_numbers() -> None:
 
 def test_no_leaf_gives_no_row_and_an_empty_response_no_token() -> None:
     forest = Forest()
-    nothing = pack_rows(forest, forest.leaves())
+    nothing = pack_flat(forest, forest.leaves())
     assert nothing.cu_seqlens.tolist() == [0]
     assert len(nothing.input_I) == len(nothing.label_T) == 0
     leaf = forest.add_trunk(forest.add_tree(np.array([7, 8], np.int32)), 1)
-    empty = pack_rows(forest, np.array([leaf]))
+    empty = pack_flat(forest, np.array([leaf]))
     assert empty.input_I.tolist() == [7, 8]
     assert empty.cu_seqlens.tolist() == [0, 2]
     assert len(empty.label_T) == len(empty.predictor_T) == len(empty.segment_T) == 0
 
 
 def test_columns_have_the_types_that_torch_and_attention_kernels_take() -> None:
-    rows = pack_rows(grown(3, 1), grown(3, 1).leaves())
+    rows = pack_flat(grown(3, 1), grown(3, 1).leaves())
     for name in ("input_I", "position_I", "predictor_T", "label_T", "leaf_T", "segment_T"):
         assert getattr(rows, name).dtype == np.int64
     for name in ("logprob_T", "entropy_T", "confidence_T"):
@@ -115,7 +115,7 @@ def test_a_pruned_or_repeated_leaf_is_an_error() -> None:
     forest = grown(3, 2)
     leaf_N = forest.leaves()
     with pytest.raises(ValueError, match=f"expected distinct leaves, got {leaf_N[0]} twice"):
-        pack_rows(forest, leaf_N[[0, 1, 0]])
+        pack_flat(forest, leaf_N[[0, 1, 0]])
     forest.prune(int(leaf_N[0]), 1)
     with pytest.raises(StaleHandleError):
-        pack_rows(forest, leaf_N)
+        pack_flat(forest, leaf_N)

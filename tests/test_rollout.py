@@ -284,27 +284,49 @@ def test_siblings_of_a_finished_trunk_are_judged_by_all_that_they_share() -> Non
 
     @dataclass(frozen=True)
     class Seen(Keep):
-        low: list[float]
+        seen: list[tuple[float, float]]
 
         def lower(self, spec: SignalSpec) -> bool:
-            spec.group_window, spec.warmup_traces = 1, 0
+            spec.group_window, spec.tail_window, spec.warmup_traces = 1, 3, 0
             return True
 
         def reason(self, observed: Observed) -> np.ndarray:
-            self.low.extend(observed.min_confidence_B.tolist())
+            columns = (observed.min_confidence_B, observed.tail_confidence_B)
+            self.seen.extend(zip(*(x.tolist() for x in columns), strict=True))
             return observed.prune_B
 
     engine, seen = ForkRecorder(random_toy(3, vocabulary=12, end=0.02)), Seen([])
     run = rollout(engine, prompts(1), fork=TopEntropy(mask_tail=0), prune=seen, votes=5)
     forest = run.run()
-    assert np.isfinite(seen.low).all()
     assert len(engine.forks) == 2
-    expected: Counter[float] = Counter()
+    expected = []
     for leaf in forest.leaves().tolist():
         begin = next((at for _, at, new in engine.forks if leaf in new), 0)
-        low_T = np.minimum.accumulate(forest.path(leaf).confidence)
-        expected.update(low_T[begin:].tolist())
-    assert Counter(seen.low) == expected
+        confidence = forest.path(leaf).confidence
+        expected += [
+            (confidence[: t + 1].min(), confidence[max(0, t - 2) : t + 1].mean())
+            for t in range(begin, len(confidence))
+        ]
+    np.testing.assert_allclose(sorted(seen.seen), sorted(expected), rtol=1e-6)
+
+
+def test_a_branch_may_fork_with_its_last_token_also_if_all_leaves_began_as_trunks() -> None:
+    fork = EntropyConfidence(
+        entropy_high=0.0, confidence=1.0, entropy_rise=0.0, trunk_share=1.0, cooldown=0,
+        min_tokens=0, warmup_traces=0,
+    )  # fmt: skip
+    prune, last = RandomDoubt(share=0.3, respawn_share=1.0), []
+    for seed in range(10):
+        engine = ForkRecorder(random_toy(end=0.4))
+        run = rollout(engine, prompts(1, 2), fork=fork, prune=prune, votes=12, seed=seed)
+        leaves = set(run.run().leaves().tolist())
+        last += [
+            at == run.forest.length(parent) - 1
+            for parent, at, _ in engine.forks
+            if parent in leaves
+        ]
+    assert any(last)
+    assert not all(last)
 
 
 # ---- replay

@@ -112,7 +112,7 @@ class MetricsLog:
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> Row:
         """Append one row; numpy scalars become Python's, NaN and infinities null. Returns it."""
-        row: Row = {"step": step} | {name: _plain(value) for name, value in metrics.items()}
+        row: Row = {"step": step} | plain_row(metrics)
         self._metrics.append([row])
         numbers = {n: float(v) for n, v in row.items() if isinstance(v, int | float)}
         del numbers["step"]
@@ -205,6 +205,11 @@ def step_of(row: Row) -> int:
     step = row["step"]
     assert isinstance(step, int)
     return step
+
+
+def plain_row(metrics: Mapping[str, Any]) -> Row:
+    """As JSON has it: numpy scalars become Python's, NaN and infinities null."""
+    return {name: _plain(value) for name, value in metrics.items()}
 
 
 def _plain(value: Any) -> Value:

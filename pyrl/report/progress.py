@@ -54,6 +54,7 @@ class Progress:
         if self._live:
             self._live.start()
         else:
+            self._say(self._line())
             self._ticker.start()
         return self
 

@@ -1,0 +1,5 @@
+"""`python -m pyrl` is `pyrl`."""
+
+from pyrl.cli import main
+
+main()

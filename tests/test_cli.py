@@ -1,0 +1,194 @@
+"""The command line: help, settings from three places, and whole commands as a person runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from short_run import ECHO, SETTINGS, write_questions
+
+from pyrl import cli, demo
+from pyrl.config import load_run, parse_run
+from pyrl.methods import METHODS
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def command(argv: list[str], capsys: Captured) -> str:
+    """What a command prints as it ends well."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        cli.main(argv)
+    said = capsys.readouterr()
+    assert stop.value.code == 0, said.err
+    return said.out
+
+
+@pytest.mark.parametrize(
+    ("argv", "phrases"),
+    [
+        ([], ["pyrl demo [METHOD]", "Each command has --help"]),
+        (["--help"], ["pyrl train METHOD ...", "ttrl, ettrl, echo", "pyrl eval", "pyrl info"]),
+        (["train", "--help"], ["METHOD is one of ttrl"]),
+        (["train", "grpo", "--help"], ["--model STR", "(required)", "--loss.bounds.low FLOAT"]),
+        (["train", "echo", "--help"], ["--fork.cooldown", "--prune.tail-window"]),
+        (["demo", "--help"], ["ttrl, ettrl or echo.", "--steps", "(default: runs/demo)"]),
+        (["eval", "--help"], ["--low-temperature FLOAT", "--limit", "Only the first questions."]),
+        (["info", "--help"], ["How pyrl was built."]),
+    ],
+)
+def test_every_command_explains_itself(
+    argv: list[str], phrases: list[str], capsys: Captured
+) -> None:
+    said = command(argv, capsys)
+    assert [phrase for phrase in phrases if phrase not in said] == []
+    assert max(map(len, said.splitlines())) <= 100
+
+
+def test_every_option_of_every_method_has_a_name_of_its_own(capsys: Captured) -> None:
+    for method in METHODS:
+        said = command(["train", method, "--help"], capsys)
+        options = re.findall(r"^\W*(--[\w.-]+)", said, re.MULTILINE)
+        assert len(options) > 35
+        assert len(options) == len(set(options))
+
+
+def test_info_says_how_pyrl_was_built(capsys: Captured) -> None:
+    said = command(["info"], capsys)
+    assert re.search(r"^version: \d+\.\d+", said, re.MULTILINE)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_options_yaml_and_dotted_overrides_give_the_same_run(method: str, tmp_path: Path) -> None:
+    options = """--model demo --data demo:train --learning-rate 3e-5 --betas 0.8 0.9 --steps 7
+        --sample.votes 40 --sample.max-tokens 99 --loss.kl.coef 0.25 --loggers""".split()
+    yaml = tmp_path / "settings.yaml"
+    yaml.write_text(
+        "model: demo\ndata: demo:train\nlearning-rate: 3.0e-5\nbetas: [0.8, 0.9]\nsteps: 7\n"
+        "loggers: []\nsample: {votes: 40, max_tokens: 99}\nloss:\n  kl: {coef: 0.25}\n"
+    )
+    dotted = tmp_path / "dotted.yaml"
+    dotted.write_text("model: demo\ndata: demo:train\nsample.votes: 8\nsteps: 90\n")
+    more = options[4:]
+    algorithm = METHODS[method]
+    run = parse_run(options, method, algorithm())
+    assert run.algorithm.sample.votes == 40
+    assert parse_run(["--config", str(yaml)], method, algorithm()) == run
+    small = ["--sample.train", "8"]  # dotted.yaml alone has fewer votes than the method trains on
+    dotted.write_text(dotted.read_text() + "sample.train: 8\n")
+    assert parse_run(["--config", str(dotted), *more], method, algorithm()) == parse_run(
+        [*options, *small], method, algorithm()
+    )
+
+
+def test_a_run_leaves_settings_that_give_it_again(tmp_path: Path, capsys: Captured) -> None:
+    data = write_questions(tmp_path / "questions.jsonl")
+    output = tmp_path / "run"
+    argv = [*SETTINGS, *ECHO, "--data", str(data), "--output", str(output), "--steps", "1"]
+    said = command(["train", "echo", *argv], capsys)
+    assert str(output / "curves.png") in said
+    run = parse_run(argv, "echo", METHODS["echo"]())
+    assert load_run(output / "run.yaml", METHODS) == run
+    again = ["--config", str(output / "run.yaml"), "--output", str(tmp_path / "again")]
+    command(["train", "echo", *again], capsys)
+    assert (tmp_path / "again" / "model" / "model.safetensors").read_bytes() == (
+        output / "model" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_a_reward_function_of_ones_own_trains(tmp_path: Path, capsys: Captured) -> None:
+    """It is called as TRL calls it, on every response of every step, and its values train."""
+    (tmp_path / "shorter.py").write_text(
+        "import json, pathlib\n"
+        "calls = pathlib.Path(__file__).with_name('calls.jsonl')\n"
+        "def score(prompts, completions, answer, **columns):\n"
+        "    with calls.open('a') as file:\n"
+        "        print(json.dumps([prompts, completions, answer]), file=file)\n"
+        "    return [float(text[:1] == '0') for text in completions]\n"
+    )
+    data = write_questions(tmp_path / "questions.jsonl")
+    output = tmp_path / "run"
+    reward = ["--reward-function", f"{tmp_path / 'shorter.py'}:score", "--reward-answers"]
+    argv = ["--data", str(data), "--output", str(output), "--steps", "2", *reward]
+    command(["train", "grpo", *SETTINGS, *argv], capsys)
+    calls = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
+    assert len(calls) == 2
+    for prompts, completions, answers in calls:
+        assert len(prompts) == len(completions) == len(answers) == 4 * 8
+        assert all("".join(sorted(p[:-1])) == a for p, a in zip(prompts, answers, strict=True))
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    means = [sum(text[:1] == "0" for text in completions) / 32 for _, completions, _ in calls]
+    assert [row["reward"] for row in rows[1:]] == pytest.approx(means)
+    trained = (output / "model" / "model.safetensors").read_bytes()
+    assert trained != (demo.MODEL / "model.safetensors").read_bytes()
+
+
+def test_eval_scores_a_model(capsys: Captured) -> None:
+    argv = """eval --model demo --data demo:heldout --limit 8 --samples 4 --extractor whole
+        --equivalence exact --max-tokens 21 --device cpu""".split()
+    said = command(argv, capsys)
+    for score in ("greedy", "pass@1, T=0.6", "maj@4", "pass@4", "sampled tokens"):
+        assert re.search(rf"{re.escape(score)} +│ +[\d.,]+ │", said), said
+
+
+QUICK_DEMO = """
+import sys
+from dataclasses import replace
+import pyrl.demo.run
+from pyrl.cli import main
+quick = replace(pyrl.demo.run.SCORING, samples=2, votes=3, low_temperature=0.0)
+pyrl.demo.run.SCORING = quick
+main(["demo", "ttrl", "--steps", "2", "--output", sys.argv[1]])
+"""
+"""`pyrl demo ttrl --steps 2`, scored by few samples: its real scores take minutes."""
+
+
+def test_the_demo_in_a_pipe_says_what_it_does_and_leaves_its_report(tmp_path: Path) -> None:
+    output = tmp_path / "demo"
+    heard, text = [], b""
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", QUICK_DEMO, str(output)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"COLUMNS": "100", "PYTHONUNBUFFERED": "1"},
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            heard.append(time.monotonic())
+            text += line
+        ended = time.monotonic()
+    assert process.returncode == 0, text.decode()
+    silences = [after - before for before, after in zip(heard, [*heard[1:], ended], strict=True)]
+    assert max(silences) < 6, text.decode()  # every 4 s, on a machine that may be busy
+    # No bars, colours or carriage returns, and no words of the libraries underneath.
+    assert re.findall(rb"[\x00-\x09\x0b-\x1f\x7f]", text) == []
+    for noise in (b"Loading weights", b"Writing model shards", b"Warning", b"warning"):
+        assert noise not in text
+    assert text.startswith(b"loading 0 s\n")
+    check_report(output)
+
+
+def check_report(output: Path) -> None:
+    assert (output / "curves.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert "| untrained: greedy |" in (output / "report.md").read_text()
+    report = json.loads((output / "report.json").read_text())
+    sets = {evaluation["set"] for evaluation in report["evaluations"]}
+    assert sets == {"trained questions", "held-out", "length 18"}
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert (output / "model" / "model.safetensors").is_file()

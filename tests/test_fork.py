@@ -1,0 +1,275 @@
+"""Where trees fork: ETMR's and EPTree's goldens, and forks against slow readings of the forest."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from toy_rollout import ForkRecorder, prompts, random_toy, rollout
+
+from pyrl._core import SignalSpec
+from pyrl.engine.toy import ToyEngine
+from pyrl.forest import Forest
+from pyrl.fork import EntropyConfidence, EPTree, Flat, OnlineEntropy, TopEntropy
+from pyrl.prune import Keep
+from pyrl.rollout import Rollout, make_signals
+
+
+def recorded(
+    toy: ToyEngine, questions: list[NDArray[np.int32]], **options: object
+) -> tuple[Rollout, list[tuple[int, int, list[int]]]]:
+    engine = ForkRecorder(toy)
+    run = rollout(engine, questions, **options)
+    run.run()
+    return run, engine.forks
+
+
+def top(values: NDArray[np.float32], n: int, end: int) -> list[int]:
+    """Ascending positions in [1, end) of the n largest values, ties to the lowest position."""
+    return sorted(sorted(range(1, end), key=lambda at: (-values[at], at))[:n])
+
+
+def leaves_per_trunk(forest: Forest) -> list[int]:
+    table = forest.leaf_table(forest.leaves())
+    return np.unique([table.tree_N, table.trunk_N], axis=1, return_counts=True)[1].tolist()
+
+
+# ---- ETMR
+
+
+@pytest.mark.parametrize(
+    ("fork", "votes", "trunks"),
+    [
+        (TopEntropy(), 60, 12),
+        (TopEntropy(forks=3), 7, 1),
+        (TopEntropy(forks=3, siblings=1), 64, 16),
+        (TopEntropy(forks=1, siblings=3), 64, 16),
+        (EPTree(), 30, 6),
+        (EPTree(rounds=2), 54, 6),
+        (OnlineEntropy(), 60, 12),
+        (EntropyConfidence(), 32, 16),
+        (EntropyConfidence(max_width=1), 32, 32),
+        (Flat(), 32, 32),
+        (TopEntropy(), 1, 1),
+    ],
+    ids=repr,
+)
+def test_trunks_and_forks_make_up_the_votes(fork: Flat, votes: int, trunks: int) -> None:
+    assert fork.trunks(votes) == trunks
+
+
+def test_etmr_grows_60_leaves_from_12_trunks_at_their_two_most_uncertain_tokens() -> None:
+    run, forks = recorded(random_toy(end=0.0), prompts(1, 3), fork=TopEntropy(), votes=60, limit=30)
+    forest = run.forest
+    assert (run.counts.trunks, run.counts.forks, run.counts.siblings) == (24, 48, 96)
+    assert leaves_per_trunk(forest) == [5] * 24
+    assert all(len(children) == 2 for _, _, children in forks)
+    sites: dict[int, list[int]] = {}
+    for parent, at, _ in forks:
+        sites.setdefault(parent, []).append(at)
+    assert len(sites) == 24
+    for parent, positions in sites.items():
+        assert positions == top(forest.path(parent).entropy, 2, 30 - 8)
+
+
+def test_forks_keep_their_gap() -> None:
+    gap = 5
+    _, forks = recorded(
+        random_toy(end=0.0), prompts(1), fork=TopEntropy(min_gap=gap), votes=60, limit=30
+    )
+    positions = np.array([at for _, at, _ in forks]).reshape(-1, 2)
+    assert (np.diff(positions) >= gap).all()
+
+
+@pytest.mark.parametrize("fork", [TopEntropy(mask_tail=3), EPTree(mask_tail=3)], ids=repr)
+def test_no_fork_after_the_answer_opens_nor_in_the_tail_nor_at_the_first_token(
+    fork: TopEntropy,
+) -> None:
+    def opening(tokens: NDArray[np.int32]) -> int:
+        found = np.flatnonzero(tokens == 2)
+        return int(found[-1]) if found.size else len(tokens)
+
+    run, forks = recorded(
+        random_toy(end=0.1), prompts(1, 1), fork=fork, votes=60, answer_start=opening
+    )
+    assert len(forks) > 20
+    for parent, at, _ in forks:
+        path = run.forest.path(parent)
+        end = min(opening(path.tokens), len(path.tokens) - 3)
+        uncertainty = -path.logprob if isinstance(fork, EPTree) else path.entropy
+        assert at in top(uncertainty, 2, end)
+
+
+def test_trunks_too_short_to_fork_are_made_up_by_more_trunks() -> None:
+    run, forks = recorded(random_toy(end=0.1), prompts(1), fork=TopEntropy(), votes=60)
+    forest = run.forest
+    siblings = {child for _, _, children in forks for child in children}
+    trunks = [leaf for leaf in forest.leaves().tolist() if leaf not in siblings]
+    sites = []
+    for trunk in trunks[:12]:
+        entropy = forest.path(trunk).entropy
+        sites += [(trunk, at) for at in top(entropy, 2, len(entropy) - 8)]
+    assert sorted((parent, at) for parent, at, _ in forks) == sorted(sites)
+    assert len(forest.leaves()) == 60
+    assert 0 < len(sites) < 24
+    assert run.counts.trunks == len(trunks) == 60 - 2 * len(sites)
+
+
+# ---- EPTree
+
+
+def test_eptree_grows_30_leaves_from_6_trunks_at_their_most_surprising_tokens() -> None:
+    run, forks = recorded(random_toy(end=0.0), prompts(1), fork=EPTree(), votes=30, limit=30)
+    assert leaves_per_trunk(run.forest) == [5] * 6
+    for parent in {parent for parent, _, _ in forks}:
+        positions = [at for source, at, _ in forks if source == parent]
+        assert positions == top(-run.forest.path(parent).logprob, 2, 30 - 8)
+
+
+def test_later_rounds_of_eptree_look_at_the_tokens_of_earlier_branches() -> None:
+    fork = EPTree(forks=2, siblings=1, rounds=3)
+    run, forks = recorded(random_toy(end=0.0), prompts(1), fork=fork, votes=28, limit=30)
+    forest = run.forest
+    assert leaves_per_trunk(forest) == [7] * 4
+    begin = dict.fromkeys(forest.leaves().tolist(), 0)
+    trunk_of = {leaf: forest.trunk_of(leaf) for leaf in begin}
+    children_of = {child: at for _, at, children in forks for child in children}
+    from_branches = 0
+    for trunk in set(trunk_of.values()):
+        mine = [f for f in forks if trunk_of[f[0]] == trunk]
+        grown = [mine[0][0]]
+        for number in range(3):
+            candidates = [
+                (forest.path(leaf).logprob[at], order, at)
+                for order, leaf in enumerate(grown)
+                for at in range(children_of.get(leaf, 0) + 1, 30 - 8)
+            ]
+            expected = sorted((order, at) for _, order, at in sorted(candidates)[:2])
+            this_round = mine[2 * number : 2 * number + 2]
+            assert [(grown.index(parent), at) for parent, at, _ in this_round] == expected
+            from_branches += sum(order > 0 for order, _ in expected)
+            grown += [child for _, _, children in this_round for child in children]
+    assert from_branches > 0
+
+
+def test_siblings_of_different_rounds_at_one_place_are_different_samples() -> None:
+    run, forks = recorded(
+        random_toy(end=0.0), prompts(1), fork=EPTree(forks=1, rounds=4), votes=9, limit=30
+    )
+    places = [(parent, at) for parent, at, _ in forks]
+    assert len(set(places)) < len(places)  # the most surprising token stays so
+    forest = run.forest
+    leaves = forest.leaves().tolist()
+    assert len({forest.seed(leaf) for leaf in leaves}) == 9
+    assert len({forest.path(leaf).tokens.tobytes() for leaf in leaves}) == 9
+
+
+@pytest.mark.parametrize("fork", [TopEntropy(), EPTree()], ids=repr)
+def test_a_weight_has_a_factor_for_each_fork_on_the_path(fork: TopEntropy) -> None:
+    run, forks = recorded(random_toy(end=0.0), prompts(1), fork=fork, votes=30, limit=30)
+    for parent in {parent for parent, _, _ in forks}:
+        (_, first, early), (_, second, late) = [f for f in forks if f[0] == parent]
+        assert first < second
+        weights = [run.forest.weight(leaf) for leaf in (parent, *early, *late)]
+        assert weights == pytest.approx([1 / 9, 1 / 3, 1 / 3, 1 / 9, 1 / 9])
+
+
+# ---- online
+
+
+def test_online_entropy_forks_at_the_first_uncertain_tokens() -> None:
+    fork = OnlineEntropy(forks=2, siblings=1, quantile=0.8, cooldown=3, warmup_traces=4)
+    signals = make_signals(fork, Keep())
+    assert signals is not None
+    toy = random_toy(end=0.0)
+    rollout(toy, prompts(1), fork=fork, signals=signals, votes=12).run()
+    run, forks = recorded(toy, prompts(1), fork=fork, signals=signals, votes=300)
+    forest, threshold = run.forest, signals.thresholds().entropy_high
+    assert len(forest.leaves()) == 300
+    ancestry: dict[int, list[int]] = {}
+    for parent, at, children in forks:
+        path = [*ancestry.get(parent, []), at]
+        ancestry |= dict.fromkeys([parent, *children], path)
+    unforked = [leaf for leaf in forest.leaves().tolist() if leaf not in ancestry]
+    for leaf in [*ancestry, *unforked]:
+        expected: list[int] = []
+        for at, entropy in enumerate(forest.path(leaf).entropy):
+            cool = not expected or at > expected[-1] + 3
+            if at >= 1 and entropy >= threshold and cool and len(expected) < 2:
+                expected.append(at)
+        # Forks stop when the leaves are all open; those made are the first ones.
+        done = ancestry.get(leaf, [])
+        assert done == expected[: len(done)]
+    assert sum(len(path) == 2 for path in ancestry.values()) > 30
+
+
+def test_entropy_confidence_keeps_the_cap_of_a_trunk() -> None:
+    fork = EntropyConfidence(
+        entropy_high=0.5, confidence=1.0, entropy_rise=0.0, cooldown=0, min_tokens=0,
+        trunk_cap=5, trunk_share=0.25, warmup_traces=0,
+    )  # fmt: skip
+    signals = make_signals(fork, Keep())
+    for seed in range(2):
+        run = rollout(
+            random_toy(end=0.0), prompts(1), fork=fork, signals=signals, votes=24, seed=seed
+        )
+        run.run()
+    assert max(leaves_per_trunk(run.forest)) == 5
+
+
+@pytest.mark.parametrize(
+    ("fork", "lowers"),
+    [
+        (Flat(), False),
+        (TopEntropy(), False),
+        (OnlineEntropy(), True),
+        (OnlineEntropy(forks=0), False),
+        (EntropyConfidence(), True),
+        (EntropyConfidence(max_width=1), False),
+    ],
+    ids=repr,
+)
+def test_only_online_rules_need_signals(fork: Flat, lowers: bool) -> None:
+    assert fork.lower(SignalSpec()) == lowers
+
+
+# ---- the share of tokens that forks save (golden numbers of ETMR's 60 %)
+
+
+def chains(length: int, peaks: list[tuple[int, ...]]) -> tuple[ToyEngine, list[NDArray[np.int32]]]:
+    """Chain k always answers with `length` tokens, of which `peaks[k]` are a coin's throw."""
+    size = len(peaks) * (1 + 2 * length)
+    transition_VV = np.eye(size)
+
+    def step(sources: list[int], k: int, position: int) -> list[int]:
+        heads = len(peaks) + 2 * (k * length + position)
+        likely = 0.5 if position in peaks[k] else 0.99
+        transition_VV[sources] = 0
+        transition_VV[sources, heads] = likely
+        transition_VV[sources, heads + 1] = 1 - likely
+        return [heads, heads + 1]
+
+    for k in range(len(peaks)):
+        tokens = [k]
+        for position in range(length):
+            tokens = step(tokens, k, position)
+    return ToyEngine(transition_VV, []), [np.array([k], np.int32) for k in range(len(peaks))]
+
+
+@pytest.mark.parametrize(
+    ("length", "peaks", "ratio"),
+    [
+        (8, list(combinations(range(1, 8), 2)), 0.6),  # everywhere alike
+        (40, [(9, 11)], 0.8),  # around a quarter
+        (40, [(29, 31)], 0.4),  # around three quarters
+    ],
+)
+def test_etmr_samples_the_share_of_tokens_that_its_forks_imply(
+    length: int, peaks: list[tuple[int, ...]], ratio: float
+) -> None:
+    engine, questions = chains(length, peaks)
+    run = rollout(engine, questions, fork=TopEntropy(mask_tail=0), votes=60, limit=length)
+    forest = run.run()
+    flat_tokens = int(forest.leaf_table(forest.leaves()).length_N.sum())
+    assert flat_tokens == len(questions) * 60 * length
+    assert run.counts.sampled_tokens / flat_tokens == pytest.approx(ratio, abs=1e-12)

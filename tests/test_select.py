@@ -1,0 +1,64 @@
+"""Which leaves train: both choices against slow versions, on ragged groups."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from leaf_records import leaves_of
+
+from pyrl.leaves import Leaves
+from pyrl.select import First, Stratified
+
+TRUNKS_OF_GROUPS = st.lists(st.lists(st.integers(0, 4), max_size=9), min_size=1, max_size=5)
+"""For each group, possibly empty, the trunk of each of its leaves."""
+
+
+def ragged(trunks_of_groups: list[list[int]]) -> Leaves:
+    group_N = [g for g, trunks in enumerate(trunks_of_groups) for _ in trunks]
+    trunk_N = [trunk for trunks in trunks_of_groups for trunk in trunks]
+    return leaves_of(
+        ["a"] * len(group_N), group_N=group_N, groups=len(trunks_of_groups), trunk_N=trunk_N
+    )
+
+
+def members(leaves: Leaves, group: int) -> list[int]:
+    return [n for n in range(len(leaves.group_N)) if leaves.group_N[n] == group]
+
+
+@settings(max_examples=200, deadline=None)
+@given(TRUNKS_OF_GROUPS, st.integers(0, 10))
+def test_first_takes_the_first_leaves_of_each_group(groups: list[list[int]], train: int) -> None:
+    leaves = ragged(groups)
+    expected = [n for g in range(len(groups)) for n in members(leaves, g)[:train]]
+    assert First()(leaves, train).tolist() == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(TRUNKS_OF_GROUPS, st.integers(0, 10))
+def test_stratified_deals_the_trunks_leaves_in_turn(groups: list[list[int]], train: int) -> None:
+    leaves = ragged(groups)
+    expected = []
+    for g in range(len(groups)):
+        hands: dict[int, list[int]] = {}
+        for n in members(leaves, g):
+            hands.setdefault(int(leaves.trunk_N[n]), []).append(n)
+        taken: list[int] = []
+        while len(taken) < train and any(hands.values()):
+            for trunk in sorted(hands):
+                if hands[trunk] and len(taken) < train:
+                    taken.append(hands[trunk].pop(0))
+        expected += sorted(taken)
+    assert Stratified()(leaves, train).tolist() == expected
+
+
+def test_stratified_takes_half_of_etmrs_leaves_from_all_trunks_themselves_first() -> None:
+    leaves = leaves_of(["a"] * 60, trunk_N=[n // 5 for n in range(60)])
+    kept_N = Stratified()(leaves, 32)
+    assert len(kept_N) == 32
+    assert set(np.bincount(leaves.trunk_N[kept_N])) == {2, 3}
+    assert set(range(0, 60, 5)) <= set(kept_N.tolist())
+    assert len(set(leaves.trunk_N[First()(leaves, 32)].tolist())) == 7
+
+
+def test_both_agree_on_a_flat_group() -> None:
+    leaves = leaves_of(["a"] * 9, group_N=[0] * 4 + [2] * 5, trunk_N=[0, 1, 2, 3, 0, 1, 2, 3, 4])
+    assert First()(leaves, 3).tolist() == Stratified()(leaves, 3).tolist() == [0, 1, 2, 4, 5, 6]
