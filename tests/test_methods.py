@@ -153,6 +153,14 @@ def test_methods_differ_and_replace_derives_the_next_one() -> None:
         parent.select = Stratified()  # type: ignore[misc]
 
 
+def test_the_group_baselines_are_those_of_their_papers() -> None:
+    grpo, dr_grpo, rloo = (METHODS[name]() for name in ("grpo", "dr_grpo", "rloo"))
+    assert grpo.advantage == advantage.grpo()
+    assert dr_grpo.advantage == advantage.dr_grpo()
+    assert dr_grpo.loss.aggregate == SeqMeanTokenSumNorm(dr_grpo.sample.max_tokens)
+    assert rloo == replace(grpo, advantage=advantage.rloo())
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
