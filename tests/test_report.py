@@ -2,32 +2,26 @@ from __future__ import annotations
 
 import json
 import math
-import random
-import re
 import sys
-import threading
-import time
-from collections.abc import Iterator, Mapping
 from io import StringIO
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
+from run_history import history, written
 
 from pyrl.report import (
-    Alarms,
     Completion,
     Evaluation,
     MetricsLog,
-    Progress,
     Report,
     read_metrics,
     save_curves,
 )
-from pyrl.report.alarms import RULES, Changed, Outside
+from pyrl.report.alarms import RULES
 from pyrl.report.curves import PANELS
 from pyrl.report.metrics import MEANING
 from pyrl.report.progress import HEADLINE
@@ -207,212 +201,6 @@ def test_every_name_that_a_reader_uses_is_a_metric() -> None:
     used = {name for panel in PANELS for _, name in panel.lines}
     used |= set(HEADLINE.values()) | {rule.metric for rule in RULES}
     assert {name for name in used if not name.startswith("eval/*/")} <= set(MEANING)
-
-
-# --- progress
-
-
-@pytest.fixture
-def pipe() -> Console:
-    return Console(file=StringIO(), force_terminal=False)
-
-
-def written(console: Console) -> str:
-    assert isinstance(console.file, StringIO)
-    return console.file.getvalue()
-
-
-def test_in_a_pipe_a_long_phase_speaks_on_its_own(pipe: Console) -> None:
-    with Progress(console=pipe, every=0.05) as progress:
-        progress.step(3, 80)
-        progress.phase("sampling")
-        time.sleep(0.5)
-    said = written(pipe).splitlines()
-    assert 4 <= len(said) <= 11
-    assert all(re.fullmatch(r"step 3/80  sampling \d s", line) for line in said[1:])
-
-
-def test_in_a_pipe_there_are_no_control_characters(pipe: Console) -> None:
-    with Progress(console=pipe) as progress:
-        progress.step(1, 2)
-        progress.phase("sampling")
-        progress.tokens(1234)
-        progress.show({"vote/majority_ratio": 0.75, "entropy": 0.5, "reward": None})
-        progress.alarm("Step 1: [entropy] is odd.")
-    text = written(pipe)
-    assert all(char == "\n" or char.isprintable() for char in text)
-    assert "1,234 tokens" in text
-    assert "vote 0.75  entropy 0.5" in text
-    assert "reward" not in text
-    assert "! Step 1: [entropy] is odd.\n" in text
-
-
-def test_time_left_and_speed_come_from_this_process_alone(
-    pipe: Console, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr("pyrl.report.progress.time", SimpleNamespace(monotonic=lambda: clock.now))
-    progress = Progress(console=pipe)
-    progress.step(41, 50)  # resumed: forty steps are no part of this process's speed
-    progress.phase("sampling")
-    progress.tokens(600)
-    clock.now += 6
-    progress.phase("updating")
-    clock.now += 4
-    progress.step(42, 50)
-    clock.now += 3
-    progress.show({})
-    assert written(pipe) == "step 42/50  updating 7 s  600 tokens  100 tokens/s  1:27 left\n"
-
-
-def test_on_a_terminal_the_display_is_live_and_alarms_stay() -> None:
-    screen = Console(file=StringIO(), force_terminal=True, width=100, color_system=None)
-    with Progress(console=screen) as progress:
-        progress.step(7, 80)
-        progress.phase("updating")
-        progress.show({"reward": 0.625})
-        progress.alarm("Step 7: the gradient norm has grown.")
-        time.sleep(0.4)
-    text = written(screen)
-    for part in ("step 7/80", "updating 0 s", "reward 0.625", "! Step 7: the gradient norm has"):
-        assert part in text
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_ctrl_c_leaves_a_usable_terminal_and_no_thread(terminal: bool) -> None:
-    def interrupted() -> None:
-        with Progress(console=console) as progress:
-            progress.step(1, 80)
-            raise KeyboardInterrupt
-
-    console = Console(file=StringIO(), force_terminal=terminal, width=80)
-    threads = threading.active_count()
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    deadline = time.monotonic() + 10  # rich tells its thread to end and does not wait for it
-    while threading.active_count() > threads and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert threading.active_count() == threads
-    assert written(console).count("\x1b[?25l") == written(console).count("\x1b[?25h") == terminal
-
-
-def test_counting_tokens_costs_under_a_microsecond_or_two(pipe: Console) -> None:
-    progress = Progress(console=pipe)
-    begin = time.perf_counter()
-    for _ in range(20_000):
-        progress.tokens(32)
-    assert (time.perf_counter() - begin) / 20_000 < 20e-6
-
-
-# --- alarms
-
-
-def history(steps: int, **metrics: Any) -> list[dict[str, Any]]:
-    """Rows 1..steps; a metric is a number or a function of the step; `__` stands for `/`."""
-    return [
-        {"step": step}
-        | {
-            name.replace("__", "/"): value(step) if callable(value) else value
-            for name, value in metrics.items()
-        }
-        for step in range(1, steps + 1)
-    ]
-
-
-def messages(rows: list[dict[str, Any]], total: int = 80) -> list[str]:
-    alarms = Alarms(total)
-    return [text for end in range(1, len(rows) + 1) for text in alarms.check(rows[:end])]
-
-
-def test_a_run_that_learns_raises_no_alarm() -> None:
-    rng = random.Random(0)
-    rows = history(
-        80,
-        reward=lambda step: 0.6 + 0.003 * step + rng.gauss(0, 0.03),
-        entropy=lambda step: 0.3 * math.exp(-step / 50),
-        grad_norm=lambda step: rng.uniform(3, 10),
-        frac_reward_zero_std=lambda step: 0.4 + 0.004 * step,
-        vote__majority_ratio=lambda step: 0.7 + 0.003 * step,
-        vote__majority_ratio_min=0.3,
-        vote__answered=0.99,
-        vote__distinct_labels=1.0,
-        vote__label_accuracy=lambda step: 0.65 + 0.003 * step,
-        vote__reward_accuracy=0.85,
-        vote__icc=0.1,
-        completions__mean_length=lambda step: 17 + rng.gauss(0, 0.3),
-        tree__branch_rate=0.02,
-        tree__prune_rate=0.1,
-        advantage__clamp_rate=0.01,
-        sampling__sampling_logp_difference__mean=1e-6,
-    )
-    assert messages(rows) == []
-
-
-def test_the_collapse_is_told_though_the_vote_share_stays_high() -> None:
-    rows = history(
-        10,
-        reward=0.9,
-        vote__majority_ratio=0.9,
-        vote__label_accuracy=lambda step: 0.65 if step < 6 else 0.06,
-        vote__distinct_labels=lambda step: 1.0 if step < 5 else 0.1,
-    )
-    rows.insert(0, {"step": 0, "eval/held-out/greedy": 0.65})
-    rows.append({"step": 11, "eval/held-out/greedy": 0.0})
-    said = messages(rows)
-    assert len(said) == 3
-    assert all("collapsing: lower the learning rate" in text for text in said)
-    assert said[-1].startswith(
-        "Step 11, held-out: greedy accuracy has fallen from 0.65 to 0. The run is collapsing"
-    )
-
-
-def test_a_high_vote_share_alone_is_no_alarm() -> None:
-    assert messages(history(40, vote__majority_ratio=0.99, reward=0.99)) == []
-
-
-def test_an_alarm_speaks_once_and_again_only_after_it_cleared() -> None:
-    icc = [0.5] * 6 + [0.0] * 6 + [0.5] * 6
-    rows = history(18, vote__icc=lambda step: icc[step - 1])
-    alarms = Alarms(80)
-    fired = [end for end in range(1, 19) if alarms.check(rows[:end])]
-    assert fired == [3, 14]
-
-
-def test_entropy_may_fall_late_but_not_in_the_first_tenth() -> None:
-    def falls_at(when: int) -> list[str]:
-        return messages(history(100, entropy=lambda step: 1.0 if step < when else 0.1), total=100)
-
-    assert "from 1 to 0.1" in falls_at(5)[0]
-    assert falls_at(50) == []
-
-
-def trigger(rule: Any) -> Iterator[Mapping[str, Any]]:
-    """A history on which the rule must speak."""
-    name = rule.metric.replace("*", "held-out")
-    for step in range(1, 13):
-        if isinstance(rule, Outside):
-            value = rule.bound + (0.04 if rule.than == "above" else -0.04)
-        else:
-            late = rule.times * (1.1 if rule.than == "above" else 0.5)
-            value = late if step > rule.start else 1.0
-        yield {"step": step, name: value}
-
-
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.metric} {rule.than}")
-def test_each_alarm_says_what_was_seen_against_what_and_what_to_try(rule: Any) -> None:
-    rows = list(trigger(rule))
-    alarms = Alarms(80, [rule])
-    said = [text for end in range(1, 13) for text in alarms.check(rows[:end])]
-    assert len(said) == 1
-    assert rule.seen in said[0]
-    assert said[0].endswith(rule.advice)
-    assert (f"{rule.bound:g}" if isinstance(rule, Outside) else "from 1 to") in said[0]
-    assert Alarms(80, [rule]).check([{"step": row["step"]} for row in rows]) == []
-
-
-def test_missing_values_are_no_zeros() -> None:
-    assert messages(history(20, entropy=lambda step: 1.0 if step < 8 else None)) == []
-    assert isinstance(RULES[0], Changed)
 
 
 # --- report

@@ -1,0 +1,102 @@
+"""The live display: it speaks, in a pipe and on a terminal."""
+
+import re
+import threading
+import time
+from io import StringIO
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+from run_history import written
+
+from pyrl.report import (
+    Progress,
+)
+
+
+@pytest.fixture
+def pipe() -> Console:
+    return Console(file=StringIO(), force_terminal=False)
+
+
+def test_in_a_pipe_a_long_phase_speaks_on_its_own(pipe: Console) -> None:
+    with Progress(console=pipe, every=0.05) as progress:
+        progress.step(3, 80)
+        progress.phase("sampling")
+        time.sleep(0.5)
+    said = written(pipe).splitlines()
+    assert 4 <= len(said) <= 11
+    assert all(re.fullmatch(r"step 3/80  sampling \d s", line) for line in said[1:])
+
+
+def test_in_a_pipe_there_are_no_control_characters(pipe: Console) -> None:
+    with Progress(console=pipe) as progress:
+        progress.step(1, 2)
+        progress.phase("sampling")
+        progress.tokens(1234)
+        progress.show({"vote/majority_ratio": 0.75, "entropy": 0.5, "reward": None})
+        progress.alarm("Step 1: [entropy] is odd.")
+    text = written(pipe)
+    assert all(char == "\n" or char.isprintable() for char in text)
+    assert "1,234 tokens" in text
+    assert "vote 0.75  entropy 0.5" in text
+    assert "reward" not in text
+    assert "! Step 1: [entropy] is odd.\n" in text
+
+
+def test_time_left_and_speed_come_from_this_process_alone(
+    pipe: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr("pyrl.report.progress.time", SimpleNamespace(monotonic=lambda: clock.now))
+    progress = Progress(console=pipe)
+    progress.step(41, 50)  # resumed: forty steps are no part of this process's speed
+    progress.phase("sampling")
+    progress.tokens(600)
+    clock.now += 6
+    progress.phase("updating")
+    clock.now += 4
+    progress.step(42, 50)
+    clock.now += 3
+    progress.show({})
+    assert written(pipe) == "step 42/50  updating 7 s  600 tokens  100 tokens/s  1:27 left\n"
+
+
+def test_on_a_terminal_the_display_is_live_and_alarms_stay() -> None:
+    screen = Console(file=StringIO(), force_terminal=True, width=100, color_system=None)
+    with Progress(console=screen) as progress:
+        progress.step(7, 80)
+        progress.phase("updating")
+        progress.show({"reward": 0.625})
+        progress.alarm("Step 7: the gradient norm has grown.")
+        time.sleep(0.4)
+    text = written(screen)
+    for part in ("step 7/80", "updating 0 s", "reward 0.625", "! Step 7: the gradient norm has"):
+        assert part in text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_ctrl_c_leaves_a_usable_terminal_and_no_thread(terminal: bool) -> None:
+    def interrupted() -> None:
+        with Progress(console=console) as progress:
+            progress.step(1, 80)
+            raise KeyboardInterrupt
+
+    console = Console(file=StringIO(), force_terminal=terminal, width=80)
+    threads = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    deadline = time.monotonic() + 10  # rich tells its thread to end and does not wait for it
+    while threading.active_count() > threads and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert threading.active_count() == threads
+    assert written(console).count("\x1b[?25l") == written(console).count("\x1b[?25h") == terminal
+
+
+def test_counting_tokens_costs_under_a_microsecond_or_two(pipe: Console) -> None:
+    progress = Progress(console=pipe)
+    begin = time.perf_counter()
+    for _ in range(20_000):
+        progress.tokens(32)
+    assert (time.perf_counter() - begin) / 20_000 < 20e-6
