@@ -13,6 +13,8 @@ from pyrl.policy_loss import Aggregate, TokenMean
 
 
 class Bounds(Protocol):
+    """How far a token's ratio may move before its gradient is cut."""
+
     def __call__(self, batch: TokenBatch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Clip radii [T]: a ratio has a gradient between 1 - low and 1 + high."""
 

@@ -77,6 +77,7 @@ class TokenBatch:
 
 
 def offsets(length_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each of consecutive spans begins, and the end of the last."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(length_N, dtype=np.int64)])
 
 

@@ -12,6 +12,8 @@ from pyrl._core import Observed, SignalSpec, Threshold
 
 
 class Prune(Protocol):
+    """Looks at running branches after each token."""
+
     def lower(self, spec: SignalSpec) -> bool:
         """Write the rule into the C++ signals; False: nothing is ever pruned."""
 

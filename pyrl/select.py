@@ -12,6 +12,8 @@ from pyrl.leaves import Leaves
 
 
 class Select(Protocol):
+    """Picks the leaves that train."""
+
     def __call__(self, leaves: Leaves, train: int) -> NDArray[np.int64]:
         """Ordinals of at most `train` leaves of each group, ascending."""
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
 from pathlib import Path
 from typing import Any
 
 TIMINGS = ("step_time", "seconds", "seconds of training")
 
-SETTINGS = """
+SETTINGS = shlex.split("""
     --model demo --device cpu --threads 1 --chat False --extractor whole --equivalence exact
     --prompts-per-step 4 --sample.votes 8 --sample.train 8 --sample.max-tokens 12
     --sample.temperature 1.2 --learning-rate 1e-4 --eval-samples 2 --loggers
-""".split()
+""")
 
-ECHO = """
+ECHO = shlex.split("""
     --fork.cooldown 2 --fork.group-window 2 --fork.min-tokens 1
     --prune.tail-window 2 --prune.decline-run 2 --prune.spike-run 1 --loss.kl.coef 0
-""".split()
+""")
 
 
 def write_questions(path: Path, *, answers: bool = True) -> Path:

@@ -145,9 +145,15 @@ def test_a_model_with_nan_in_its_weights(
         (["trian"], "there is no command 'trian'; the nearest is 'train'"),
         (["train", "ehco"], "there is no method 'ehco'; the nearest is 'echo'"),
         (["demo", "ecko"], "there is no demo method 'ecko'; the nearest is 'echo'"),
-        (["train", "ttrl", "--model", "demo", "--data", "d", "--lerning-rate", "1"], "--learning-rate"),
+        (
+            ["train", "ttrl", "--model", "demo", "--data", "d", "--lerning-rate", "1"],
+            "--learning-rate",
+        ),
         (["train", "ttrl", "--model", "demo"], "--data"),
-        (["train", "ttrl", "--model", "demo", "--data", "d", "--engine", "hff"], "invalid choice 'hff'"),
+        (
+            ["train", "ttrl", "--model", "demo", "--data", "d", "--engine", "hff"],
+            "invalid choice 'hff'",
+        ),
         (["train", "ttrl", "--model", "demo", "--data", "d", "--steps", "many"], "steps"),
         (["train", "ttrl", "--model", "demo", "--data", "d", "--steps", "0"], "expected >= 1"),
         (["demo", "--steps", "0"], "steps: expected >= 1, got 0"),

@@ -23,7 +23,13 @@ PYTHON = [path for path in CODE if path.suffix == ".py"]
 PACKAGE = [path for path in PYTHON if path.is_relative_to(ROOT / "pyrl")]
 CORE = [path for path in CODE if path.is_relative_to(ROOT / "csrc")]
 
-LONG_FILES = {"pyrl/_core.pyi": "the stub of one extension module is one file"}
+ONE_PROOF = "one source file, one test file"
+LONG_FILES = {
+    "pyrl/_core.pyi": "the stub of one extension module is one file",
+    "tests/test_learner.py": ONE_PROOF,
+    "tests/test_rollout.py": ONE_PROOF,
+    "tests/test_signals.py": ONE_PROOF,
+}
 """Files over the limit, with the reason."""
 
 LOOSE = {
@@ -59,7 +65,7 @@ def test_the_files_that_the_rules_are_about_are_found() -> None:
 
 def test_files_fit_on_a_few_screens() -> None:
     lines = {name(path): len(path.read_text("utf-8").splitlines()) for path in CODE}
-    assert {n: c for n, c in lines.items() if c > FILE_LINES and n not in LONG_FILES} == {}
+    assert {name for name, count in lines.items() if count > FILE_LINES} == set(LONG_FILES)
 
 
 def test_functions_fit_on_a_screen() -> None:

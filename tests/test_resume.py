@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from short_run import ECHO, SETTINGS, outcome, write_questions
 
 from pyrl import checkpoint, cli
 from pyrl.config import parse_run
@@ -23,7 +24,6 @@ from pyrl.methods import METHODS
 from pyrl.report import Progress
 from pyrl.rollout import Rollout
 from pyrl.train import Trainer
-from short_run import ECHO, SETTINGS, outcome, write_questions
 
 STEPS = 6
 KILLS = 10
@@ -180,9 +180,10 @@ def test_ctrl_c_saves_the_last_finished_step_and_the_run_goes_on_from_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     given = options(tmp_path / "run", "--save-every", "100")
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+    with monkeypatch.context() as patch:
         interrupt_at(place, patch)
-        cli.main(["train", "echo", *given])
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["train", "echo", *given])
     assert stop.value.code == 130
     assert "--resume to go on" in capsys.readouterr().err
     found = checkpoint.latest(tmp_path / "run")

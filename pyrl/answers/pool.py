@@ -31,6 +31,8 @@ _START_S = 120.0
 
 
 class Status(Enum):
+    """Whether a call came back, ran out of time or took its process along."""
+
     DONE = "done"
     TIMEOUT = "timeout"
     CRASHED = "crashed"

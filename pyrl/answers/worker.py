@@ -38,6 +38,7 @@ def _serve(connection: Connection, source: str, cpu_seconds: int) -> None:
 
 
 def main(descriptor: str, source: str, memory_bytes: str, cpu_seconds: str) -> None:
+    """Answer the calls that come through the descriptor, within the limits, until it closes."""
     connection = Connection(int(descriptor))
 
     def report(

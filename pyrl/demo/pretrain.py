@@ -127,6 +127,7 @@ def greedy_accuracy(model: PreTrainedModel, questions: Sequence[str]) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m pyrl.demo.pretrain", description=__doc__)
     parser.add_argument("--seed", type=int, required=True, help="of the weights and the examples")
     parser.add_argument("--output", type=Path, required=True, help="directory for the model")

@@ -86,6 +86,7 @@ def write_splits(output: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m pyrl.demo.task", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="directory for the files")
     output: Path = parser.parse_args(arguments).output
