@@ -125,9 +125,14 @@ class EPTree(TopEntropy):
             end = min(trunk.answer(leaf), len(surprisal) - self.mask_tail)
             first = trunk.begin[order] + 1  # the first token of a branch is masked
             candidates += [(-float(surprisal[at]), order, at) for at in range(first, end)]
-        best = sorted(candidates)[: self.forks]
+        chosen: list[tuple[int, int]] = []
+        for _, order, at in sorted(candidates):
+            if len(chosen) < self.forks and all(
+                order != other or abs(at - place) >= self.min_gap for other, place in chosen
+            ):
+                chosen.append((order, at))
         # From the first token on, so that a leaf's weight has a factor for each fork on its path.
-        sites = sorted((order, at) for _, order, at in best)
+        sites = sorted(chosen)
         return [Site(trunk.leaves[order], at, self.siblings) for order, at in sites]
 
 

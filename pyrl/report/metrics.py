@@ -55,9 +55,12 @@ MEANING = {
     "tree/branch_rate": "forks per sampled token (methods that fork)",
     "tree/mean_width": "branches per fork, the parent included",
     "tree/prune_rate": "pruned branches / all branches (methods that prune)",
-    "tree/respawns": "trunks opened to replace pruned branches",
+    "tree/pruned_low_confidence": "of these, for their lowest group confidence",
+    "tree/pruned_tail_decline": "of these, for a falling tail confidence",
+    "tree/pruned_entropy_spike": "of these, for leaps of entropy",
+    "tree/trunks": "independent samples",
+    "tree/trunk_share_entropy": "entropy of the trunks' shares of a vote / that of a flat group",
     "tree/tokens_saved_ratio": "1 - sampled tokens / tokens of the same leaves without sharing",
-    "tree/packing_ratio": "trained tokens / tokens of the same leaves without sharing",
     "advantage/clamp_rate": "share of leaves whose entropy reshaping met its bound",
 }
 """Names in metrics.jsonl, as in TRL where TRL has them. Evaluations add "eval/SET/METRIC"."""
