@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import open_trainer, same_bits, tiny, tiny_run, trained, weights, write_questions
+from tiny_run import make_trainer, same_bits, tiny, tiny_run, trained, weights, write_questions
 
 from pyrl import demo
 from pyrl.algorithm import Algorithm
@@ -52,21 +52,21 @@ def test_sampler_and_learner_are_the_same_policy_in_every_step(make: Any, tmp_pa
 
 
 def test_a_sampler_that_keeps_one_stale_tensor_stops_the_run(tmp_path: Path) -> None:
-    with open_trainer(tiny_run(tmp_path)) as trainer:
-        stale = copy.deepcopy(trainer.model)
-        eos = {int(trainer.tokenizer.eos_token_id)}
-        trainer.engine = HFEngine(stale, eos, max_rows=trainer.run.max_rows)
+    trainer = make_trainer(tiny_run(tmp_path))
+    stale = copy.deepcopy(trainer.model)
+    eos = {int(trainer.tokenizer.eos_token_id)}
+    trainer.engine = HFEngine(stale, eos, max_rows=trainer.run.max_rows)
+    trainer.train_step()
+    name = "model.layers.0.mlp.down_proj.weight"
+    old = stale.get_parameter(name).detach().clone()
+    stale.load_state_dict(trainer.model.state_dict())
+    trainer.engine.load_weights(None, 1)
+    trainer.train_step()  # all tensors are those of the learner
+    stale.load_state_dict(trainer.model.state_dict() | {name: 0.5 * old})
+    trainer.engine.load_weights(None, 2)
+    before = weights(trainer)
+    with pytest.raises(SamplerMismatchError, match="sampler has the learner's weights"):
         trainer.train_step()
-        name = "model.layers.0.mlp.down_proj.weight"
-        old = stale.get_parameter(name).detach().clone()
-        stale.load_state_dict(trainer.model.state_dict())
-        trainer.engine.load_weights(None, 1)
-        trainer.train_step()  # all tensors are those of the learner
-        stale.load_state_dict(trainer.model.state_dict() | {name: 0.5 * old})
-        trainer.engine.load_weights(None, 2)
-        before = weights(trainer)
-        with pytest.raises(SamplerMismatchError, match="sampler has the learner's weights"):
-            trainer.train_step()
     assert same_bits(weights(trainer), before)
     assert trainer.step == 2
 
@@ -158,9 +158,9 @@ def test_the_size_of_a_pass_changes_the_weights_by_rounding_only(tmp_path: Path)
 
 def test_a_step_in_which_no_answer_can_be_read_leaves_the_weights_alone(tmp_path: Path) -> None:
     run = tiny_run(tmp_path, with_kl(tiny(ttrl())), extractor="regex:(x+)", weight_decay=0.1)
-    with open_trainer(run) as trainer:
-        before = weights(trainer)
-        metrics = trainer.train_step()
+    trainer = make_trainer(run)
+    before = weights(trainer)
+    metrics = trainer.train_step()
     assert same_bits(weights(trainer), before)
     assert metrics["vote/answered"] == 0
     assert "loss" not in metrics
@@ -169,9 +169,9 @@ def test_a_step_in_which_no_answer_can_be_read_leaves_the_weights_alone(tmp_path
 
 def test_equal_rewards_leave_the_weights_alone(tmp_path: Path) -> None:
     algorithm = replace(tiny(ttrl()), reward=RandomReward(p=1))
-    with open_trainer(tiny_run(tmp_path, algorithm, weight_decay=0.1)) as trainer:
-        before = weights(trainer)
-        metrics = trainer.train_step()
+    trainer = make_trainer(tiny_run(tmp_path, algorithm, weight_decay=0.1))
+    before = weights(trainer)
+    metrics = trainer.train_step()
     assert same_bits(weights(trainer), before)
     assert metrics["reward"] == metrics["frac_reward_zero_std"] == 1
     assert metrics["loss"] == metrics["grad_norm"] == 0

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from pyrl.algorithm import Algorithm
 from pyrl.config import Run
 from pyrl.demo.run import ttrl
 from pyrl.evaluate import Scoring
-from pyrl.report import MetricsLog, Progress
+from pyrl.report import Progress
 from pyrl.train import Trainer
 
 SCORING = Scoring(temperature=0.6, samples=2, votes=3, low_temperature=0.3, max_tokens=21)
@@ -70,12 +69,8 @@ def tiny_run(folder: Path, algorithm: Algorithm | None = None, **settings: Any) 
     return Run(**values | settings)
 
 
-@contextmanager
-def open_trainer(run: Run) -> Iterator[Trainer]:
-    """Ready for `train_step`; it writes completions, and no metrics by itself."""
-    trainer = Trainer(run, quiet(), scoring=SCORING)
-    with MetricsLog(run.output) as trainer.log:
-        yield trainer
+def make_trainer(run: Run) -> Trainer:
+    return Trainer(run, quiet(), scoring=SCORING)
 
 
 def quiet() -> Progress:
@@ -88,8 +83,8 @@ def weights(trainer: Trainer) -> dict[str, Tensor]:
 
 def trained(run: Run, steps: int) -> tuple[Trainer, list[dict[str, Any]]]:
     """After so many steps, and the metrics of each."""
-    with open_trainer(run) as trainer:
-        return trainer, [trainer.train_step() for _ in range(steps)]
+    trainer = make_trainer(run)
+    return trainer, [trainer.train_step() for _ in range(steps)]
 
 
 def same_bits(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
