@@ -154,6 +154,9 @@ class FunctionReward:
         with _Naming(self.path):
             _ = self.function
 
+    def __reduce__(self) -> tuple[type[FunctionReward], tuple[str, bool]]:
+        return FunctionReward, (self.path, self.pass_answers)  # the path finds the function
+
     @cached_property
     def function(self) -> Callable[..., Any]:
         return _load_function(self.path)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -294,3 +295,12 @@ def test_a_step_in_which_nothing_could_be_read_is_not_usable() -> None:
     assert not TrueReward().usable(answers, votes, unknown_N)
     assert not FunctionReward("math:fsum").usable(answers, votes, np.full(2, np.nan))
     assert FunctionReward("math:fsum").usable(answers, votes, np.array([math.nan, 0.0]))
+
+
+def test_a_reward_function_of_a_file_survives_a_pickle(tmp_path: Path) -> None:
+    source = tmp_path / "rewards.py"
+    source.write_text("def length(prompts, completions): return [len(c) for c in completions]\n")
+    reward = FunctionReward(f"{source}:length")
+    again = pickle.loads(pickle.dumps(reward))
+    assert again == reward
+    assert again.function(prompts=["p"], completions=["four"]) == [4]

@@ -18,7 +18,10 @@ def grpo() -> Algorithm:
 
 
 def dr_grpo() -> Algorithm:
-    """No division by the group's deviation nor by the answer's length (arXiv:2503.20783)."""
+    """No division by the group's deviation nor by the answer's length (arXiv:2503.20783).
+
+    The constant in place of the length is `loss.aggregate.length`; it scales the gradient only.
+    """
     parent = grpo()
     constant = SeqMeanTokenSumNorm(length=parent.sample.max_tokens)
     return replace(
