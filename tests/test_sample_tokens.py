@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -136,7 +137,8 @@ def test_the_torch_composition_does_not_depend_on_its_chunks(
 ) -> None:
     logits_BV, (seed_B, position_B) = logits(7, 100), keys(7)
     whole = sample_tokens_composed(logits_BV, seed_B, position_B, Sampling())
-    monkeypatch.setattr("pyrl.sample_tokens._CHUNK_ELEMENTS", 200)
+    # `pyrl.sample_tokens` is the function that the package exports, not its module.
+    monkeypatch.setattr(sys.modules["pyrl.sample_tokens"], "_CHUNK_ELEMENTS", 200)
     assert_same(sample_tokens_composed(logits_BV, seed_B, position_B, Sampling()), whole)
 
 
