@@ -2,6 +2,8 @@
 
 import pytest
 
+pytest.register_assert_rewrite("learner_batch", "toy_rollout")  # their checks, as in a test
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(

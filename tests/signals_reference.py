@@ -11,6 +11,17 @@ import numpy as np
 from pyrl._core import SignalSpec, Threshold
 
 KEEP, LOW_CONFIDENCE, TAIL_DECLINE, ENTROPY_SPIKE = range(4)
+COLUMNS = {
+    "smooth_entropy": "smooth_entropy_B",
+    "entropy_rise": "entropy_rise_B",
+    "group_confidence": "group_confidence_B",
+    "tail_confidence": "tail_confidence_B",
+    "min_confidence": "min_confidence_B",
+    "width": "width_B",
+    "prune": "prune_B",
+    "ready": "ready_B",
+}
+"""What the reference calls a column of `Observed`."""
 
 
 def mean(values: list[float]) -> float:
