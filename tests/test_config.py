@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pyrl.config import ConfigError, Run, load_run, parse_run, save_run
+from pyrl.methods import METHODS
 
 
 class Fork(Protocol):
@@ -324,3 +325,11 @@ def test_a_damaged_saved_run_is_named(tmp_path: Path) -> None:
         load_run(path, methods)
     with pytest.raises(ConfigError, match="expected the settings 'model' and 'data'"):
         load_run(write(tmp_path, "method: echo\nmodel: M\n"), methods)
+
+
+def test_the_settings_in_the_documentation_are_settings() -> None:
+    path = Path(__file__).parent.parent / "docs" / "smollm2.yaml"
+    run = parse_run(["--config", str(path)], "echo", METHODS["echo"]())
+    assert run.model == "smollm2"
+    assert run.algorithm.loss.kl.coef == 0
+    assert run.algorithm.fork.cooldown == 2
