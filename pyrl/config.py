@@ -179,7 +179,8 @@ def save_run(run: Run, path: Path) -> None:
             target = target.setdefault(group, {})
         target[last] = _plain(value)
     part = path.with_name(path.name + ".part")
-    part.write_text(yaml.safe_dump(nested, sort_keys=False, allow_unicode=True), "utf-8")
+    # Escaped beyond ASCII: YAML folds raw line separators such as U+0085 into spaces.
+    part.write_text(yaml.safe_dump(nested, sort_keys=False, allow_unicode=False), "utf-8")
     os.replace(part, path)
 
 
