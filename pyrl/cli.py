@@ -34,7 +34,7 @@ class Demo:
     """Learn to sort longer strings of digits from the votes of a small packaged model."""
 
     method: Annotated[str, tyro.conf.Positional] = "echo"
-    """ttrl, ettrl or echo."""
+    """ttrl, ettrl or echo; or a control, gold (true labels) or coin (a random reward)."""
     output: Path = Path("runs/demo")
     """Directory of checkpoints, metrics and the report."""
     seed: int = 0

@@ -15,6 +15,7 @@ from pyrl.methods.echo import echo as echo_method
 from pyrl.methods.ettrl import ettrl as ettrl_method
 from pyrl.methods.ttrl import ttrl as ttrl_method
 from pyrl.prune import Doubt
+from pyrl.reward import RandomReward, TrueReward
 
 TEMPERATURE = 0.6
 MAX_TOKENS = 21
@@ -61,7 +62,23 @@ def echo() -> Algorithm:
     )
 
 
-METHODS: dict[str, Callable[[], Algorithm]] = {"ttrl": ttrl, "ettrl": ettrl, "echo": echo}
+def gold() -> Algorithm:
+    """Upper bound: TTRL's sampling and update with the true answer as the label."""
+    return replace(ttrl(), reward=TrueReward())
+
+
+def coin() -> Algorithm:
+    """Control: TTRL's sampling and update with a coin for a reward."""
+    return replace(ttrl(), reward=RandomReward())
+
+
+METHODS: dict[str, Callable[[], Algorithm]] = {
+    "ttrl": ttrl,
+    "ettrl": ettrl,
+    "echo": echo,
+    "gold": gold,
+    "coin": coin,
+}
 
 
 def demo_run(method: str, *, output: Path, seed: int) -> Run:
