@@ -91,6 +91,8 @@ RULES: tuple[Rule, ...] = (
     Changed("vote/label_accuracy", "the share of true labels", "below", 0.3, _SLOWER, 5, 5),
     Changed("reward", "the mean reward", "below", 0.2, _SLOWER, 5, 5),
     Changed("vote/answered", "the share of responses with an answer", "below", 0.5, _SLOWER),
+    # Of the label-free signs the first: answers scatter before they agree on something wrong.
+    Changed("vote/majority_ratio", "agreement of the votes", "below", 0.85, _SLOWER),
     Changed("vote/distinct_labels", "the variety of labels", "below", 0.4, _SLOWER),
     Changed("completions/mean_length", "the response length", "below", 0.4, _SLOWER),
     Changed(
