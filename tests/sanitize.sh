@@ -1,6 +1,7 @@
 #!/bin/sh
-# The forest under AddressSanitizer and UndefinedBehaviorSanitizer: random histories in C++, then the
-# Python tests of the forest and of flat rows on an instrumented extension. Run from anywhere:
+# The core under AddressSanitizer and UndefinedBehaviorSanitizer: random histories of the forest in
+# C++, then the Python tests of forest, flat rows, signals and advantages on an instrumented
+# extension (-P: not the package of the working directory). Run from anywhere:
 #
 #   tests/sanitize.sh [PYTHON] [OPERATIONS]
 #
@@ -32,5 +33,5 @@ done
 LD_PRELOAD="$(c++ -print-file-name=libasan.so) $(c++ -print-file-name=libubsan.so) $(c++ -print-file-name=libstdc++.so)" \
 ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 PYTHONPATH="$PWD/build/sanitize/package" \
-  "$python_path" -m pytest -q -p no:cacheprovider tests/test_forest*.py tests/test_pack.py \
-  --forest-operations "$operations"
+  "$python_path" -P -m pytest -q -p no:cacheprovider tests/test_forest*.py tests/test_pack.py \
+  tests/test_signals*.py tests/test_advantage.py --forest-operations "$operations"
