@@ -151,7 +151,7 @@ def test_methods_differ_and_replace_derives_the_next_one() -> None:
     assert child != parent
     assert replace(child, select=First()) == parent == METHODS["ttrl"]()
     with pytest.raises(AttributeError):
-        parent.select = Stratified()  # type: ignore[misc]
+        parent.select = Stratified()
 
 
 def test_the_group_baselines_are_those_of_their_papers() -> None:

@@ -193,7 +193,7 @@ def test_a_logger_that_is_not_installed_says_how_to_get_it(
 
 def test_an_unknown_logger_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected some of tensorboard, wandb, trackio"):
-        MetricsLog(tmp_path / "run", ["tensorbord"])  # type: ignore[list-item]  # a user's typo
+        MetricsLog(tmp_path / "run", ["tensorbord"])  # a typo
     assert not (tmp_path / "run").exists()
 
 
