@@ -48,7 +48,10 @@ def command(argv: list[str], capsys: Captured) -> str:
         (["train", "--help"], ["METHOD is one of ttrl"]),
         (["train", "grpo", "--help"], ["--model STR", "(required)", "--loss.bounds.low FLOAT"]),
         (["train", "echo", "--help"], ["--fork.cooldown", "--prune.tail-window"]),
-        (["demo", "--help"], ["ttrl, ettrl or echo.", "--steps", "(default: runs/demo)"]),
+        (
+            ["demo", "--help"],
+            ["ttrl, ettrl or echo; or a control", "--steps", "(default: runs/demo)"],
+        ),
         (["eval", "--help"], ["--low-temperature FLOAT", "--limit", "Only the first questions."]),
         (["info", "--help"], ["How pyrl was built."]),
     ],

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import pyrl
 from pyrl.answers.pool import Outcome, Status, VerifierError, VerifierPool
 
 VERIFIERS = """
@@ -219,7 +220,7 @@ print(pool.submit("process").result().value, flush=True)
 
 
 def run_script(source: Path, tmp_path: Path, rest: str) -> subprocess.Popen[str]:
-    root = str(Path(__file__).parents[1])
+    root = str(Path(pyrl.__file__).parents[1])
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(root=root, source=str(source), timeout_s=1, rest=rest))
     command = [sys.executable, "-X", "dev", "-W", "error", str(script)]

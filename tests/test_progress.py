@@ -90,7 +90,7 @@ def test_ctrl_c_leaves_a_usable_terminal_and_no_thread(terminal: bool) -> None:
     deadline = time.monotonic() + 10  # rich tells its thread to end and does not wait for it
     while threading.active_count() > threads and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads  # fewer: another test's thread has ended
     assert written(console).count("\x1b[?25l") == written(console).count("\x1b[?25h") == terminal
 
 
