@@ -1,9 +1,10 @@
 """pyrl: tree-rollout test-time RL. Fork where the model is unsure, vote, learn."""
 
 from pyrl._core import Forest, StaleHandleError, build_info
+from pyrl.linear_token_stats import linear_token_stats
 from pyrl.policy_loss import policy_loss
 from pyrl.sample_tokens import sample_tokens
-from pyrl.token_stats import linear_token_stats, token_stats
+from pyrl.token_stats import token_stats
 
 __version__: str = build_info()["version"]
 

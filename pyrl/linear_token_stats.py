@@ -1,0 +1,186 @@
+"""Statistics of tokens from hidden states and the head's weight, without the [T, V] logits.
+
+Four GEMMs: logits forward, logits again backward, and the gradients of hidden states and weight.
+`linear_policy_loss` needs three where the loss is local to a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrl.lm_head import Head, HeadGradient, chunk_rows
+from pyrl.token_stats import (
+    TokenStats,
+    asked_for,
+    check_labels,
+    empty_stats,
+    grad_into,
+    options_list,
+    record,
+    refuse_second_derivatives,
+    stats_into,
+)
+
+
+def linear_token_stats(
+    hidden_TH: Tensor,
+    weight_VH: Tensor,
+    label_T: Tensor,
+    temperature: float = 1.0,
+    *,
+    bias: Tensor | None = None,
+    chunk: int | None = None,
+    softcap: float | None = None,
+    top_k: int = 0,
+    self_certainty: bool = False,
+    max_probability: bool = False,
+    squares: bool = False,
+    kept_share: float | None = None,
+    second_temperature: float | None = None,
+    nucleus: float | None = None,
+    nucleus_keeps_crossing: bool = True,
+) -> TokenStats:
+    """`token_stats(hidden @ weight.T + bias, label)`, `chunk` tokens at a time.
+
+    Peak memory is one [chunk, V] matrix beside the gradients; `chunk=None` chooses it by
+    `pyrl.lm_head.chunk_rows`. The gradient of the weight is summed in at least float32 and rounded
+    once; a frozen weight, as under LoRA, costs no gradient. A weight tied to the embedding needs
+    nothing: autograd adds both gradients. The backward pass cannot be differentiated again.
+
+    Raises ValueError for wrong shapes, dtypes or devices or an option outside its range.
+    """
+    head = checked_head(hidden_TH, weight_VH, bias, label_T, chunk)
+    options = options_list(
+        temperature,
+        softcap=softcap,
+        top_k=top_k,
+        kept_share=kept_share,
+        second_temperature=second_temperature,
+        nucleus=nucleus,
+        nucleus_keeps_crossing=nucleus_keeps_crossing,
+    )
+    asked = asked_for(options, self_certainty, max_probability, squares)
+    stats_KT = _stats_op(hidden_TH, weight_VH, bias, label_T, options, asked, head.chunk)
+    return record(stats_KT, asked)
+
+
+def checked_head(
+    hidden_TH: Tensor, weight_VH: Tensor, bias: Tensor | None, label_T: Tensor, chunk: int | None
+) -> Head:
+    """The head with its chunk chosen; ValueError for arguments that do not belong together."""
+    Head(hidden_TH, weight_VH, bias, 1 if chunk is None else chunk).check()
+    check_labels(label_T, hidden_TH, "hidden_TH")
+    if chunk is None:
+        tokens, width = hidden_TH.shape
+        vocabulary, itemsize = weight_VH.shape[0], hidden_TH.element_size()
+        chunk = chunk_rows(tokens, vocabulary, width, itemsize, hidden_TH.device.type)
+    return Head(hidden_TH, weight_VH, bias, chunk)
+
+
+@torch.library.custom_op("pyrl::linear_token_stats", mutates_args=(), device_types=("cpu", "cuda"))
+def _stats_op(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    label: Tensor,
+    options: Sequence[float],
+    outputs: int,
+    chunk: int,
+) -> Tensor:
+    stats, label = empty_stats(hidden, outputs), label.contiguous()
+    for part, logits in Head(hidden, weight, bias, chunk).logits():
+        of_part = empty_stats(logits, outputs)
+        stats_into(of_part, logits, label[part], options, outputs)
+        stats[:, part] = of_part
+    return stats
+
+
+@_stats_op.register_fake
+def _(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    label: Tensor,
+    options: Sequence[float],
+    outputs: int,
+    chunk: int,
+) -> Tensor:
+    return empty_stats(hidden, outputs)
+
+
+@torch.library.custom_op(
+    "pyrl::linear_token_stats_grad", mutates_args=(), device_types=("cpu", "cuda")
+)
+def _grad_op(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    label: Tensor,
+    options: Sequence[float],
+    outputs: int,
+    chunk: int,
+    stats: Tensor,
+    upstream: Tensor,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    head, label = Head(hidden, weight, bias, chunk), label.contiguous()
+    gradient = HeadGradient(head, *needs)
+    for part, logits in head.logits():
+        of_part, upstream_of_part = stats[:, part].contiguous(), upstream[:, part].contiguous()
+        grad_into(logits, logits, label[part], options, outputs, of_part, upstream_of_part)
+        gradient.add(part, logits)
+    return gradient.tensors()
+
+
+@_grad_op.register_fake
+def _(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    label: Tensor,
+    options: Sequence[float],
+    outputs: int,
+    chunk: int,
+    stats: Tensor,
+    upstream: Tensor,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    return empty_gradients(hidden, weight, bias, needs)
+
+
+def empty_gradients(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, needs: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Like the tensors of a HeadGradient, not initialised."""
+    of_hidden, of_weight, of_bias = (
+        torch.empty_like(tensor) if tensor is not None and needed else hidden.new_empty(0)
+        for tensor, needed in zip((hidden, weight, bias), needs, strict=True)
+    )
+    return of_hidden, of_weight, of_bias
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    hidden, weight, bias, label, ctx.options, ctx.outputs, ctx.chunk = inputs
+    ctx.save_for_backward(hidden, weight, bias, label, output)
+
+
+def _backward(ctx: Any, upstream_KT: Tensor) -> tuple[Tensor | None, ...]:
+    hidden, weight, bias, label, stats = ctx.saved_tensors
+    needs = list(ctx.needs_input_grad[:3])
+    gradients = _grad_op(
+        hidden, weight, bias, label, ctx.options, ctx.outputs, ctx.chunk, stats, upstream_KT, needs
+    )
+    wanted = (g if need else None for g, need in zip(gradients, needs, strict=True))
+    return (*wanted, None, None, None, None)
+
+
+def _refuse(*_: Any) -> None:
+    refuse_second_derivatives("linear_token_stats")
+
+
+_stats_op.register_autograd(_backward, setup_context=_save)
+_grad_op.register_autograd(_refuse)
