@@ -23,7 +23,6 @@ struct LogitMatrix {
   std::int64_t row_stride;
 };
 
-inline constexpr int kTop = 5;  // confidence = mass of this many most probable tokens
 inline constexpr std::int64_t kIgnoredLabel = -100;
 
 // Calls visit with the matrix's element type: visit(static_cast<const float*>(data)).

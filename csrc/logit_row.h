@@ -1,6 +1,7 @@
-// One row of logits in one sweep: blocks that fit the L1 cache, each with its own maximum, merged
-// in double. Shifted base-2 sums: t = (z - max) * log2(e) / temperature is computed from the
-// difference, which is exact, so a common offset of the logits costs no accuracy.
+// One row of logits in one sweep over blocks that fit the L1 cache. Sums are shifted and in base 2:
+// t = z * scale - shift is rounded once, so a common offset of the logits costs no accuracy. The
+// shift is the largest logit of the part's first block; it moves when a later block lies far above.
+// A row is always summed in the same parts, whether one thread has them all or several share them.
 #pragma once
 
 #include <algorithm>
@@ -9,161 +10,207 @@
 #include <cstdint>
 #include <limits>
 #include <numbers>
+#include <span>
 
-#include "logit_matrix.h"
+#include "row_kernels.h"
 
 namespace pyrl {
 
-inline constexpr int kBlock = 2048;  // elements: with its work space it stays in the L1 cache
+inline constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
+inline constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+inline constexpr std::int64_t kPart = 8 * kBlock;  // columns that are summed on their own
 
 // Scale of base-2 exponents; throws std::invalid_argument for a temperature that is not positive.
 double exponent_scale(double temperature);
 
-// ---- block kernels, n <= kBlock elements (logit_row.cpp) ----
-
-// The largest element; NaN if one is NaN or +inf.
-float block_max(const float* z, int n);
-double block_max(const double* z, int n);
-
-// sum of 2^t and of t 2^t for t = (z - maximum) * scale.
-struct BlockSums {
-  double sum;
-  double moment;
-};
-BlockSums block_sums(const float* z, int n, float maximum, float scale);
-BlockSums block_sums(const double* z, int n, double maximum, double scale);
-
-// weight = 2^t; elements below 2^-126 are 0.
-void block_weights(const float* z, float* weight, int n, float maximum, float scale);
-void block_weights(const double* z, double* weight, int n, double maximum, double scale);
-
-// dz = 2^t (constant + slope t) for t = (z - shift - rest) * scale; dz may be z.
-template <typename Real>
-struct GradientRow {
-  Real shift, rest, scale, constant, slope;
-};
-void block_gradient(const float* z, float* dz, int n, const GradientRow<float>& row);
-void block_gradient(const double* z, double* dz, int n, const GradientRow<double>& row);
-
-// Keeps top[0] >= ... >= top[4], the largest elements seen.
-void block_top(const float* z, int n, float* top);
-void block_top(const double* z, int n, double* top);
-
-// The block as float; float and double blocks are read in place.
+// The block as its arithmetic type; float and double blocks are read in place.
 inline const float* widen(const float* z, int, float*) { return z; }
 inline const double* widen(const double* z, int, double*) { return z; }
-const float* widen(const Float16* z, int n, float* buffer);
-const float* widen(const BFloat16* z, int n, float* buffer);
-
-// Where a block of results is computed, and its rounding (to nearest even) into the row; float and
-// double results are computed in the row itself.
-inline float* wide(float* out, float*) { return out; }
-inline double* wide(double* out, double*) { return out; }
-inline float* wide(Float16*, float* buffer) { return buffer; }
-inline float* wide(BFloat16*, float* buffer) { return buffer; }
-inline void narrow(const float*, int, float*) {}
-inline void narrow(const double*, int, double*) {}
-void narrow(const float* value, int n, Float16* out);
-void narrow(const float* value, int n, BFloat16* out);
-
-// ---- rows ----
-
-template <typename Element>
-struct RealOf {
-  using type = float;
-};
-template <>
-struct RealOf<double> {
-  using type = double;
-};
-template <typename Element>
-using Real = typename RealOf<Element>::type;
-
-inline float widen_one(float z) { return z; }
-inline double widen_one(double z) { return z; }
-inline float widen_one(Float16 z) {
-  float value;
-  widen(&z, 1, &value);
-  return value;
-}
-inline float widen_one(BFloat16 z) {
-  float value;
-  widen(&z, 1, &value);
-  return value;
+template <typename Half>
+const float* widen(const Half* z, int n, float* space) {
+  row_kernels<Half>().widen(z, n, space);
+  return space;
 }
 
-inline constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
+inline std::int64_t blocks_of(std::int64_t vocabulary) {
+  return (vocabulary + kBlock - 1) / kBlock;
+}
+inline std::int64_t parts_of(std::int64_t vocabulary) { return (vocabulary + kPart - 1) / kPart; }
 
-// sum = sum_j 2^t_j and moment = sum_j t_j 2^t_j for t_j = (z_j - maximum) * scale.
-struct RowSums {
-  double maximum = kMinusInfinity;
-  double sum = 0;
-  double moment = 0;
+// A row as blocks of `Block`, the type that its kernels read; gradients are written as Element.
+template <typename E>
+struct PlainRow {
+  using Element = E;
+  using Block = E;
+  const Element* z;
+  std::int64_t vocabulary;
 
-  // Moves both parts to the larger maximum; also valid when one of them is empty.
-  void merge(const RowSums& part, double scale) {
-    if (part.sum == 0) return;
-    const double top = std::max(maximum, part.maximum);
-    const auto [own, own_moment] = shifted(top, scale);
-    const auto [other, other_moment] = part.shifted(top, scale);
-    *this = {top, own + other, own_moment + other_moment};
+  const Block* block(std::int64_t begin, int, Block*) const { return z + begin; }
+  double logit(std::int64_t v) const { return static_cast<double>(widen_one(z[v])); }
+  void gradient(std::int64_t begin, int n, const GradientRow& row, Element* dz) const {
+    row_kernels<Element>().gradient(z + begin, dz + begin, n, row);
   }
+  double slope(double) const { return 1; }
+};
 
-  BlockSums shifted(double top, double scale) const {
-    if (sum == 0) return {0, 0};
-    const double distance = (maximum - top) * scale;
-    const double factor = std::exp2(distance);
-    return {sum * factor, factor == 0 ? 0 : (moment + sum * distance) * factor};
-  }
+// With softcap: cap tanh(z / cap), computed block by block in a work space.
+template <typename E>
+struct CappedRow {
+  using Element = E;
+  using Block = Real<E>;
+  const Element* z;
+  std::int64_t vocabulary;
+  double cap;
 
-  // nats, at the temperature that scale stands for
-  double entropy() const {
-    return sum == 0 ? 0 : std::max(0.0, (std::log2(sum) - moment / sum) * std::numbers::ln2);
+  const Block* block(std::int64_t begin, int n, Block* space) const {
+    row_kernels<Element>().cap(z + begin, n, cap, space);
+    return space;
   }
-  double logsumexp(double temperature) const { return maximum / temperature + std::log(sum); }
-  double logprob(double z, double temperature) const {
-    return sum == 0 ? kMinusInfinity : (z - maximum) / temperature - std::log(sum);
+  double logit(std::int64_t v) const {
+    Block value;
+    return static_cast<double>(*block(v, 1, &value));
+  }
+  void gradient(std::int64_t begin, int n, const GradientRow& row, Element* dz) const {
+    alignas(64) Block capped[kBlock], wide[kBlock];
+    row_kernels<Block>().gradient(block(begin, n, capped), wide, n, row);
+    row_kernels<Block>().uncap(capped, wide, n, cap);
+    row_kernels<Element>().narrow(wide, n, dz + begin);
+  }
+  double slope(double capped) const {
+    return std::isinf(capped) ? 0 : 1 - (capped / cap) * (capped / cap);
   }
 };
 
-template <typename Element>
-struct RowSummary {
-  RowSums sums;
-  std::array<Real<Element>, kTop> top;  // descending, -inf beyond the vocabulary
-  bool valid = true;                    // false: a NaN or +inf is in the row
-
-  // mass of the five most probable tokens
-  double confidence(double scale) const {
-    if (sums.sum == 0) return 0;
-    double mass = 0;
-    for (const Real<Element> z : top) mass += std::exp2((z - sums.maximum) * scale);
-    return std::min(1.0, mass / sums.sum);
+// Calls visit(z, n, begin) for each block of columns [begin, end), until one returns false.
+template <typename Row, typename Visit>
+void each_block(const Row& row, std::int64_t begin, std::int64_t end, Visit&& visit) {
+  alignas(64) typename Row::Block space[kBlock];
+  for (; begin < end; begin += kBlock) {
+    const int n = static_cast<int>(std::min<std::int64_t>(kBlock, end - begin));
+    if (!visit(row.block(begin, n, space), n, begin)) return;
   }
-};
+}
 
-// One sweep. If `blocks` is given it receives the sums of each block of kBlock tokens.
-template <typename Element>
-RowSummary<Element> summarize(const Element* row, std::int64_t vocabulary, double scale,
-                              RowSums* blocks = nullptr) {
-  using R = Real<Element>;
-  RowSummary<Element> result;
-  result.top.fill(-std::numeric_limits<R>::infinity());
-  alignas(64) R buffer[kBlock];
-  for (std::int64_t begin = 0; begin < vocabulary; begin += kBlock) {
-    const int n = static_cast<int>(std::min<std::int64_t>(kBlock, vocabulary - begin));
-    const R* z = widen(row + begin, n, buffer);
-    const R maximum = block_max(z, n);
-    if (std::isnan(maximum)) result.valid = false;
-    if (!result.valid) return result;
-    RowSums part;
-    if (maximum > -std::numeric_limits<R>::infinity()) {
-      const BlockSums sums = block_sums(z, n, maximum, static_cast<R>(scale));
-      part = {static_cast<double>(maximum), sums.sum, sums.moment};
+// Calls visit(z, n) for the blocks whose largest logit is not below `floor`.
+template <typename Row, typename Visit>
+void each_block(const Row& row, std::int64_t begin, std::int64_t end,
+                const double* maximum_of_block, const double& floor, Visit&& visit) {
+  for (; begin < end; begin += kBlock) {
+    if (maximum_of_block[begin / kBlock] < floor) continue;
+    each_block(row, begin, std::min(end, begin + kBlock), [&](const auto* z, int n, std::int64_t) {
+      visit(z, n);
+      return true;
+    });
+  }
+}
+
+// sum = sum_j 2^t_j and moment = sum_j t_j 2^t_j; sum_p2, moment_p2, second and exponent_sum as in
+// BlockExtras. Empty: shift = -inf.
+struct PartSums {
+  double shift = kMinusInfinity;
+  double sum = 0, moment = 0;
+  double maximum = kMinusInfinity;  // of z
+  double sum_p2 = 0, moment_p2 = 0, second = 0, exponent_sum = 0;
+  std::int64_t columns = 0;  // that are in exponent_sum
+  bool valid = true;         // false: a NaN or +inf is in the row
+
+  bool empty() const { return shift == kMinusInfinity; }
+
+  // The same sums for t = z * scale - target.
+  void move_to(double target, double second_ratio) {
+    if (empty() || target == shift) {
+      shift = target;
+      return;
     }
-    if (maximum > result.top.back()) block_top(z, n, result.top.data());
-    result.sums.merge(part, scale);
-    if (blocks != nullptr) blocks[begin / kBlock] = part;
+    const double distance = shift - target;
+    const double factor = std::exp2(distance);
+    moment = (moment + sum * distance) * factor;
+    sum *= factor;
+    moment_p2 = (moment_p2 + sum_p2 * distance) * factor * factor;
+    sum_p2 *= factor * factor;
+    second *= std::exp2(distance * second_ratio);
+    exponent_sum += distance * static_cast<double>(columns);
+    shift = target;
   }
+
+  void merge(PartSums part, double second_ratio) {
+    valid = valid && part.valid;
+    if (part.empty()) {
+      exponent_sum += part.exponent_sum;  // 0, or -inf for masked tokens
+      return;
+    }
+    const double target = std::max(shift, part.shift);
+    move_to(target, second_ratio);
+    part.move_to(target, second_ratio);
+    sum += part.sum;
+    moment += part.moment;
+    maximum = std::max(maximum, part.maximum);
+    sum_p2 += part.sum_p2;
+    moment_p2 += part.moment_p2;
+    second += part.second;
+    exponent_sum += part.exponent_sum;
+    columns += part.columns;
+  }
+
+  // nats, at the temperature that the scale stands for
+  double entropy() const {
+    return empty() ? 0 : std::max(0.0, (std::log2(sum) - moment / sum) * std::numbers::ln2);
+  }
+};
+
+// Half-way through a row the largest logit may exceed the shift by this much (base-2 units) before
+// the block is summed again with a larger one.
+inline constexpr double kSlack = 4;
+
+struct SumOptions {
+  double scale;         // exponent_scale(temperature)
+  bool extras;          // also the sums of BlockExtras
+  double second_ratio;  // temperature / second temperature
+};
+
+// One sweep over the columns [begin, end), at most kPart of them from a multiple of kPart. If
+// maximum_of_block is given it receives the largest logit of each block of the row.
+template <typename Row>
+PartSums sum_part(const Row& row, std::int64_t begin, std::int64_t end, const SumOptions& options,
+                  double* maximum_of_block = nullptr) {
+  const RowKernels<typename Row::Block>& kernels = row_kernels<typename Row::Block>();
+  const double scale = kernels.representable(options.scale);
+  PartSums result;
+  each_block(row, begin, end, [&](const auto* z, int n, std::int64_t at) {
+    const auto shift_to = [&](double maximum) {
+      result.move_to(kernels.representable(maximum * scale), options.second_ratio);
+    };
+    if (result.empty()) {
+      const double maximum = kernels.maximum(z, n);
+      if (std::isnan(maximum)) return result.valid = false;
+      if (maximum_of_block != nullptr) maximum_of_block[at / kBlock] = maximum;
+      if (maximum == kMinusInfinity) {
+        result.exponent_sum = kMinusInfinity;
+        return true;
+      }
+      shift_to(maximum);
+    }
+    BlockSums sums = kernels.sums(z, n, {scale, result.shift});
+    if (!(sums.maximum * scale - result.shift <= kSlack)) {
+      if (std::isinf(sums.maximum)) return result.valid = false;
+      shift_to(sums.maximum);
+      sums = kernels.sums(z, n, {scale, result.shift});
+    }
+    if (std::isnan(sums.sum)) return result.valid = false;
+    result.sum += sums.sum;
+    result.moment += sums.moment;
+    result.maximum = std::max(result.maximum, sums.maximum);
+    if (maximum_of_block != nullptr) maximum_of_block[at / kBlock] = sums.maximum;
+    if (options.extras) {
+      const BlockExtras extras = kernels.extras(z, n, {scale, result.shift}, options.second_ratio);
+      result.sum_p2 += extras.sum_p2;
+      result.moment_p2 += extras.moment_p2;
+      result.second += extras.second;
+      result.exponent_sum += extras.exponent_sum;
+      result.columns += n;
+    }
+    return true;
+  });
   return result;
 }
 

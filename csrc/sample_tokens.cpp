@@ -4,7 +4,8 @@
 #include <vector>
 
 #include "check.h"
-#include "parallel_rows.h"
+#include "row_summary.h"
+#include "thread_pool.h"
 
 namespace pyrl {
 namespace {

@@ -1,129 +1,128 @@
 #include "token_stats.h"
 
+#include <vector>
+
 #include "check.h"
 #include "logit_row.h"
-#include "parallel_rows.h"
+#include "row_gradient.h"
+#include "row_statistics.h"
+#include "thread_pool.h"
 
 namespace pyrl {
 namespace {
 
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-
-void check(const LogitMatrix& logits_TV, const std::int64_t* label_T) {
+void check_options(const LogitMatrix& logits_TV, const TokenStatsOptions& options) {
   PYRL_CHECK(logits_TV.vocabulary > 0, "logits_TV: expected at least one column, got 0");
-  for (std::int64_t t = 0; t < logits_TV.rows; ++t) {
-    PYRL_CHECK(
-        label_T[t] == kIgnoredLabel || (label_T[t] >= 0 && label_T[t] < logits_TV.vocabulary),
-        "label_T: expected -100 (ignored) or 0 <= label < ", logits_TV.vocabulary, ", got ",
-        label_T[t], " at ", t);
-  }
+  static_cast<void>(exponent_scale(options.temperature));
+  PYRL_CHECK(options.softcap >= 0 && std::isfinite(options.softcap),
+             "softcap: expected a finite number >= 0 (0: none), got ", options.softcap);
+  PYRL_CHECK(options.top_k >= 1 && options.top_k <= kMostTop, "top_k: expected 1 to ", kMostTop,
+             ", got ", options.top_k);
+  PYRL_CHECK(options.kept_share > 0 && options.kept_share <= 1,
+             "kept_share: expected 0 < kept_share <= 1, got ", options.kept_share);
+  PYRL_CHECK(options.second_temperature > 0 && std::isfinite(options.second_temperature),
+             "second_temperature: expected a finite number > 0, got ", options.second_temperature);
+  PYRL_CHECK(options.nucleus > 0 && options.nucleus <= 1,
+             "nucleus: expected 0 < nucleus <= 1, got ", options.nucleus);
 }
 
-template <typename Element>
-void stats_row(const Element* z, std::int64_t t, double scale, const TokenStatsArgs& args) {
-  const std::int64_t label = args.label_T[t];
-  const auto write = [&](double logprob, double entropy, double logsumexp, double confidence) {
-    args.logprob_T[t] = logprob;
-    args.entropy_T[t] = entropy;
-    args.logsumexp_T[t] = logsumexp;
-    args.confidence_T[t] = confidence;
+// Calls visit(row_of), where row_of(t) is a PlainRow or a CappedRow.
+template <typename Visit>
+void with_rows(const LogitMatrix& logits_TV, double softcap, Visit&& visit) {
+  with_elements(logits_TV, [&]<typename Element>(const Element* z) {
+    const std::int64_t vocabulary = logits_TV.vocabulary, stride = logits_TV.row_stride;
+    if (softcap == 0) {
+      visit([=](std::int64_t t) { return PlainRow<Element>{z + t * stride, vocabulary}; });
+    } else {
+      visit(
+          [=](std::int64_t t) { return CappedRow<Element>{z + t * stride, vocabulary, softcap}; });
+    }
+  });
+}
+
+// Few long rows: their parts are shared by the threads.
+bool share_parts(const LogitMatrix& logits_TV, int threads) {
+  return logits_TV.rows < 4 * static_cast<std::int64_t>(threads) && threads > 1 &&
+         logits_TV.vocabulary > kPart;
+}
+
+template <typename RowOf>
+void stats_of_parts(const Statistics<RowOf>& statistics, const LogitMatrix& logits_TV,
+                    int threads) {
+  const std::int64_t parts = parts_of(logits_TV.vocabulary),
+                     blocks = blocks_of(logits_TV.vocabulary);
+  std::vector<PartSums> sums(static_cast<std::size_t>(logits_TV.rows * parts));
+  std::vector<double> maxima(
+      statistics.selects() ? static_cast<std::size_t>(logits_TV.rows * blocks) : 0);
+  const auto maxima_of = [&](std::int64_t t) {
+    return statistics.selects() ? maxima.data() + t * blocks : nullptr;
   };
-  if (label == kIgnoredLabel) return write(0, 0, 0, 0);
-  const auto summary = summarize(z, args.logits_TV.vocabulary, scale);
-  if (!summary.valid) return write(kNaN, kNaN, kNaN, kNaN);
-  const RowSums& sums = summary.sums;
-  write(sums.logprob(static_cast<double>(widen_one(z[label])), args.temperature), sums.entropy(),
-        sums.logsumexp(args.temperature), summary.confidence(scale));
+  parallel_rows(logits_TV.rows * parts, kPart, threads, [&](auto begin, auto end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t t = i / parts;
+      if (statistics.ignored(t) || statistics.outside(t)) continue;
+      sums[static_cast<std::size_t>(i)] = statistics.part(t, i % parts, maxima_of(t));
+    }
+  });
+  parallel_rows(logits_TV.rows, logits_TV.vocabulary, threads, [&](auto begin, auto end) {
+    typename Statistics<RowOf>::ThreadSpace space;
+    for (std::int64_t t = begin; t < end; ++t) {
+      PartSums total;
+      for (std::int64_t i = t * parts; i < (t + 1) * parts; ++i) {
+        statistics.merge(total, sums[static_cast<std::size_t>(i)]);
+      }
+      statistics.finish(t, total, maxima_of(t), space);
+    }
+  });
 }
 
-// The row's three upstream gradients as the coefficients of p_j (constant + slope log2 p_j).
-template <typename R>
-GradientRow<R> gradient_row(const TokenStatsGradArgs& args, std::int64_t t, double scale) {
-  const double shift = args.logsumexp_T[t] * args.temperature;
-  const double constant = args.grad_logsumexp_T[t] - args.grad_logprob_T[t] -
-                          args.grad_entropy_T[t] * args.entropy_T[t];
-  GradientRow<R> row;
-  row.shift = static_cast<R>(shift);
-  row.rest = static_cast<R>(shift - static_cast<double>(row.shift));
-  row.scale = static_cast<R>(scale);
-  row.constant = static_cast<R>(constant / args.temperature);
-  row.slope = static_cast<R>(-args.grad_entropy_T[t] * std::numbers::ln2 / args.temperature);
-  return row;
+double at(const double* const* column_of_stat, Stat stat, std::int64_t t) {
+  const double* column_T = column_of_stat[index(stat)];
+  return column_T == nullptr ? 0 : column_T[t];
 }
 
-// The label's element on its own: 1 - p cancels when p is near 1, expm1 does not.
-double label_gradient(const TokenStatsGradArgs& args, std::int64_t t, double z) {
-  const double logprob = z / args.temperature - args.logsumexp_T[t];
-  const double p = std::exp(logprob);
-  const double spread = p == 0 ? 0 : p * (logprob + args.entropy_T[t]);
-  return (args.grad_logsumexp_T[t] * p - args.grad_logprob_T[t] * std::expm1(logprob) -
-          args.grad_entropy_T[t] * spread) /
-         args.temperature;
-}
-
-template <typename Element>
-void store_one(double value, Element* out) {
-  const Real<Element> rounded = static_cast<Real<Element>>(value);
-  if constexpr (std::is_same_v<Element, Real<Element>>) {
-    *out = rounded;
-  } else {
-    narrow(&rounded, 1, out);
-  }
-}
-
-template <typename Element>
-void fill(double value, std::int64_t n, Element* out) {
-  Element element;
-  store_one(value, &element);
-  std::fill_n(out, n, element);
-}
-
-template <typename Element>
-void grad_row(const Element* z, std::int64_t t, double scale, const TokenStatsGradArgs& args,
-              Element* dz) {
-  using R = Real<Element>;
-  const std::int64_t vocabulary = args.logits_TV.vocabulary;
-  const std::int64_t label = args.label_T[t];
-  const double logsumexp = args.logsumexp_T[t];
-  if (label == kIgnoredLabel || logsumexp == kMinusInfinity) return fill(0, vocabulary, dz);
-  if (std::isnan(logsumexp)) return fill(kNaN, vocabulary, dz);
-  const double label_dz =
-      label_gradient(args, t, static_cast<double>(widen_one(z[label])));  // before dz overwrites z
-  const GradientRow<R> row = gradient_row<R>(args, t, scale);
-  alignas(64) R buffer[kBlock];
-  for (std::int64_t begin = 0; begin < vocabulary; begin += kBlock) {
-    const int n = static_cast<int>(std::min<std::int64_t>(kBlock, vocabulary - begin));
-    R* out = wide(dz + begin, buffer);
-    block_gradient(widen(z + begin, n, buffer), out, n, row);
-    narrow(out, n, dz + begin);
-  }
-  store_one(label_dz, dz + label);
+template <typename Row>
+Gradient<Row> gradient_of(const Row& row, std::int64_t t, const TokenStatsGradArgs& args) {
+  const auto g = [&](Stat stat) { return at(args.grad_T, stat, t); };
+  const auto f = [&](Stat stat) { return at(args.stat_T, stat, t); };
+  return {row,
+          args.label_T[t],
+          args.options,
+          {g(Stat::logprob), g(Stat::entropy), g(Stat::logsumexp), g(Stat::self_certainty),
+           g(Stat::nucleus_entropy)},
+          {f(Stat::entropy), f(Stat::logsumexp), f(Stat::nucleus_entropy),
+           f(Stat::nucleus_threshold), f(Stat::nucleus_log_mass)}};
 }
 
 }  // namespace
 
 void token_stats(const TokenStatsArgs& args, int threads) {
   const LogitMatrix& logits_TV = args.logits_TV;
-  check(logits_TV, args.label_T);
-  const double scale = exponent_scale(args.temperature);
-  with_elements(logits_TV, [&](const auto* z) {
+  check_options(logits_TV, args.options);
+  with_rows(logits_TV, args.options.softcap, [&](auto row_of) {
+    const Statistics statistics(row_of, args);
+    if (share_parts(logits_TV, threads)) return stats_of_parts(statistics, logits_TV, threads);
     parallel_rows(logits_TV.rows, logits_TV.vocabulary, threads, [&](auto begin, auto end) {
-      for (std::int64_t t = begin; t < end; ++t) {
-        stats_row(z + t * logits_TV.row_stride, t, scale, args);
-      }
+      typename decltype(statistics)::ThreadSpace space;
+      for (std::int64_t t = begin; t < end; ++t) statistics.row(t, space);
     });
   });
 }
 
 void token_stats_grad(const TokenStatsGradArgs& args, int threads) {
   const LogitMatrix& logits_TV = args.logits_TV;
-  check(logits_TV, args.label_T);
-  const double scale = exponent_scale(args.temperature);
-  with_elements(logits_TV, [&]<typename Element>(const Element* z) {
-    Element* dz = static_cast<Element*>(args.grad_TV);
-    parallel_rows(logits_TV.rows, logits_TV.vocabulary, threads, [&](auto begin, auto end) {
-      for (std::int64_t t = begin; t < end; ++t) {
-        grad_row(z + t * logits_TV.row_stride, t, scale, args, dz + t * args.grad_row_stride);
+  check_options(logits_TV, args.options);
+  with_rows(logits_TV, args.options.softcap, [&](auto row_of) {
+    using Element = typename decltype(row_of(0))::Element;
+    const std::int64_t vocabulary = logits_TV.vocabulary;
+    const std::int64_t width = share_parts(logits_TV, threads) ? kPart : vocabulary;
+    const std::int64_t pieces = (vocabulary + width - 1) / width;
+    parallel_rows(logits_TV.rows * pieces, width, threads, [&](auto begin, auto end) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        const std::int64_t t = i / pieces, first = i % pieces * width;
+        gradient_of(row_of(t), t, args)
+            .write(first, std::min(first + width, vocabulary),
+                   static_cast<Element*>(args.grad_TV) + t * args.grad_row_stride);
       }
     });
   });

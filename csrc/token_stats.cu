@@ -14,6 +14,7 @@
 namespace pyrl {
 namespace {
 
+constexpr int kTop = 5;  // confidence is the mass of this many
 constexpr int kThreads = 256;
 constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
@@ -184,10 +185,12 @@ __device__ R pop_largest(Top<R>& top) {
 
 __device__ void write(const TokenStatsArgs& args, std::int64_t t, double logprob, double entropy,
                       double logsumexp, double confidence) {
-  args.logprob_T[t] = logprob;
-  args.entropy_T[t] = entropy;
-  args.logsumexp_T[t] = logsumexp;
-  args.confidence_T[t] = confidence;
+  const double value[] = {logprob, entropy, logsumexp, confidence};
+  const Stat stat[] = {Stat::logprob, Stat::entropy, Stat::logsumexp, Stat::confidence};
+  for (int k = 0; k < 4; ++k) {
+    double* out_T = args.stat_T[static_cast<int>(stat[k])];
+    if (out_T != nullptr) out_T[t] = value[k];
+  }
 }
 
 __device__ bool inside(std::int64_t label, const LogitMatrix& logits_TV) {
@@ -227,19 +230,27 @@ __global__ void __launch_bounds__(kThreads) stats_kernel(TokenStatsArgs args, do
   if (sums.sum == 0) return write(args, t, -INFINITY, 0, -INFINITY, 0);
   if (isnan(sums.sum)) return write(args, t, NAN, NAN, NAN, NAN);
   const double z_label = widen(z[label]);
-  write(args, t, (z_label - sums.maximum) / args.temperature - log(sums.sum),
+  write(args, t, (z_label - sums.maximum) / args.options.temperature - log(sums.sum),
         fmax(0.0, (log2(sums.sum) - sums.moment / sums.sum) * kLn2),
-        sums.maximum / args.temperature + log(sums.sum), fmin(1.0, mass / sums.sum));
+        sums.maximum / args.options.temperature + log(sums.sum), fmin(1.0, mass / sums.sum));
+}
+
+__device__ double upstream(const TokenStatsGradArgs& args, Stat stat, std::int64_t t) {
+  const double* grad_T = args.grad_T[static_cast<int>(stat)];
+  return grad_T == nullptr ? 0 : grad_T[t];
 }
 
 // The same split of the gradient as in token_stats.cpp.
 __device__ double label_gradient(const TokenStatsGradArgs& args, std::int64_t t, double z) {
-  const double logprob = z / args.temperature - args.logsumexp_T[t];
+  const double logprob =
+      z / args.options.temperature - args.stat_T[static_cast<int>(Stat::logsumexp)][t];
   const double p = exp(logprob);
-  const double spread = p == 0 ? 0 : p * (logprob + args.entropy_T[t]);
-  return (args.grad_logsumexp_T[t] * p - args.grad_logprob_T[t] * expm1(logprob) -
-          args.grad_entropy_T[t] * spread) /
-         args.temperature;
+  const double spread =
+      p == 0 ? 0 : p * (logprob + args.stat_T[static_cast<int>(Stat::entropy)][t]);
+  return (upstream(args, Stat::logsumexp, t) * p -
+          upstream(args, Stat::logprob, t) * expm1(logprob) -
+          upstream(args, Stat::entropy, t) * spread) /
+         args.options.temperature;
 }
 
 template <typename Element>
@@ -253,19 +264,21 @@ __global__ void __launch_bounds__(kThreads) grad_kernel(TokenStatsGradArgs args,
   const std::int64_t t = blockIdx.x;
   const std::int64_t vocabulary = args.logits_TV.vocabulary;
   const std::int64_t label = args.label_T[t];
-  const double logsumexp = args.logsumexp_T[t];
+  const double logsumexp = args.stat_T[static_cast<int>(Stat::logsumexp)][t];
   Element* dz = static_cast<Element*>(args.grad_TV) + t * args.grad_row_stride;
   if (label == kIgnoredLabel || logsumexp == -INFINITY) return fill(R(0), vocabulary, dz);
   if (!inside(label, args.logits_TV) || isnan(logsumexp)) return fill(R(NAN), vocabulary, dz);
   const Element* z =
       static_cast<const Element*>(args.logits_TV.data) + t * args.logits_TV.row_stride;
-  const double shift = logsumexp * args.temperature;
-  const double gradient_of_all = args.grad_logsumexp_T[t] - args.grad_logprob_T[t] -
-                                 args.grad_entropy_T[t] * args.entropy_T[t];
+  const double shift = logsumexp * args.options.temperature;
+  const double gradient_of_all =
+      upstream(args, Stat::logsumexp, t) - upstream(args, Stat::logprob, t) -
+      upstream(args, Stat::entropy, t) * args.stat_T[static_cast<int>(Stat::entropy)][t];
   const R near = static_cast<R>(shift);
   const R rest = static_cast<R>(shift - static_cast<double>(near));
-  const R constant = static_cast<R>(gradient_of_all / args.temperature);
-  const R slope = static_cast<R>(-args.grad_entropy_T[t] * kLn2 / args.temperature);
+  const R constant = static_cast<R>(gradient_of_all / args.options.temperature);
+  const R slope =
+      static_cast<R>(-upstream(args, Stat::entropy, t) * kLn2 / args.options.temperature);
   for (std::int64_t v = threadIdx.x; v < vocabulary; v += kThreads) {
     const R value = widen(z[v]);
     const R exponent = ((value - near) - rest) * static_cast<R>(scale);
@@ -290,26 +303,46 @@ void check(cudaError_t status, const char* what) {
   throw std::runtime_error(std::string("token_stats: ") + what + ": " + cudaGetErrorString(status));
 }
 
+// What these kernels know of.
+void check_options(const TokenStatsOptions& options, bool confidence) {
+  if (options.softcap != 0 || (confidence && options.top_k != kTop)) {
+    throw std::invalid_argument("token_stats: expected softcap = 0 and top_k = 5 on CUDA");
+  }
+}
+
+template <typename Pointer>
+void check_columns(const Pointer* column_of_stat) {
+  for (int k = static_cast<int>(Stat::self_certainty); k < kStats; ++k) {
+    if (k == static_cast<int>(Stat::confidence) || column_of_stat[k] == nullptr) continue;
+    throw std::invalid_argument(
+        "token_stats: expected logprob, entropy, logsumexp and confidence alone on CUDA");
+  }
+}
+
 }  // namespace
 
 void token_stats_cuda(const TokenStatsArgs& args, int device, void* stream) {
+  check_options(args.options, args.stat_T[static_cast<int>(Stat::confidence)] != nullptr);
+  check_columns(args.stat_T);
   if (args.logits_TV.rows == 0) return;
   check(cudaSetDevice(device), "cudaSetDevice");
   with_elements(args.logits_TV, [&](const auto* z) {
     using Element = std::remove_const_t<std::remove_pointer_t<decltype(z)>>;
     stats_kernel<Element><<<grid(args.logits_TV), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-        args, kLog2E / args.temperature);
+        args, kLog2E / args.options.temperature);
   });
   check(cudaGetLastError(), "forward kernel");
 }
 
 void token_stats_grad_cuda(const TokenStatsGradArgs& args, int device, void* stream) {
+  check_options(args.options, false);
+  check_columns(args.grad_T);
   if (args.logits_TV.rows == 0) return;
   check(cudaSetDevice(device), "cudaSetDevice");
   with_elements(args.logits_TV, [&](const auto* z) {
     using Element = std::remove_const_t<std::remove_pointer_t<decltype(z)>>;
     grad_kernel<Element><<<grid(args.logits_TV), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-        args, kLog2E / args.temperature);
+        args, kLog2E / args.options.temperature);
   });
   check(cudaGetLastError(), "backward kernel");
 }

@@ -1,5 +1,6 @@
 """Types of the C++ core; see csrc/bindings/."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -367,7 +368,8 @@ class PackedRows:
 
 def pack_flat(forest: Forest, leaf_N: NDArray[np.int64]) -> PackedRows: ...
 
-# -- token_stats (pointers are addresses; device -1 is the CPU) --
+# -- token_stats (pointers are addresses, 0 is null; device -1 is the CPU; `outputs` has a bit and
+# `stat` an entry for each statistic in the order of csrc/token_stats.h) --
 
 def token_stats(
     logits: int,
@@ -377,10 +379,14 @@ def token_stats(
     row_stride: int,
     label: int,
     temperature: float,
-    logprob: int,
-    entropy: int,
-    logsumexp: int,
-    confidence: int,
+    softcap: float,
+    top_k: int,
+    kept_share: float,
+    second_temperature: float,
+    nucleus: float,
+    nucleus_crossing: bool,
+    outputs: int,
+    stats: int,
     threads: int,
     device: int,
     stream: int,
@@ -393,11 +399,14 @@ def token_stats_grad(
     row_stride: int,
     label: int,
     temperature: float,
-    entropy: int,
-    logsumexp: int,
-    grad_logprob: int,
-    grad_entropy: int,
-    grad_logsumexp: int,
+    softcap: float,
+    top_k: int,
+    kept_share: float,
+    second_temperature: float,
+    nucleus: float,
+    nucleus_crossing: bool,
+    stat: Sequence[int],
+    grad_stat: Sequence[int],
     grad: int,
     grad_row_stride: int,
     threads: int,

@@ -1,4 +1,5 @@
 #include "bindings/bind.h"
+#include "isa.h"
 
 namespace {
 
@@ -7,6 +8,7 @@ pybind11::dict build_info() {
   info["version"] = PYRL_VERSION;
   info["compiler"] = __VERSION__;
   info["cxx_standard"] = static_cast<long>(__cplusplus);
+  info["isa"] = pyrl::isa_name(pyrl::isa());
 #ifdef PYRL_WITH_CUDA
   info["cuda"] = PYRL_CUDA_VERSION;
 #else
@@ -18,8 +20,10 @@ pybind11::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
+  pyrl::isa();  // a wrong PYRL_ISA fails here
   m.def("build_info", &build_info,
-        "How this extension was compiled; cuda is None without kernels.");
+        "How this extension was compiled (cuda is None without kernels) and the instruction set it "
+        "uses.");
   pybind11::register_exception<pyrl::StaleHandle>(m, "StaleHandleError", PyExc_LookupError);
   pyrl::bind_forest(m);
   pyrl::bind_signals(m);

@@ -1,5 +1,7 @@
 #include "token_stats.h"
 
+#include <array>
+
 #include "bindings/bind.h"
 
 namespace pyrl {
@@ -45,43 +47,63 @@ void token_stats_grad_any(const TokenStatsGradArgs& args, int threads, int devic
 #endif
 }
 
+using Addresses = std::array<std::uintptr_t, kStats>;
+
+void token_stats_addresses(std::uintptr_t logits, int dtype, std::int64_t rows,
+                           std::int64_t vocabulary, std::int64_t row_stride, std::uintptr_t label,
+                           double temperature, double softcap, int top_k, double kept_share,
+                           double second_temperature, double nucleus, bool nucleus_crossing,
+                           unsigned outputs, std::uintptr_t stats, int threads, int device,
+                           std::uintptr_t stream) {
+  TokenStatsArgs args{
+      matrix(logits, dtype, rows, vocabulary, row_stride),
+      pointer<const std::int64_t>(label),
+      {temperature, softcap, top_k, kept_share, second_temperature, nucleus, nucleus_crossing},
+      {}};
+  double* row_T = pointer<double>(stats);
+  for (int stat = 0; stat < kStats; ++stat) {
+    if ((outputs >> stat & 1u) == 0) continue;
+    args.stat_T[stat] = row_T;
+    row_T += rows;
+  }
+  token_stats_any(args, threads, device, stream);
+}
+
+void token_stats_grad_addresses(std::uintptr_t logits, int dtype, std::int64_t rows,
+                                std::int64_t vocabulary, std::int64_t row_stride,
+                                std::uintptr_t label, double temperature, double softcap, int top_k,
+                                double kept_share, double second_temperature, double nucleus,
+                                bool nucleus_crossing, const Addresses& stat,
+                                const Addresses& grad_stat, std::uintptr_t grad,
+                                std::int64_t grad_row_stride, int threads, int device,
+                                std::uintptr_t stream) {
+  TokenStatsGradArgs args{
+      matrix(logits, dtype, rows, vocabulary, row_stride),
+      pointer<const std::int64_t>(label),
+      {temperature, softcap, top_k, kept_share, second_temperature, nucleus, nucleus_crossing},
+      {},
+      {},
+      pointer<void>(grad),
+      grad_row_stride};
+  for (std::size_t k = 0; k < stat.size(); ++k) {
+    args.stat_T[k] = pointer<const double>(stat[k]);
+    args.grad_T[k] = pointer<const double>(grad_stat[k]);
+  }
+  token_stats_grad_any(args, threads, device, stream);
+}
+
 }  // namespace
 
 void bind_token_stats(py::module_& m) {
-  m.def(
-      "token_stats",
-      [](std::uintptr_t logits, int dtype, std::int64_t rows, std::int64_t vocabulary,
-         std::int64_t row_stride, std::uintptr_t label, double temperature, std::uintptr_t logprob,
-         std::uintptr_t entropy, std::uintptr_t logsumexp, std::uintptr_t confidence, int threads,
-         int device, std::uintptr_t stream) {
-        token_stats_any(
-            {matrix(logits, dtype, rows, vocabulary, row_stride),
-             pointer<const std::int64_t>(label), temperature, pointer<double>(logprob),
-             pointer<double>(entropy), pointer<double>(logsumexp), pointer<double>(confidence)},
-            threads, device, stream);
-      },
-      "logits"_a, "dtype"_a, "rows"_a, "vocabulary"_a, "row_stride"_a, "label"_a, "temperature"_a,
-      "logprob"_a, "entropy"_a, "logsumexp"_a, "confidence"_a, "threads"_a, "device"_a, "stream"_a,
-      py::call_guard<py::gil_scoped_release>());
-  m.def(
-      "token_stats_grad",
-      [](std::uintptr_t logits, int dtype, std::int64_t rows, std::int64_t vocabulary,
-         std::int64_t row_stride, std::uintptr_t label, double temperature, std::uintptr_t entropy,
-         std::uintptr_t logsumexp, std::uintptr_t grad_logprob, std::uintptr_t grad_entropy,
-         std::uintptr_t grad_logsumexp, std::uintptr_t grad, std::int64_t grad_row_stride,
-         int threads, int device, std::uintptr_t stream) {
-        token_stats_grad_any(
-            {matrix(logits, dtype, rows, vocabulary, row_stride),
-             pointer<const std::int64_t>(label), temperature, pointer<const double>(entropy),
-             pointer<const double>(logsumexp), pointer<const double>(grad_logprob),
-             pointer<const double>(grad_entropy), pointer<const double>(grad_logsumexp),
-             pointer<void>(grad), grad_row_stride},
-            threads, device, stream);
-      },
-      "logits"_a, "dtype"_a, "rows"_a, "vocabulary"_a, "row_stride"_a, "label"_a, "temperature"_a,
-      "entropy"_a, "logsumexp"_a, "grad_logprob"_a, "grad_entropy"_a, "grad_logsumexp"_a, "grad"_a,
-      "grad_row_stride"_a, "threads"_a, "device"_a, "stream"_a,
-      py::call_guard<py::gil_scoped_release>());
+  m.def("token_stats", &token_stats_addresses, "logits"_a, "dtype"_a, "rows"_a, "vocabulary"_a,
+        "row_stride"_a, "label"_a, "temperature"_a, "softcap"_a, "top_k"_a, "kept_share"_a,
+        "second_temperature"_a, "nucleus"_a, "nucleus_crossing"_a, "outputs"_a, "stats"_a,
+        "threads"_a, "device"_a, "stream"_a, py::call_guard<py::gil_scoped_release>());
+  m.def("token_stats_grad", &token_stats_grad_addresses, "logits"_a, "dtype"_a, "rows"_a,
+        "vocabulary"_a, "row_stride"_a, "label"_a, "temperature"_a, "softcap"_a, "top_k"_a,
+        "kept_share"_a, "second_temperature"_a, "nucleus"_a, "nucleus_crossing"_a, "stat"_a,
+        "grad_stat"_a, "grad"_a, "grad_row_stride"_a, "threads"_a, "device"_a, "stream"_a,
+        py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace pyrl

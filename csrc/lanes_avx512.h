@@ -1,0 +1,116 @@
+// Sixteen floats. Included by the files that are compiled for AVX-512.
+#pragma once
+
+#include <immintrin.h>
+
+#include "row_body.h"
+
+namespace pyrl {
+namespace {
+
+struct Avx512 {
+  using Vector = __m512;
+  using Mask = __mmask16;
+  using Scalar = float;
+  static constexpr int kWidth = 16;
+  static constexpr float kSmallest = -126;
+
+  static PYRL_INLINE Vector all(float x) { return _mm512_set1_ps(x); }
+  static PYRL_INLINE Mask first(int n) { return static_cast<Mask>((1u << n) - 1); }
+  static PYRL_INLINE Vector head(Vector v, int n) { return _mm512_maskz_mov_ps(first(n), v); }
+
+  static PYRL_INLINE Vector load(const float* z) { return _mm512_loadu_ps(z); }
+  static PYRL_INLINE Vector load(const float* z, int n) {
+    return _mm512_mask_loadu_ps(all(-__builtin_inff()), first(n), z);
+  }
+  static PYRL_INLINE Vector widen(const Float16*, __m256i bits) { return _mm512_cvtph_ps(bits); }
+  static PYRL_INLINE Vector widen(const BFloat16*, __m256i bits) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  }
+  template <typename Half>
+  static PYRL_INLINE Vector load(const Half* z) {
+    return widen(z, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(z)));
+  }
+  template <typename Half>
+  static PYRL_INLINE Vector load(const Half* z, int n) {
+    const __m256i bits = _mm256_maskz_loadu_epi16(first(n), z);
+    return _mm512_mask_mov_ps(all(-__builtin_inff()), first(n), widen(z, bits));
+  }
+
+  static PYRL_INLINE void store(Vector v, float* out) { _mm512_storeu_ps(out, v); }
+  static PYRL_INLINE void store(Vector v, float* out, int n) {
+    _mm512_mask_storeu_ps(out, first(n), v);
+  }
+  static PYRL_INLINE __m256i narrow(Vector v, const Float16*) {
+    return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  static PYRL_INLINE __m256i narrow(Vector v, const BFloat16*) {
+#ifdef __AVX512BF16__
+    return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v));
+#else
+    // To nearest even; NaN becomes quiet; what is subnormal becomes a zero.
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    rounded = _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), bits,
+                                   _mm512_set1_epi32(0x400000));
+    const __mmask16 tiny = _mm512_testn_epi32_mask(bits, _mm512_set1_epi32(0x7f800000));
+    rounded = _mm512_mask_and_epi32(rounded, tiny, bits, _mm512_set1_epi32(0x80000000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+#endif
+  }
+  template <typename Half>
+  static PYRL_INLINE void store(Vector v, Half* out) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), narrow(v, out));
+  }
+  template <typename Half>
+  static PYRL_INLINE void store(Vector v, Half* out, int n) {
+    _mm256_mask_storeu_epi16(out, first(n), narrow(v, out));
+  }
+
+  static PYRL_INLINE Vector add(Vector x, Vector y) { return _mm512_add_ps(x, y); }
+  static PYRL_INLINE Vector mul(Vector x, Vector y) { return _mm512_mul_ps(x, y); }
+  static PYRL_INLINE Vector divide(Vector x, Vector y) { return _mm512_div_ps(x, y); }
+  static PYRL_INLINE Vector max(Vector x, Vector y) { return _mm512_max_ps(x, y); }
+  static PYRL_INLINE Vector fma(Vector x, Vector y, Vector z) { return _mm512_fmadd_ps(x, y, z); }
+  static PYRL_INLINE Vector fms(Vector x, Vector y, Vector z) { return _mm512_fmsub_ps(x, y, z); }
+  static PYRL_INLINE Vector magnitude(Vector v) { return _mm512_abs_ps(v); }
+  static PYRL_INLINE Vector with_sign(Vector size, Vector sign) {
+    return _mm512_or_ps(size, _mm512_and_ps(sign, all(-0.0f)));
+  }
+
+  static PYRL_INLINE Mask at_least(Vector x, Vector y) {
+    return _mm512_cmp_ps_mask(x, y, _CMP_NLT_UQ);
+  }
+  static PYRL_INLINE Mask above(Vector x, Vector y) { return _mm512_cmp_ps_mask(x, y, _CMP_GT_OQ); }
+  static PYRL_INLINE Mask both(Mask x, Mask y) { return x & y; }
+  static PYRL_INLINE bool any(Mask mask) { return mask != 0; }
+  static PYRL_INLINE Vector choose(Mask mask, Vector x, Vector y) {
+    return _mm512_mask_mov_ps(y, mask, x);
+  }
+
+  // scalef takes the floor of t itself.
+  static PYRL_INLINE Vector exp2(Mask mask, Vector t) {
+    const Vector fraction = _mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF);
+    return _mm512_maskz_scalef_ps(mask, exp2_fraction<Avx512>(fraction), t);
+  }
+  static PYRL_INLINE Vector tanh(Vector x) { return tanh_lanes<Avx512>(x); }
+  static PYRL_INLINE Vector mul_where(Mask mask, Vector x, Vector y) {
+    return _mm512_maskz_mul_ps(mask, x, y);
+  }
+  static PYRL_INLINE Vector fma_where(Mask mask, Vector x, Vector y, Vector z) {
+    return _mm512_mask3_fmadd_ps(x, y, z, mask);
+  }
+
+  static PYRL_INLINE double total(Vector v) {
+    const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(v));
+    const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
+    return _mm512_reduce_add_pd(_mm512_add_pd(low, high));
+  }
+  static PYRL_INLINE double largest(Vector v) {
+    return static_cast<double>(_mm512_reduce_max_ps(v));
+  }
+};
+
+}  // namespace
+}  // namespace pyrl
