@@ -13,16 +13,13 @@ import torch
 from torch import Tensor
 
 from pyrl.lm_head import Head, HeadGradient, chunk_rows
+from pyrl.row_kernels import empty_stats, grad_into, stats_into
 from pyrl.token_stats import (
     TokenStats,
-    asked_for,
     check_labels,
-    empty_stats,
-    grad_into,
-    options_list,
     record,
     refuse_second_derivatives,
-    stats_into,
+    request,
 )
 
 
@@ -54,16 +51,18 @@ def linear_token_stats(
     Raises ValueError for wrong shapes, dtypes or devices or an option outside its range.
     """
     head = checked_head(hidden_TH, weight_VH, bias, label_T, chunk)
-    options = options_list(
+    options, asked = request(
         temperature,
         softcap=softcap,
         top_k=top_k,
+        self_certainty=self_certainty,
+        max_probability=max_probability,
+        squares=squares,
         kept_share=kept_share,
         second_temperature=second_temperature,
         nucleus=nucleus,
         nucleus_keeps_crossing=nucleus_keeps_crossing,
     )
-    asked = asked_for(options, self_certainty, max_probability, squares)
     stats_KT = _stats_op(hidden_TH, weight_VH, bias, label_T, options, asked, head.chunk)
     return record(stats_KT, asked)
 

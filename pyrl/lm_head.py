@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyrl.token_stats import ELEMENTS
+from pyrl.row_kernels import ELEMENTS
 
 LEAST_CHUNK = 128
 USUAL_CHUNK = {"cpu": 256, "cuda": 4096}
@@ -99,18 +99,24 @@ class HeadGradient:
         self.head = head
         self.wide = torch.promote_types(head.hidden_TH.dtype, torch.float32)
         self.hidden_TH = torch.empty_like(head.hidden_TH) if hidden else None
-        self.weight_VH = torch.zeros_like(head.weight_VH, dtype=self.wide) if weight else None
-        bias = bias and head.bias_V is not None
-        self.bias_V = torch.zeros_like(head.bias_V, dtype=self.wide) if bias else None
+        self.weight_VH = self._sum_like(head.weight_VH) if weight else None
+        self.bias_V = self._sum_like(head.bias_V) if bias and head.bias_V is not None else None
+
+    def _sum_like(self, tensor: Tensor) -> Tensor:
+        """The first chunk does not read it: zeros would be one more pass over the weight."""
+        no_chunk = self.head.hidden_TH.shape[0] == 0
+        return (torch.zeros_like if no_chunk else torch.empty_like)(tensor, dtype=self.wide)
 
     def add(self, part: slice, dlogits_CV: Tensor) -> None:
-        """Of one chunk."""
+        """Of one chunk; the chunks come in order."""
+        keep = 0 if part.start == 0 else 1
         if self.hidden_TH is not None:
             torch.mm(dlogits_CV, self.head.weight_VH, out=self.hidden_TH[part])
         if self.weight_VH is not None:
-            _add_product(self.weight_VH, dlogits_CV, self.head.hidden_TH[part])
+            _add_product(self.weight_VH, keep, dlogits_CV, self.head.hidden_TH[part])
         if self.bias_V is not None:
-            self.bias_V += dlogits_CV.sum(dim=0, dtype=self.wide)
+            part_V = dlogits_CV.sum(dim=0, dtype=self.wide)
+            self.bias_V.copy_(part_V) if keep == 0 else self.bias_V.add_(part_V)
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Of hidden, weight and bias in their dtype; empty where none was asked for."""
@@ -122,12 +128,13 @@ class HeadGradient:
         return hidden, weight, bias
 
 
-def _add_product(sum_VH: Tensor, dlogits_CV: Tensor, hidden_CH: Tensor) -> None:
-    """Add dlogits.T @ hidden, which a half-precision GEMM would round for each chunk."""
+def _add_product(sum_VH: Tensor, keep: int, dlogits_CV: Tensor, hidden_CH: Tensor) -> None:
+    """keep sum + dlogits.T @ hidden: a half-precision GEMM would round it in each chunk."""
     if dlogits_CV.dtype == sum_VH.dtype:
-        sum_VH.addmm_(dlogits_CV.T, hidden_CH)
+        sum_VH.addmm_(dlogits_CV.T, hidden_CH, beta=keep)
         return
     hidden_CH = hidden_CH.to(sum_VH.dtype)
     for begin in range(0, sum_VH.shape[0], SLICE):
         rows = slice(begin, begin + SLICE)
-        sum_VH[rows].addmm_(dlogits_CV[:, rows].to(sum_VH.dtype).T, hidden_CH)
+        dlogits_SC = dlogits_CV[:, rows].to(sum_VH.dtype).T
+        sum_VH[rows].addmm_(dlogits_SC, hidden_CH, beta=keep)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyrl import _core
 from pyrl.engine import Sampling
-from pyrl.token_stats import ELEMENTS
+from pyrl.row_kernels import ELEMENTS
 
 _CHUNK_ELEMENTS = 1 << 23
 """Logits that the torch composition holds in float64 at a time: 64 MiB for each intermediate."""

@@ -7,52 +7,27 @@ Formulas: csrc/token_stats.h.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from pyrl import _core
+from pyrl.row_kernels import (
+    DIFFERENTIABLE,
+    ELEMENTS,
+    adjacent,
+    empty_stats,
+    grad_into,
+    names,
+    stats_into,
+)
 
 IGNORED_LABEL = -100
 """A row with this label has zero outputs and a zero gradient."""
 
-ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
-"""Element types that the kernels read, by their number in csrc/logit_matrix.h."""
-
 LARGEST_TOP_K = 8
-
-OPTIONS: dict[str, type] = {
-    "temperature": float,
-    "softcap": float,
-    "top_k": int,
-    "kept_share": float,
-    "second_temperature": float,
-    "nucleus": float,
-    "nucleus_crossing": bool,
-}
-"""As the kernels take them."""
-
-STATS = (
-    "logprob",
-    "entropy",
-    "logsumexp",
-    "self_certainty",
-    "nucleus_entropy",
-    "nucleus_threshold",
-    "nucleus_log_mass",
-    "confidence",
-    "max_probability",
-    "sum_p2",
-    "sum_p2_logp",
-    "kept_mass",
-    "second_logprob",
-)
-"""In the order of `Stat` in csrc/token_stats.h: the rows of the op's result."""
-
-DIFFERENTIABLE = frozenset(STATS[:5])
 
 
 @dataclass(frozen=True)
@@ -129,32 +104,37 @@ def token_stats(
     that cannot be overwritten with `inplace=True`: columns not adjacent or rows that overlap.
     """
     check_rows(logits_TV, label_T, inplace=inplace)
-    options = options_list(
+    options, asked = request(
         temperature,
         softcap=softcap,
         top_k=top_k,
+        self_certainty=self_certainty,
+        max_probability=max_probability,
+        squares=squares,
         kept_share=kept_share,
         second_temperature=second_temperature,
         nucleus=nucleus,
         nucleus_keeps_crossing=nucleus_keeps_crossing,
     )
-    asked = asked_for(options, self_certainty, max_probability, squares)
     return record(_stats_op(logits_TV, label_T, options, asked, inplace), asked)
 
 
-def options_list(
+def request(
     temperature: float,
     *,
     softcap: float | None = None,
     top_k: int = 0,
+    self_certainty: bool = False,
+    max_probability: bool = False,
+    squares: bool = False,
     kept_share: float | None = None,
     second_temperature: float | None = None,
     nucleus: float | None = None,
     nucleus_keeps_crossing: bool = True,
-) -> list[float]:
-    """As the ops take them: in the order of OPTIONS, 0 for what is off.
+) -> tuple[list[float], int]:
+    """As the ops take them: the numbers of OPTIONS, and one bit for each member of STATS asked for.
 
-    Raises ValueError for one outside its range.
+    Raises ValueError for an option outside its range.
     """
     positive = {
         "temperature": temperature,
@@ -169,29 +149,26 @@ def options_list(
             raise ValueError(f"{name}: expected a number in (0, 1], got {value}")
     if not 0 <= top_k <= LARGEST_TOP_K:
         raise ValueError(f"top_k: expected 0 to {LARGEST_TOP_K}, got {top_k}")
-    optional = (softcap, top_k, kept_share, second_temperature, nucleus)
-    return [temperature, *(float(value or 0) for value in optional), float(nucleus_keeps_crossing)]
-
-
-def asked_for(
-    options: Sequence[float],
-    self_certainty: bool = False,
-    max_probability: bool = False,
-    squares: bool = False,
-) -> int:
-    """One bit for each member of STATS; the first three are always computed."""
-    _, _, top_k, kept_share, second_temperature, nucleus, _ = (value > 0 for value in options)
     asked = (
         *[True] * 3,
         self_certainty,
-        *[nucleus] * 3,
-        top_k,
+        *[nucleus is not None] * 3,
+        top_k > 0,
         max_probability,
         *[squares] * 2,
-        kept_share,
-        second_temperature,
+        kept_share is not None,
+        second_temperature is not None,
     )
-    return sum(int(bit) << i for i, bit in enumerate(asked))
+    numbers = [
+        temperature,
+        softcap or 0.0,
+        float(top_k or 1),
+        kept_share or 1.0,
+        second_temperature or 1.0,
+        nucleus or 1.0,
+        float(nucleus_keeps_crossing),
+    ]
+    return numbers, sum(int(bit) << i for i, bit in enumerate(asked))
 
 
 def record(stats_KT: Tensor, asked: int) -> TokenStats:
@@ -203,11 +180,6 @@ def record(stats_KT: Tensor, asked: int) -> TokenStats:
             for name, row_T in zip(names(asked), stats_KT.unbind(0), strict=True)
         }
     )
-
-
-def names(asked: int) -> list[str]:
-    """The members of STATS that are asked for."""
-    return [name for i, name in enumerate(STATS) if asked >> i & 1]
 
 
 def check_rows(logits_TV: Tensor, label_T: Tensor, *, inplace: bool) -> None:
@@ -239,67 +211,6 @@ def check_labels(label_T: Tensor, rows: Tensor, name: str) -> None:
         raise ValueError(f"label_T: expected a tensor on {rows.device}, got {label_T.device}")
 
 
-# -- kernels --
-
-
-def adjacent(matrix_TV: Tensor) -> Tensor:
-    """The matrix with adjacent columns: itself or a copy."""
-    columns = matrix_TV.shape[1]
-    return matrix_TV if columns == 1 or matrix_TV.stride(1) == 1 else matrix_TV.contiguous()
-
-
-def arguments(logits_TV: Tensor, label_T: Tensor, options: Sequence[float]) -> dict[str, Any]:
-    """What the kernels take: the matrix, the options and the caller's threads or CUDA stream."""
-    cuda = logits_TV.device.type == "cuda"
-    return {
-        "logits": logits_TV.data_ptr(),
-        "dtype": ELEMENTS[logits_TV.dtype],
-        "rows": logits_TV.shape[0],
-        "vocabulary": logits_TV.shape[1],
-        "row_stride": logits_TV.stride(0),
-        "label": label_T.data_ptr(),
-        "threads": torch.get_num_threads(),
-        "device": logits_TV.device.index if cuda else -1,
-        "stream": torch.cuda.current_stream(logits_TV.device).cuda_stream if cuda else 0,
-        **{name: kind(value) for (name, kind), value in zip(OPTIONS.items(), options, strict=True)},
-    }
-
-
-def stats_into(
-    stats_KT: Tensor, logits_TV: Tensor, label_T: Tensor, options: Sequence[float], asked: int
-) -> None:
-    """Compute the statistics; the logits' columns are adjacent, all else is contiguous."""
-    _core.token_stats(
-        outputs=asked, stats=stats_KT.data_ptr(), **arguments(logits_TV, label_T, options)
-    )
-
-
-def grad_into(
-    grad_TV: Tensor,
-    logits_TV: Tensor,
-    label_T: Tensor,
-    options: Sequence[float],
-    asked: int,
-    stats_KT: Tensor,
-    upstream_KT: Tensor,
-) -> None:
-    """Write the gradient with respect to the logits; `grad_TV` may be `logits_TV`."""
-    _core.token_stats_grad(
-        stat=_addresses(stats_KT, asked, STATS),
-        grad_stat=_addresses(upstream_KT, asked, DIFFERENTIABLE),
-        grad=grad_TV.data_ptr(),
-        grad_row_stride=grad_TV.stride(0),
-        **arguments(logits_TV, label_T, options),
-    )
-
-
-def _addresses(rows_KT: Tensor, asked: int, wanted: Collection[str]) -> list[int]:
-    """Of the row of each member of STATS; 0 for one that is not there or not wanted."""
-    step = rows_KT.shape[1] * rows_KT.element_size()
-    at = {name: rows_KT.data_ptr() + k * step for k, name in enumerate(names(asked))}
-    return [at[name] if name in at and name in wanted else 0 for name in STATS]
-
-
 # -- the ops --
 
 
@@ -310,11 +221,6 @@ def _stats_op(
     stats = empty_stats(logits, outputs)
     stats_into(stats, adjacent(logits), label.contiguous(), options, outputs)
     return stats
-
-
-def empty_stats(rows: Tensor, asked: int) -> Tensor:
-    """[K, T], not initialised."""
-    return rows.new_empty((len(names(asked)), rows.shape[0]), dtype=torch.float64)
 
 
 @_stats_op.register_fake

@@ -10,7 +10,7 @@ import torch
 from token_stats_reference import EVERYTHING, given, weighted_sum
 from torch import Tensor
 
-from pyrl.token_stats import IGNORED_LABEL, asked_for, options_list, token_stats
+from pyrl.token_stats import IGNORED_LABEL, request, token_stats
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
@@ -114,11 +114,9 @@ def test_second_derivatives_are_refused(inplace: bool) -> None:
 def test_the_op_obeys_torchs_rules(dtype: torch.dtype) -> None:
     logits_TV, label_T = problem(dtype)
     for options in ({}, EVERYTHING):
-        numbers = options_list(0.8, **{k: v for k, v in options.items() if not isinstance(v, bool)})
-        arguments = (numbers, asked_for(numbers, bool(options), bool(options), bool(options)))
         torch.library.opcheck(
             torch.ops.pyrl.token_stats.default,
-            (logits_TV.clone().requires_grad_(), label_T, *arguments, False),
+            (logits_TV.clone().requires_grad_(), label_T, *request(0.8, **options), False),
         )
 
 
@@ -145,10 +143,7 @@ def test_a_compiled_graph_has_no_breaks_and_the_same_results(backend: str, inpla
 @pytest.mark.parametrize("strided", ["expanded", "transposed", "every other", "flipped"])
 def test_upstream_gradients_of_any_stride_are_read_as_what_they_are(strided: str) -> None:
     leaf_TV, label_T = problem()
-    options = options_list(1.0)
-    stats_KT = torch.ops.pyrl.token_stats(
-        leaf_TV.requires_grad_(), label_T, options, asked_for(options), False
-    )
+    stats_KT = torch.ops.pyrl.token_stats(leaf_TV.requires_grad_(), label_T, *request(1.0), False)
     generator = torch.Generator().manual_seed(5)
     upstream_KT = {
         "expanded": torch.randn(3, 1, generator=generator, dtype=torch.float64).expand(3, 5),

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from pyrl.token_stats import STATS, TokenStats
+from pyrl.row_kernels import STATS
+from pyrl.token_stats import TokenStats
 
 DIFFERENTIABLE = STATS[:5]
 EVERYTHING = {
@@ -23,8 +24,11 @@ EVERYTHING = {
 
 
 def capped(logits_TV: Tensor, softcap: float | None) -> Tensor:
+    """A mask stays a mask."""
     wide_TV = logits_TV.double()
-    return wide_TV if softcap is None else softcap * torch.tanh(wide_TV / softcap)
+    if softcap is None:
+        return wide_TV
+    return (softcap * torch.tanh(wide_TV / softcap)).where(wide_TV > -math.inf, -math.inf)
 
 
 def token_stats(

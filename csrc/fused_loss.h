@@ -1,0 +1,22 @@
+// One-go: statistics of a row of logits, the policy loss of its token and the gradient with respect
+// to the logits in one visit to the row, while it is in the cache. For losses that are local to a
+// token; the same numbers as token_stats, policy_loss and token_stats_grad one after the other, bit
+// for bit, for an upstream gradient of 1.
+#pragma once
+
+#include "policy_token.h"
+#include "token_stats.h"
+
+namespace pyrl {
+
+struct FusedLossArgs {
+  TokenStatsArgs stats;  // logprob and entropy among its outputs
+  TokenSpec spec;
+  TokenColumns columns;  // without logprob and entropy, which are the row's
+  void* grad_TV;         // of the logits' type; may be the logits
+  std::int64_t grad_row_stride;
+};
+
+void fused_loss(const FusedLossArgs& args, int threads);
+
+}  // namespace pyrl

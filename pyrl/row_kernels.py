@@ -1,0 +1,112 @@
+"""The row kernels of the core, called with torch tensors: csrc/token_stats.h."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrl import _core
+
+ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+"""Element types that the kernels read, by their number in csrc/logit_matrix.h."""
+
+OPTIONS: dict[str, type] = {
+    "temperature": float,
+    "softcap": float,
+    "top_k": int,
+    "kept_share": float,
+    "second_temperature": float,
+    "nucleus": float,
+    "nucleus_crossing": bool,
+}
+"""As the kernels take them."""
+
+STATS = (
+    "logprob",
+    "entropy",
+    "logsumexp",
+    "self_certainty",
+    "nucleus_entropy",
+    "nucleus_threshold",
+    "nucleus_log_mass",
+    "confidence",
+    "max_probability",
+    "sum_p2",
+    "sum_p2_logp",
+    "kept_mass",
+    "second_logprob",
+)
+"""In the order of `Stat` in csrc/token_stats.h: the rows of the op's result."""
+
+DIFFERENTIABLE = frozenset(STATS[:5])
+
+
+def names(asked: int) -> list[str]:
+    """The members of STATS that are asked for."""
+    return [name for i, name in enumerate(STATS) if asked >> i & 1]
+
+
+def empty_stats(rows: Tensor, asked: int) -> Tensor:
+    """[K, T], not initialised."""
+    return rows.new_empty((len(names(asked)), rows.shape[0]), dtype=torch.float64)
+
+
+def adjacent(matrix_TV: Tensor) -> Tensor:
+    """The matrix with adjacent columns: itself or a copy."""
+    columns = matrix_TV.shape[1]
+    return matrix_TV if columns == 1 or matrix_TV.stride(1) == 1 else matrix_TV.contiguous()
+
+
+def arguments(logits_TV: Tensor, label_T: Tensor, options: Sequence[float]) -> dict[str, Any]:
+    """What the kernels take: the matrix, the options and the caller's threads or CUDA stream."""
+    cuda = logits_TV.device.type == "cuda"
+    return {
+        "logits": logits_TV.data_ptr(),
+        "dtype": ELEMENTS[logits_TV.dtype],
+        "rows": logits_TV.shape[0],
+        "vocabulary": logits_TV.shape[1],
+        "row_stride": logits_TV.stride(0),
+        "label": label_T.data_ptr(),
+        "threads": torch.get_num_threads(),
+        "device": logits_TV.device.index if cuda else -1,
+        "stream": torch.cuda.current_stream(logits_TV.device).cuda_stream if cuda else 0,
+        **{name: kind(value) for (name, kind), value in zip(OPTIONS.items(), options, strict=True)},
+    }
+
+
+def stats_into(
+    stats_KT: Tensor, logits_TV: Tensor, label_T: Tensor, options: Sequence[float], asked: int
+) -> None:
+    """Compute the statistics; the logits' columns are adjacent, all else is contiguous."""
+    _core.token_stats(
+        outputs=asked, stats=stats_KT.data_ptr(), **arguments(logits_TV, label_T, options)
+    )
+
+
+def grad_into(
+    grad_TV: Tensor,
+    logits_TV: Tensor,
+    label_T: Tensor,
+    options: Sequence[float],
+    asked: int,
+    stats_KT: Tensor,
+    upstream_KT: Tensor,
+) -> None:
+    """Write the gradient with respect to the logits; `grad_TV` may be `logits_TV`."""
+    _core.token_stats_grad(
+        stat=_addresses(stats_KT, asked, STATS),
+        grad_stat=_addresses(upstream_KT, asked, DIFFERENTIABLE),
+        grad=grad_TV.data_ptr(),
+        grad_row_stride=grad_TV.stride(0),
+        **arguments(logits_TV, label_T, options),
+    )
+
+
+def _addresses(rows_KT: Tensor, asked: int, wanted: Collection[str]) -> list[int]:
+    """Of the row of each member of STATS; 0 for one that is not there or not wanted."""
+    step = rows_KT.shape[1] * rows_KT.element_size()
+    at = {name: rows_KT.data_ptr() + k * step for k, name in enumerate(names(asked))}
+    return [at[name] if name in at and name in wanted else 0 for name in STATS]
