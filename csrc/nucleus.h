@@ -2,6 +2,7 @@
 #pragma once
 
 #include <bit>
+#include <numeric>
 #include <vector>
 
 #include "logit_row.h"
@@ -75,7 +76,7 @@ Nucleus find_nucleus(const Row& row, const PartSums& sums, const double* maximum
   if (!enough) return {kMinusInfinity, 0, sums.entropy()};  // rounding included
   auto low = order_of(static_cast<R>(floor)), high = order_of(static_cast<R>(sums.maximum));
   while (low < high) {
-    const auto middle = high - (high - low) / 2;
+    const auto middle = std::midpoint(high, low);  // rounds towards high
     if (mass_above(z, exponent, static_cast<double>(number_of(middle))).sum >= target) {
       low = middle;
     } else {

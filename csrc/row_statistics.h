@@ -35,7 +35,9 @@ class Statistics {
         sums_{exponent_scale(args.options.temperature),
               wants(Stat::self_certainty) || wants(Stat::sum_p2) || wants(Stat::sum_p2_logp) ||
                   wants(Stat::second_logprob),
-              args.options.temperature / args.options.second_temperature},
+              wants(Stat::second_logprob)
+                  ? args.options.temperature / args.options.second_temperature
+                  : 1},
         selects_(wants(Stat::nucleus_entropy) || wants(Stat::nucleus_threshold) ||
                  wants(Stat::nucleus_log_mass) || wants(Stat::confidence) ||
                  wants(Stat::kept_mass)) {}
@@ -83,7 +85,7 @@ class Statistics {
     const Row row = row_of_(t);
     const double temperature = args_.options.temperature;
     const double near = row.logit(args_.label_T[t]) - total.shift / scale_;
-    write(Stat::logprob, t, near / temperature - std::log(total.sum));
+    write(Stat::logprob, t, std::min(0.0, near / temperature - std::log(total.sum)));
     write(Stat::entropy, t, total.entropy());
     write(Stat::logsumexp, t, total.shift / scale_ / temperature + std::log(total.sum));
     const double largest = std::exp2(total.maximum * scale_ - total.shift);
@@ -112,7 +114,7 @@ class Statistics {
     write(Stat::sum_p2_logp, t,
           (total.moment_p2 - total.sum_p2 * log2_sum) * std::numbers::ln2 / total.sum / total.sum);
     write(Stat::second_logprob, t,
-          near / args_.options.second_temperature - std::log(total.second));
+          std::min(0.0, near / args_.options.second_temperature - std::log(total.second)));
   }
 
   void finish_selections(std::int64_t t, const Row& row, const PartSums& total,

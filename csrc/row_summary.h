@@ -40,7 +40,7 @@ struct RowSums {
     return sum == 0 ? 0 : std::max(0.0, (std::log2(sum) - moment / sum) * std::numbers::ln2);
   }
   double logprob(double z, double temperature) const {
-    return sum == 0 ? kMinusInfinity : (z - maximum) / temperature - std::log(sum);
+    return sum == 0 ? kMinusInfinity : std::min(0.0, (z - maximum) / temperature - std::log(sum));
   }
 };
 

@@ -11,19 +11,31 @@
 namespace pyrl {
 namespace {
 
-void check_options(const LogitMatrix& logits_TV, const TokenStatsOptions& options) {
+void check(const LogitMatrix& logits_TV, const TokenStatsOptions& options) {
   PYRL_CHECK(logits_TV.vocabulary > 0, "logits_TV: expected at least one column, got 0");
   static_cast<void>(exponent_scale(options.temperature));
   PYRL_CHECK(options.softcap >= 0 && std::isfinite(options.softcap),
              "softcap: expected a finite number >= 0 (0: none), got ", options.softcap);
-  PYRL_CHECK(options.top_k >= 1 && options.top_k <= kMostTop, "top_k: expected 1 to ", kMostTop,
-             ", got ", options.top_k);
-  PYRL_CHECK(options.kept_share > 0 && options.kept_share <= 1,
+}
+
+void check(const TokenStatsArgs& args) {
+  const TokenStatsOptions& options = args.options;
+  const auto wants = [&](Stat stat) { return args.stat_T[index(stat)] != nullptr; };
+  check(args.logits_TV, options);
+  PYRL_CHECK(!wants(Stat::confidence) || (options.top_k >= 1 && options.top_k <= kMostTop),
+             "top_k: expected 1 to ", kMostTop, ", got ", options.top_k);
+  PYRL_CHECK(!wants(Stat::kept_mass) || (options.kept_share > 0 && options.kept_share <= 1),
              "kept_share: expected 0 < kept_share <= 1, got ", options.kept_share);
-  PYRL_CHECK(options.second_temperature > 0 && std::isfinite(options.second_temperature),
-             "second_temperature: expected a finite number > 0, got ", options.second_temperature);
-  PYRL_CHECK(options.nucleus > 0 && options.nucleus <= 1,
-             "nucleus: expected 0 < nucleus <= 1, got ", options.nucleus);
+  if (wants(Stat::second_logprob)) {
+    PYRL_CHECK(options.second_temperature > 0 && std::isfinite(options.second_temperature),
+               "second_temperature: expected a finite number > 0, got ",
+               options.second_temperature);
+  }
+  if (wants(Stat::nucleus_entropy) || wants(Stat::nucleus_threshold) ||
+      wants(Stat::nucleus_log_mass)) {
+    PYRL_CHECK(options.nucleus > 0 && options.nucleus <= 1,
+               "nucleus: expected 0 < nucleus <= 1, got ", options.nucleus);
+  }
 }
 
 // Calls visit(row_of), where row_of(t) is a PlainRow or a CappedRow.
@@ -98,7 +110,7 @@ Gradient<Row> gradient_of(const Row& row, std::int64_t t, const TokenStatsGradAr
 
 void token_stats(const TokenStatsArgs& args, int threads) {
   const LogitMatrix& logits_TV = args.logits_TV;
-  check_options(logits_TV, args.options);
+  check(args);
   with_rows(logits_TV, args.options.softcap, [&](auto row_of) {
     const Statistics statistics(row_of, args);
     if (share_parts(logits_TV, threads)) return stats_of_parts(statistics, logits_TV, threads);
@@ -111,7 +123,7 @@ void token_stats(const TokenStatsArgs& args, int threads) {
 
 void token_stats_grad(const TokenStatsGradArgs& args, int threads) {
   const LogitMatrix& logits_TV = args.logits_TV;
-  check_options(logits_TV, args.options);
+  check(logits_TV, args.options);
   with_rows(logits_TV, args.options.softcap, [&](auto row_of) {
     using Element = typename decltype(row_of(0))::Element;
     const std::int64_t vocabulary = logits_TV.vocabulary;

@@ -40,6 +40,7 @@ enum class Stat : int {
 };
 inline constexpr int kStats = static_cast<int>(Stat::count);
 
+// Options of statistics that are not asked for are not read.
 struct TokenStatsOptions {
   double temperature;
   double softcap;  // 0: none
@@ -72,7 +73,7 @@ struct TokenStatsGradArgs {
 };
 
 // Results do not depend on the number of threads. Throw std::invalid_argument for options out of
-// their range, also of statistics that are not asked for.
+// their range.
 void token_stats(const TokenStatsArgs& args, int threads);
 void token_stats_grad(const TokenStatsGradArgs& args, int threads);
 
