@@ -140,4 +140,50 @@ void token_stats_grad(const TokenStatsGradArgs& args, int threads) {
   });
 }
 
+void token_stats_one_go(const TokenStatsArgs& args, const RowLoss& loss, void* grad_TV,
+                        std::int64_t grad_row_stride, int threads) {
+  const LogitMatrix& logits_TV = args.logits_TV;
+  check(args);
+  const auto stat = [&](Stat asked, std::int64_t t) { return args.stat_T[index(asked)][t]; };
+  for (const Stat needed : {Stat::logprob, Stat::entropy, Stat::logsumexp}) {
+    PYRL_CHECK(args.stat_T[index(needed)] != nullptr,
+               "stat_T: expected logprob, entropy and logsumexp, got a null pointer");
+  }
+  with_rows(logits_TV, args.options.softcap, [&](auto row_of) {
+    using Element = typename decltype(row_of(0))::Element;
+    const Statistics statistics(row_of, args);
+    const auto coefficients = [&](std::int64_t t) -> RowCoefficients {
+      if (statistics.ignored(t)) return {0, 0, 0};
+      return loss(t, stat(Stat::logprob, t), stat(Stat::entropy, t));
+    };
+    const auto write = [&](std::int64_t t, const RowCoefficients& g, std::int64_t begin,
+                           std::int64_t end) {
+      Gradient(row_of(t), args.label_T[t], args.options, {g.logprob, g.entropy, g.logsumexp, 0, 0},
+               {stat(Stat::entropy, t), stat(Stat::logsumexp, t), 0, 0, 0})
+          .write(begin, end, static_cast<Element*>(grad_TV) + t * grad_row_stride);
+    };
+    const std::int64_t rows = logits_TV.rows, vocabulary = logits_TV.vocabulary;
+    if (!share_parts(logits_TV, threads)) {
+      parallel_rows(rows, vocabulary, threads, [&](auto begin, auto end) {
+        typename decltype(statistics)::ThreadSpace space;
+        for (std::int64_t t = begin; t < end; ++t) {
+          statistics.row(t, space);
+          write(t, coefficients(t), 0, vocabulary);
+        }
+      });
+      return;
+    }
+    stats_of_parts(statistics, logits_TV, threads);
+    std::vector<RowCoefficients> g_T;
+    for (std::int64_t t = 0; t < rows; ++t) g_T.push_back(coefficients(t));
+    const std::int64_t parts = parts_of(vocabulary);
+    parallel_rows(rows * parts, kPart, threads, [&](auto begin, auto end) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        const std::int64_t t = i / parts, first = i % parts * kPart;
+        write(t, g_T[static_cast<std::size_t>(t)], first, std::min(first + kPart, vocabulary));
+      }
+    });
+  });
+}
+
 }  // namespace pyrl
