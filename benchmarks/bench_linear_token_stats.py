@@ -1,6 +1,6 @@
 """Loss and gradient from hidden states and the head's weight, against the other implementations.
 
-    python benchmarks/bench_linear_token_stats.py [--shapes 256x512x32768 512x1024x49152] [--rounds 9]
+    python benchmarks/bench_linear_token_stats.py [--shapes 256x512x32768 ...] [--rounds 9]
 
 Shapes are tokens x width x vocabulary. One thread; the variants run in turn in one process, with
 glibc's malloc as it is; columns are medians over rounds of the ratio of CPU times. The floor is the
@@ -9,23 +9,12 @@ three GEMMs alone, into buffers that are there already. Peers: token_stats_peers
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
 
 import torch
 from measure import (
-    Times,
     Variant,
-    answer,
-    conditions,
-    extra_memory,
-    gate,
-    in_a_fresh_process,
-    interleaved,
-    ratio,
-    table,
 )
 from token_stats_peers import LinearStats, eager_linear, liger_grpo, liger_linear, verl_linear
 from torch import Tensor
