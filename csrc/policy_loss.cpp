@@ -1,134 +1,110 @@
 #include "policy_loss.h"
 
-#include <algorithm>
 #include <cmath>
-#include <limits>
+#include <vector>
 
 #include "check.h"
+#include "isa.h"
+#include "policy_blocks.h"
 
 namespace pyrl {
 namespace {
 
-constexpr double kLogRatioLimit = 20;
-constexpr double kKlLimit = 10;
+constexpr std::size_t kChunk = 4096;  // tokens that are scanned at a time, in whole responses
 
-// A value and its derivative with respect to the log-probability.
-struct Term {
-  double value;
-  double slope;
-};
-
-struct Token {
-  double logprob, old_logprob, advantage, low, high;
-};
-
-struct Surrogate {
-  Term loss;
-  double ratio, kl_old;
-  bool clipped_low, clipped_high, clipped_dual;
-};
-
-Surrogate surrogate(const Token& token, double dual_clip) {
-  const double difference = token.logprob - token.old_logprob;
-  const double log_ratio = std::clamp(difference, -kLogRatioLimit, kLogRatioLimit);
-  const double ratio = std::exp(log_ratio);
-  const double plain = -token.advantage * ratio;
-  const double bounded = -token.advantage * std::clamp(ratio, 1 - token.low, 1 + token.high);
-  const bool clipped = plain < bounded;
-  const double cap = -token.advantage * dual_clip;
-  const bool dual = token.advantage < 0 && std::max(plain, bounded) > cap;
-  Surrogate result;
-  result.loss.value = dual ? cap : clipped ? bounded : plain;
-  result.loss.slope = dual || clipped || std::abs(difference) > kLogRatioLimit ? 0 : plain;
-  result.ratio = ratio;
-  result.kl_old = std::expm1(log_ratio) - log_ratio;
-  result.clipped_low = clipped && token.advantage < 0;
-  result.clipped_high = clipped && token.advantage > 0;
-  result.clipped_dual = dual;
-  return result;
+// exp(base t^power) for t = 1 to n.
+std::vector<double> position_bound(double base, double power, std::int64_t n) {
+  std::vector<double> bound(static_cast<std::size_t>(n));
+  for (std::int64_t t = 1; t <= n; ++t)
+    bound[static_cast<std::size_t>(t - 1)] =
+        std::exp(base * std::pow(static_cast<double>(t), power));
+  return bound;
 }
 
-Term kl_divergence(KlEstimator estimator, double difference) {
-  if (estimator == KlEstimator::k1) return {difference, 1};
-  if (estimator == KlEstimator::k2) return {difference * difference / 2, difference};
-  const double clamped = std::clamp(difference, -kLogRatioLimit, kLogRatioLimit);
-  const double value = std::expm1(-clamped) + clamped;
-  if (value > kKlLimit) return {kKlLimit, 0};
-  return {value, std::abs(difference) > kLogRatioLimit ? 0 : -std::expm1(-clamped)};
+std::int64_t longest(const Segments& segments) {
+  std::int64_t most = 0;
+  for (std::size_t leaf = 0; leaf < segments.leaves; ++leaf)
+    most = std::max(most, segments.offset_N1[leaf + 1] - segments.offset_N1[leaf]);
+  return most;
 }
 
-void check_token(const Token& token, double weight, std::size_t t) {
-  PYRL_CHECK(weight > 0 && std::isfinite(weight), "weight_T: expected finite numbers >= 0, got ",
-             weight, " at ", t);
-  PYRL_CHECK(std::isfinite(token.advantage), "advantage_T: expected finite numbers, got ",
-             token.advantage, " at ", t);
-  PYRL_CHECK(token.low >= 0 && token.high >= 0,
-             "clip_low_T, clip_high_T: expected radii >= 0, got ", token.low, " and ", token.high,
-             " at ", t);
-}
-
-template <typename Real>
-void check_lengths(const PolicyLossArgs<Real>& args) {
-  const std::size_t tokens = args.logprob_T.size();
-  for (const std::span<const Real>& values :
-       {args.entropy_T, args.old_logprob_T, args.advantage_T, args.weight_T, args.clip_low_T,
-        args.clip_high_T, args.ref_logprob_T.empty() ? args.logprob_T : args.ref_logprob_T}) {
-    PYRL_CHECK(values.size() == tokens, "policy_loss: expected ", tokens,
-               " entries in each array, got ", values.size());
+// Calls visit(first, last) with responses of at least kChunk tokens together.
+template <typename Visit>
+void for_responses(const Segments& segments, Visit visit) {
+  for (std::size_t first = 0, last = 0; first < segments.leaves; first = last) {
+    const std::int64_t stop = segments.offset_N1[first] + static_cast<std::int64_t>(kChunk);
+    do ++last;
+    while (last < segments.leaves && segments.offset_N1[last] < stop);
+    visit(first, last);
   }
 }
 
-void check_spec(const PolicyLossSpec& spec, bool has_reference) {
-  PYRL_CHECK(spec.dual_clip > 1, "dual_clip: expected > 1, got ", spec.dual_clip);
-  PYRL_CHECK(spec.kl_coef == 0 || has_reference,
-             "ref_logprob_T: expected log-probabilities for kl_coef = ", spec.kl_coef,
-             ", got none");
+[[noreturn]] void refuse(const PolicyLossArgs& args) {
+  const auto at = [&](TokenColumn name) { return args.column[static_cast<int>(name)]; };
+  for (std::size_t t = 0; t < args.segments.tokens; ++t) {
+    if (!args.segments.used(t)) continue;
+    if (at(TokenColumn::weight) && at(TokenColumn::weight)[t] == 0) continue;
+    const double advantage = at(TokenColumn::advantage)[t];
+    PYRL_CHECK(std::isfinite(advantage), "advantage_T: expected finite numbers, got ", advantage,
+               " at ", t);
+    if (!at(TokenColumn::low) || !at(TokenColumn::high)) continue;
+    const double low = at(TokenColumn::low)[t], high = at(TokenColumn::high)[t];
+    PYRL_CHECK(low >= 0 && high >= 0, "clip_low_T, clip_high_T: expected radii >= 0, got ", low,
+               " and ", high, " at ", t);
+  }
+  throw std::logic_error("policy_loss: a token was refused, but none is wrong");
+}
+
+PolicyLossTotals totals_of(const PolicySums& sums) {
+  PolicyLossTotals totals{total(sums.loss),         total(sums.weight),
+                          total(sums.clipped_low),  total(sums.clipped_high),
+                          total(sums.clipped_dual), total(sums.kl_old),
+                          total(sums.penalty),      total(sums.ratio)};
+  for (const double ratio : sums.ratio_max.lane)
+    totals.ratio_max = std::max(totals.ratio_max, ratio);
+  return totals;
 }
 
 }  // namespace
 
-template <typename Real>
-PolicyLossTotals policy_loss(const PolicyLossArgs<Real>& args) {
-  const PolicyLossSpec& spec = args.spec;
-  const bool has_reference = !args.ref_logprob_T.empty() || args.logprob_T.empty();
-  check_spec(spec, has_reference);
-  check_lengths(args);
-  PolicyLossTotals totals;
-  for (std::size_t t = 0; t < args.logprob_T.size(); ++t) {
-    args.loss_T[t] = args.logprob_grad_T[t] = args.entropy_grad_T[t] = 0;
-    const double weight = args.weight_T[t];
-    if (weight == 0) continue;
-    const Token token{args.logprob_T[t], args.old_logprob_T[t], args.advantage_T[t],
-                      args.clip_low_T[t], args.clip_high_T[t]};
-    check_token(token, weight, t);
-    const Surrogate policy = surrogate(token, spec.dual_clip);
-    Term loss = policy.loss;
-    if (has_reference) {
-      const Term kl =
-          kl_divergence(spec.kl, token.logprob - static_cast<double>(args.ref_logprob_T[t]));
-      totals.kl_ref += weight * kl.value;
-      if (spec.kl_coef != 0) {
-        loss.value += spec.kl_coef * kl.value;
-        loss.slope += spec.kl_coef * kl.slope;
-      }
-    }
-    if (spec.entropy_coef != 0) loss.value -= spec.entropy_coef * args.entropy_T[t];
-    args.loss_T[t] = static_cast<Real>(loss.value);
-    args.logprob_grad_T[t] = static_cast<Real>(weight * loss.slope);
-    args.entropy_grad_T[t] = static_cast<Real>(-weight * spec.entropy_coef);
-    totals.loss += weight * loss.value;
-    totals.weight += weight;
-    totals.clipped_low += policy.clipped_low ? weight : 0;
-    totals.clipped_high += policy.clipped_high ? weight : 0;
-    totals.clipped_dual += policy.clipped_dual ? weight : 0;
-    totals.kl_old += weight * policy.kl_old;
-    totals.ratio += weight * policy.ratio;
-    totals.ratio_max = std::max(totals.ratio_max, policy.ratio);
-  }
-  return totals;
+const PolicyKernels& policy_kernels() {
+#ifdef __x86_64__
+  if (isa() >= Isa::avx512) return kPolicyKernelsAvx512;
+  if (isa() == Isa::avx2) return kPolicyKernelsAvx2;
+#endif
+  return kPolicyKernelsScalar;
 }
 
-template PolicyLossTotals policy_loss(const PolicyLossArgs<float>&);
-template PolicyLossTotals policy_loss(const PolicyLossArgs<double>&);
+PolicyLossTotals policy_loss(const PolicyLossArgs& args) {
+  const auto blocks = policy_kernels().blocks;
+  const auto at = [&](TokenColumn name) { return args.column[static_cast<int>(name)]; };
+  std::vector<double> low, high, dual, log_ratio;
+  if (args.position.power != 0) {
+    const std::int64_t n = longest(args.segments);
+    low = position_bound(-args.position.low, args.position.power, n);
+    high = position_bound(args.position.high, args.position.power, n);
+    dual = position_bound(args.position.dual, args.position.power, n);
+  }
+  PolicyChunk chunk{&args, 0, args.segments.tokens, 0, nullptr, nullptr, nullptr, nullptr};
+  if (!low.empty()) chunk.low = low.data(), chunk.high = high.data(), chunk.dual = dual.data();
+  PolicySums sums;
+  if (args.scan == Scan::none) {
+    blocks(chunk, sums);
+  } else {
+    for_responses(args.segments, [&](std::size_t first, std::size_t last) {
+      chunk.begin = static_cast<std::size_t>(args.segments.offset_N1[first]);
+      chunk.end = static_cast<std::size_t>(args.segments.offset_N1[last]);
+      chunk.leaf = first;
+      log_ratio.resize(std::max(log_ratio.size(), chunk.end - chunk.begin));
+      chunk.log_ratio = log_ratio.data();
+      scan_log_ratio(args.scan, args.spec.pre_clip, at(TokenColumn::logprob),
+                     at(TokenColumn::anchor), at(TokenColumn::advantage), args.segments, first,
+                     last, log_ratio.data());
+      blocks(chunk, sums);
+    });
+  }
+  if (sums.refused) refuse(args);
+  return totals_of(sums);
+}
 
 }  // namespace pyrl

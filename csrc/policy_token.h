@@ -60,6 +60,7 @@ struct TokenSpec {
   double pre_clip;  // no gradient where log R moved further than this; infinity: off
   double bounds;
   double low, high;
+  double widen;  // HAPO: low (1 - widen heat) where heat < 0, high (1 + widen heat) where heat > 0
   double trust;  // 1: the bounds test exp(logprob - trust) in place of R
   double surrogate;
   double cap;
@@ -168,6 +169,13 @@ PYRL_HD static inline void bounds(const TokenSpec& spec, const TokenColumns& in,
     const double base = radius ? 1.0 : 0.0, sign = radius ? -1.0 : 1.0;
     for (int i = 0; i < n; ++i) work.low[i] = base + sign * (low ? low[i] : spec.low);
     for (int i = 0; i < n; ++i) work.high[i] = base + (high ? high[i] : spec.high);
+    if (spec.widen != 0) {
+      const double* heat = column(in, TokenColumn::heat);
+      for (int i = 0; i < n; ++i) {
+        work.low[i] = 1.0 - (1.0 - work.low[i]) * (1.0 - spec.widen * smaller(heat[i], 0.0));
+        work.high[i] = 1.0 + (work.high[i] - 1.0) * (1.0 + spec.widen * larger(heat[i], 0.0));
+      }
+    }
     if (spec.trust != 0)
       for (int i = 0; i < n; ++i)
         work.tested[i] = exp_of(clamped(logprob[i] - old[i], -20.0, 20.0));

@@ -1,6 +1,6 @@
 """Types of the C++ core; see csrc/bindings/."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -414,33 +414,73 @@ def token_stats_grad(
     stream: int,
 ) -> None: ...
 
-# -- policy_loss (an empty ref_logprob_T: no reference) --
+# -- policy_loss (csrc/policy_token.h: the order of columns and of the numbers of a spec) --
 
-def policy_loss_float32(
-    logprob_T: NDArray[np.float32],
-    entropy_T: NDArray[np.float32],
-    old_logprob_T: NDArray[np.float32],
-    advantage_T: NDArray[np.float32],
-    weight_T: NDArray[np.float32],
-    clip_low_T: NDArray[np.float32],
-    clip_high_T: NDArray[np.float32],
-    ref_logprob_T: NDArray[np.float32],
-    dual_clip: float,
-    kl: int,
-    kl_coef: float,
-    entropy_coef: float,
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], tuple[float, ...]]: ...
-def policy_loss_float64(
-    logprob_T: NDArray[np.float64],
-    entropy_T: NDArray[np.float64],
-    old_logprob_T: NDArray[np.float64],
-    advantage_T: NDArray[np.float64],
-    weight_T: NDArray[np.float64],
-    clip_low_T: NDArray[np.float64],
-    clip_high_T: NDArray[np.float64],
-    ref_logprob_T: NDArray[np.float64],
-    dual_clip: float,
-    kl: int,
-    kl_coef: float,
-    entropy_coef: float,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], tuple[float, ...]]: ...
+_Column = NDArray[np.float32] | NDArray[np.float64]
+
+def policy_loss(
+    columns: Sequence[_Column | None],
+    mask_T: NDArray[np.bool_] | None,
+    offset_N1: NDArray[np.int64] | None,
+    weight_N: NDArray[np.float64] | None,
+    spec: Sequence[float],
+    scan: int,
+    position: Sequence[float],
+    loss_T: _Column,
+    logprob_grad_T: _Column,
+    entropy_grad_T: _Column | None,
+) -> tuple[float, ...]: ...
+
+# -- policy_terms (csrc/policy_terms.h) --
+
+class LossColumns:
+    def __init__(
+        self,
+        tokens: int,
+        columns: Mapping[str, _Column],
+        mask_T: NDArray[np.bool_] | None = None,
+        offset_N1: NDArray[np.int64] | None = None,
+        group_N: NDArray[np.int64] | None = None,
+    ) -> None: ...
+    def entropy_advantage(self, k: float) -> NDArray[np.float64]: ...
+    def blend_advantage(
+        self, target: float, limit: float, measured: float
+    ) -> NDArray[np.float64]: ...
+    def token_group_advantage(self, limit: float) -> NDArray[np.float64]: ...
+    def band_advantage(self, low: float, high: float) -> NDArray[np.float64]: ...
+    def sign_advantage(self, positive: bool) -> NDArray[np.float64]: ...
+    def expert_scale(self, passed: float) -> NDArray[np.float64]: ...
+    def importance(
+        self, level: int, cap: float, floor: float, normalize: bool
+    ) -> NDArray[np.float64]: ...
+    def importance_window(self, low: float, high: float) -> NDArray[np.float64]: ...
+    def steer(self, exponential: bool, least: float, most: float) -> NDArray[np.float64]: ...
+    def entropy_heat(self) -> NDArray[np.float64]: ...
+    def entropy_band(
+        self, level: int, low: float, high: float, height: float
+    ) -> NDArray[np.float64]: ...
+    def nucleus_peaks(self, quantile: float) -> tuple[float, NDArray[np.float64]]: ...
+    def keep_outside_covariance(
+        self,
+        lower: float,
+        upper: float,
+        share: float,
+        clip_low: float,
+        clip_high: float,
+        seed: int,
+    ) -> NDArray[np.bool_]: ...
+    def choose_covariance(self, share: float) -> NDArray[np.bool_]: ...
+    def choose_improbable(self, share: float) -> NDArray[np.bool_]: ...
+    def keep_by_score(self, rollout: bool, mu: float) -> NDArray[np.bool_]: ...
+    def keep_by_centred_score(
+        self, rollout: bool, mu: float, max_share: float
+    ) -> NDArray[np.bool_]: ...
+    def keep_top_entropy(self, share: float) -> NDArray[np.bool_]: ...
+    def keep_matched(
+        self, mismatch: int, level: int, low: float, high: float
+    ) -> NDArray[np.bool_]: ...
+    def keep_near_generator(self, gamma: float) -> NDArray[np.bool_]: ...
+
+def count_tokens(
+    tokens: int, mask_T: NDArray[np.bool_] | None, offset_N1: NDArray[np.int64]
+) -> NDArray[np.int64]: ...

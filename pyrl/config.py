@@ -318,6 +318,8 @@ def _apply(run: Run, settings: Mapping[str, Any], path: Path) -> Run:
         if name not in current:
             near = difflib.get_close_matches(name, current, n=1, cutoff=0)[0]
             raise ConfigError(f"{path}: there is no setting {name!r}; the nearest is {near!r}")
+        if value == [] and current[name] == ():
+            continue  # choices that a method leaves out are no option
         if isinstance(value, list):
             options += [f"--{name}", *map(str, value)]
         elif value is not None or current[name] is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 
 from pyrl.attention import use_pyrl_attention
 from pyrl.config import Run
-from pyrl.loss import Loss
-from pyrl.pack import TokenBatch, gather
+from pyrl.loss import Loss, LossState
+from pyrl.loss_terms import LOWERED, Terms, loss_terms
+from pyrl.pack import TokenBatch
 from pyrl.policy_loss import PolicyLoss, policy_loss
 from pyrl.token_stats import TokenStats, token_stats
 
@@ -45,11 +46,15 @@ class Learner:
     """Owns a model's optimizer; a gradient is that of the whole mini-batch, however it is cut."""
 
     def __init__(self, model: PreTrainedModel, initial: PreTrainedModel | None, run: Run) -> None:
-        """`initial` is the frozen reference of the KL term; without such a term it is not used."""
+        """`initial` is the frozen reference of a penalty; without such a one it is not used.
+
+        ValueError: the loss needs a column that a run of this engine does not have.
+        """
         self.model, self.run = model, run
         self.loss: Loss = run.algorithm.loss
         self.temperature: float = run.algorithm.sample.temperature
-        self.reference = initial if self.loss.kl.coef else None
+        self.reference = initial if self.loss.needs_reference else None
+        check_columns(self.loss)
         use_pyrl_attention(model)
         if self.reference is not None:
             use_pyrl_attention(self.reference)
@@ -83,7 +88,8 @@ class Learner:
         parts = np.array_split(questions, min(self.run.updates_per_step, len(questions)))
         rows: list[dict[str, float]] = []
         for part in parts:
-            tally = self.gradient(batch.take(np.flatnonzero(np.isin(group_N, part))))
+            state = LossState(seed=(self.run.seed << 32) + step, progress=step / self.run.steps)
+            tally = self.gradient(batch.take(np.flatnonzero(np.isin(group_N, part))), state)
             norm = float(nn.utils.clip_grad_norm_(self.parameters, self.run.clip_grad_norm))
             self._check(tally, norm, on_policy=not rows)
             self.optimizer.step()
@@ -91,14 +97,14 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         return _averaged(rows) | {"learning_rate": rate}
 
-    def gradient(self, batch: TokenBatch) -> Tally:
+    def gradient(self, batch: TokenBatch, state: LossState | None = None) -> Tally:
         """Leave the gradient of the whole batch's loss in the parameters; nothing else changes."""
-        terms = self._terms(batch)
+        terms = self._terms(batch, state)
         tally = Tally()
         self.model.train(self.run.gradient_checkpointing)
         self.optimizer.zero_grad(set_to_none=True)
-        for leaf_N in self._passes(batch):
-            loss = self._loss(batch.take(leaf_N), terms.take(batch, leaf_N), tally)
+        for leaf_N in self._passes(batch, terms):
+            loss = self._loss(batch.take(leaf_N), terms.take(leaf_N), tally)
             torch.autograd.backward(loss)
         self.model.eval()
         return tally
@@ -122,44 +128,48 @@ class Learner:
             f"sampler has the learner's weights, temperature and precision"
         )
 
-    def _passes(self, batch: TokenBatch) -> Iterator[NDArray[np.int64]]:
+    def _passes(self, batch: TokenBatch, terms: Terms) -> Iterator[NDArray[np.int64]]:
         """Passes over the leaves that have a gradient: zero advantage alone gives none."""
-        used_T = batch.mask_T
-        if not (self.loss.kl.coef or self.loss.entropy):
-            used_T = used_T & (batch.advantage_T != 0)
+        used_T = terms.weight_T != 0
+        if self.loss.needs_advantage:
+            used_T = used_T & (terms.advantage_T != 0)
         used_N = np.unique(batch.leaf_T[used_T])
         for leaf_N in batch.take(used_N).passes(self.run.tokens_per_pass):
             yield used_N[leaf_N]
 
-    def _terms(self, batch: TokenBatch) -> Terms:
-        """What a token's loss takes from the whole mini-batch: its weight and its bounds."""
-        low_T, high_T = self.loss.bounds(batch)
-        weight_T = self.loss.aggregate(batch.leaf_T, batch.mask_T, len(batch))
-        return Terms(low_T, high_T, weight_T)
+    def _terms(self, batch: TokenBatch, state: LossState | None) -> Terms:
+        """What a token's loss takes from the whole mini-batch, from the policy that sampled it."""
+        columns: dict[str, Any] = sampled_columns(batch) | {
+            "logprob_T": batch.old_logprob_T,
+            "entropy_T": batch.entropy_T,
+            "advantage_T": batch.advantage_T,
+        }
+        if not isinstance(self.loss.bounds, LOWERED):
+            columns["clip_low_T"], columns["clip_high_T"] = self.loss.bounds(batch)
+        return loss_terms(
+            self.loss,
+            columns,
+            mask_T=batch.mask_T,
+            offset_N1=batch.token_offset_N1,
+            state=state,
+        )
 
     def _loss(self, batch: TokenBatch, terms: Terms, tally: Tally) -> Tensor:
         stats = self.stats(self.model, batch)
-
-        def like_stats(value_T: NDArray[np.floating]) -> Tensor:
-            return torch.from_numpy(value_T).to(stats.logprob)
-
         reference = None
         if self.reference is not None:
             with torch.no_grad():
                 reference = self.stats(self.reference, batch).logprob
+        device = stats.logprob.device
+        columns = {k: torch.from_numpy(v).to(device) for k, v in sampled_columns(batch).items()}
         out = policy_loss(
             stats.logprob,
             stats.entropy,
-            old_logprob_T=like_stats(batch.old_logprob_T),
-            advantage_T=like_stats(batch.advantage_T),
-            weight_T=like_stats(terms.weight_T),
-            clip_low_T=like_stats(terms.low_T),
-            clip_high_T=like_stats(terms.high_T),
-            dual_clip=self.loss.dual,
+            loss=self.loss,
+            old_logprob_T=columns["old_logprob_T"],
+            rollout_logprob_T=columns["rollout_logprob_T"],
             ref_logprob_T=reference,
-            kl_coef=self.loss.kl.coef,
-            kl=self.loss.kl.estimator,
-            entropy_coef=self.loss.entropy,
+            terms=terms,
         )
         tally.add(out, stats, batch, terms)
         return out.loss
@@ -219,17 +229,30 @@ def _checkpoint_activations(model: PreTrainedModel) -> None:
         model.gradient_checkpointing_enable()
 
 
-@dataclass(frozen=True)
-class Terms:
-    """Per token, from the whole mini-batch: the bounds of the ratio and the weight in the loss."""
+def sampled_columns(batch: TokenBatch) -> dict[str, NDArray[np.float32]]:
+    """Log-probs by the policy that sampled: it is the old policy, and its engine is the rollout."""
+    return {"old_logprob_T": batch.old_logprob_T, "rollout_logprob_T": batch.old_logprob_T}
 
-    low_T: NDArray[np.float32]
-    high_T: NDArray[np.float32]
-    weight_T: NDArray[np.float64]
 
-    def take(self, batch: TokenBatch, leaf_N: NDArray[np.int64]) -> Terms:
-        row_T = gather(batch.token_offset_N1, leaf_N)
-        return Terms(self.low_T[row_T], self.high_T[row_T], self.weight_T[row_T])
+def check_columns(loss: Loss) -> None:
+    """ValueError names a column that the loss needs and that a batch of samples does not have."""
+    nothing_T = np.zeros(0)
+    names = ("advantage_T", "logprob_T", "entropy_T", "old_logprob_T", "rollout_logprob_T")
+    columns = dict.fromkeys((*names, "clip_low_T", "clip_high_T"), nothing_T)
+    try:
+        terms = loss_terms(loss, columns, offset_N1=np.zeros(1, np.int64))
+        empty_T = torch.from_numpy(nothing_T)
+        policy_loss(
+            empty_T,
+            empty_T,
+            loss=loss,
+            old_logprob_T=empty_T,
+            rollout_logprob_T=empty_T,
+            ref_logprob_T=empty_T,
+            terms=terms,
+        )
+    except ValueError as error:
+        raise ValueError(f"loss: a run cannot train with it: {error}") from error
 
 
 class Tally:

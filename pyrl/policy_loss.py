@@ -1,10 +1,10 @@
-"""Clipped policy-gradient loss of tokens and the weights that aggregate tokens into one number."""
+"""Policy loss of tokens: its value, and the coefficients that its gradient needs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,32 +12,36 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrl import _core
+from pyrl.loss import BinaryKL, Loss, LossState, TotalVariation
+from pyrl.loss_spec import TOKEN_COLUMNS, Lowered, lower
+from pyrl.loss_terms import Terms, loss_terms
 
-KL_ESTIMATORS = {"k1": 1, "k2": 2, "k3": 3}
-"""With D = logprob - ref_logprob: D, D^2 / 2 and exp(-D) + D - 1 (arXiv:2402.03300 uses k3)."""
+_SCALES = ("scale_0", "scale_1", "scale_2")
 
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """The loss and what a run reports about it; shares and means are weighted by `weight_T`.
+    """The loss and what a run reports about it; shares and means are weighted as tokens are.
 
     Without a token of positive weight the shares, means and the largest ratio are NaN.
     """
 
     loss: Tensor
-    """Sum over tokens of weight times loss, differentiable in logprob and entropy."""
+    """Sum over tokens of weight times loss, differentiable in logprob and the entropies."""
     loss_T: Tensor
-    """Per token, before aggregation; detached. 0 where the weight is 0."""
+    """Per token, before aggregation; detached. 0 where the token takes no part."""
     logprob_grad_T: Tensor
     """d loss / d logprob_T, detached."""
     entropy_grad_T: Tensor
     """d loss / d entropy_T, detached."""
+    nucleus_grad_T: Tensor | None
+    """d loss / d nucleus_entropy_T, detached; None without such a term."""
     weight: float
     """Sum of the weights: what to weigh these numbers by when micro-batches are combined."""
     clipped_low: float
-    """Share with a negative advantage whose ratio is below 1 - clip_low."""
+    """Share with a negative advantage and a ratio below the bounds."""
     clipped_high: float
-    """Share with a positive advantage whose ratio is above 1 + clip_high."""
+    """Share with a positive advantage and a ratio above the bounds."""
     clipped_dual: float
     """Share with a negative advantage whose loss is capped by the dual clip."""
     kl_old: float
@@ -53,75 +57,156 @@ def policy_loss(
     logprob_T: Tensor,
     entropy_T: Tensor,
     *,
-    old_logprob_T: Tensor,
-    advantage_T: Tensor,
-    weight_T: Tensor,
-    clip_low_T: Tensor | float,
-    clip_high_T: Tensor | float,
-    dual_clip: float | None = None,
+    loss: Loss,
+    advantage_T: Tensor | None = None,
+    old_logprob_T: Tensor | None = None,
+    rollout_logprob_T: Tensor | None = None,
     ref_logprob_T: Tensor | None = None,
-    kl_coef: float = 0.0,
-    kl: Literal["k1", "k2", "k3"] = "k3",
-    entropy_coef: float = 0.0,
+    proxy_logprob_T: Tensor | None = None,
+    expert_logprob_T: Tensor | None = None,
+    second_logprob_T: Tensor | None = None,
+    nucleus_entropy_T: Tensor | None = None,
+    reward_T: Tensor | None = None,
+    sum_p2_T: Tensor | None = None,
+    sum_p2_logp_T: Tensor | None = None,
+    clip_low_T: Tensor | None = None,
+    clip_high_T: Tensor | None = None,
+    mask_T: Tensor | None = None,
+    offset_N1: Tensor | None = None,
+    group_N: Tensor | None = None,
+    state: LossState | None = None,
+    terms: Terms | None = None,
 ) -> PolicyLoss:
-    """PPO loss (arXiv:1707.06347) with a clip radius per token and side, dual clip and KL penalty.
+    """The loss of T tokens of N responses that lie one after the other.
 
-    The loss of a token is max(-A r, -A clip(r, 1 - low, 1 + high)), capped at -A dual_clip where
-    A < 0 (arXiv:1912.09729), plus kl_coef times the KL estimate, minus entropy_coef times the
-    entropy; formulas and clamps: csrc/policy_loss.h. `weight_T` is an aggregation's weight per
-    token, for example `TokenMean()(...)`: the loss is the weighted sum. A token of weight 0 takes
-    no part, whatever its other entries are. Sums run in float64 in token order. The pass over
-    [T] runs on the CPU: tensors of another device are copied there and back.
+    `loss` names the axes and with them the columns that are needed; the others are not read.
+    `offset_N1` (int64) is where each response begins, and the end of the last; it may be left out
+    where nothing depends on responses. Tokens outside `mask_T` (bool) take no part, whatever they
+    hold. `terms` (`loss_terms`) stands for what is computed once per mini-batch when these tokens
+    are a part of it: then advantages, mask, offsets and state are its own. Columns are float32 or
+    float64, each, and read in place where contiguous, else from a copy. Statistics and sums run in
+    float64 in token order, on the CPU: tensors of another device are copied there and back.
 
-    All tensors are float32 or all float64, of one length, on one device. Raises ValueError
-    otherwise, and for a weight or radius below 0, an advantage that is not finite, a dual clip
-    <= 1, an unknown estimator, or a KL penalty without a reference.
+    Raises ValueError for a column that is missing, or of another dtype, length or device, and for
+    an advantage that is not finite or a radius below 0.
     """
-    _check(logprob_T, "logprob_T", logprob_T)
-    low_T, high_T = _per_token(clip_low_T, logprob_T), _per_token(clip_high_T, logprob_T)
     named = {
-        "entropy_T": entropy_T,
-        "old_logprob_T": old_logprob_T,
         "advantage_T": advantage_T,
-        "weight_T": weight_T,
-        "clip_low_T": low_T,
-        "clip_high_T": high_T,
+        "old_logprob_T": old_logprob_T,
+        "rollout_logprob_T": rollout_logprob_T,
+        "ref_logprob_T": ref_logprob_T,
+        "proxy_logprob_T": proxy_logprob_T,
+        "expert_logprob_T": expert_logprob_T,
+        "second_logprob_T": second_logprob_T,
+        "nucleus_entropy_T": nucleus_entropy_T,
+        "reward_T": reward_T,
+        "sum_p2_T": sum_p2_T,
+        "sum_p2_logp_T": sum_p2_logp_T,
+        "clip_low_T": clip_low_T,
+        "clip_high_T": clip_high_T,
     }
-    if ref_logprob_T is not None:
-        named["ref_logprob_T"] = ref_logprob_T
-    for name, tensor in named.items():
-        _check(tensor, name, logprob_T)
-    if kl not in KL_ESTIMATORS:
-        raise ValueError(f"kl: expected one of {list(KL_ESTIMATORS)}, got {kl!r}")
-    loss, loss_T, logprob_grad_T, entropy_grad_T, totals = _loss_op(
+    columns = {"logprob_T": logprob_T, "entropy_T": entropy_T}
+    columns |= {name: tensor for name, tensor in named.items() if tensor is not None}
+    _check(columns)
+    if terms is None:
+        terms = _terms(loss, columns, mask_T, offset_N1, group_N, state)
+    elif len(terms.advantage_T) != len(logprob_T):
+        raise ValueError(
+            f"terms: expected those of {len(logprob_T)} tokens, got {len(terms.advantage_T)}"
+        )
+    if terms.nucleus_T is not None and nucleus_entropy_T is None:
+        raise ValueError("NucleusAnchor: needs the column nucleus_entropy_T")
+    lowered = lower(loss, ref_logprob_T is not None)
+    outputs = _loss_op(
         logprob_T,
         entropy_T,
-        *(t.detach() for t in (old_logprob_T, advantage_T, weight_T, low_T, high_T)),
-        None if ref_logprob_T is None else ref_logprob_T.detach(),
-        float("inf") if dual_clip is None else dual_clip,
-        KL_ESTIMATORS[kl],
-        kl_coef,
-        entropy_coef,
+        nucleus_entropy_T if terms.nucleus_T is not None else None,
+        token_columns(loss, lowered, terms, columns),
+        _tensor(terms.mask_T),
+        torch.from_numpy(terms.offset_N1),
+        torch.from_numpy(terms.weight_N),
+        _tensor(terms.nucleus_T),
+        terms.nucleus_gap,
+        lowered.spec,
+        lowered.scan,
+        lowered.position,
     )
-    return _record(loss, loss_T, logprob_grad_T, entropy_grad_T, totals, ref_logprob_T is not None)
+    return _record(outputs, terms, logprob_T, ref_logprob_T is not None)
+
+
+def token_columns(
+    loss: Loss, lowered: Lowered, terms: Terms, columns: Mapping[str, Tensor]
+) -> list[Tensor | None]:
+    """The columns of the per-token part in their order, from terms and from what was given.
+
+    Those of this moment (logprob, entropy and a scanned log_ratio) and the weight, which is one per
+    response, are None. ValueError names an axis and the column that it needs.
+    """
+
+    def given(axis: str, name: str | None) -> Tensor | None:
+        if name is None:
+            return None
+        if name not in columns:
+            raise ValueError(f"{axis}: needs the column {name}")
+        return columns[name].detach()
+
+    found: dict[str, Tensor | None] = {
+        name: _tensor(vars(terms)[f"{name}_T"])
+        for name in ("advantage", "low", "high", "factor", "heat", "addend", *_SCALES)
+    }
+    if loss.ratio.of != "one" or isinstance(loss.bounds, TotalVariation | BinaryKL):
+        found["anchor"] = given("loss.ratio", lowered.anchor)
+    if loss.trust == "old":
+        found["trust"] = given("loss.trust", "old_logprob_T")
+    for slot, name in enumerate(lowered.targets):
+        found[f"target_{slot}"] = given("loss.kl" if slot == 0 else "loss.penalties", name)
+    return [found.get(name) for name in TOKEN_COLUMNS]
+
+
+def _terms(
+    loss: Loss,
+    columns: Mapping[str, Tensor],
+    mask_T: Tensor | None,
+    offset_N1: Tensor | None,
+    group_N: Tensor | None,
+    state: LossState | None,
+) -> Terms:
+    if "advantage_T" not in columns:
+        raise ValueError("policy_loss: needs the column advantage_T, or terms")
+    for name, tensor, dtype in (
+        ("mask_T", mask_T, torch.bool),
+        ("offset_N1", offset_N1, torch.int64),
+        ("group_N", group_N, torch.int64),
+    ):
+        if tensor is not None and (tensor.dtype != dtype or tensor.ndim != 1):
+            raise ValueError(
+                f"{name}: expected {dtype} with one axis, got {tensor.dtype}{list(tensor.shape)}"
+            )
+    return loss_terms(
+        loss,
+        {name: _host(tensor) for name, tensor in columns.items() if name not in _LATER},
+        mask_T=None if mask_T is None else _host(mask_T),
+        offset_N1=None if offset_N1 is None else _host(offset_N1),
+        group_N=None if group_N is None else _host(group_N),
+        state=state,
+    )
 
 
 def _record(
-    loss: Tensor,
-    loss_T: Tensor,
-    logprob_grad_T: Tensor,
-    entropy_grad_T: Tensor,
-    totals: Tensor,
-    has_reference: bool,
+    outputs: tuple[Tensor, ...], terms: Terms, like_T: Tensor, has_reference: bool
 ) -> PolicyLoss:
+    loss, loss_T, logprob_grad_T, entropy_grad_T, totals = outputs
     nan = float("nan")
     weight, *sums, ratio_max = totals.tolist()
     low, high, dual, kl_old, kl_ref, ratio = (s / weight if weight else nan for s in sums)
+    if len(entropy_grad_T) != len(loss_T):  # no coefficient
+        entropy_grad_T = loss_T.new_zeros(()).expand(loss_T.shape)
     return PolicyLoss(
         loss=loss,
         loss_T=loss_T,
         logprob_grad_T=logprob_grad_T,
         entropy_grad_T=entropy_grad_T,
+        nucleus_grad_T=_tensor(terms.nucleus_T),
         weight=weight,
         clipped_low=low,
         clipped_high=high,
@@ -133,23 +218,31 @@ def _record(
     )
 
 
-def _per_token(value: Tensor | float, like_T: Tensor) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.full_like(like_T, value).detach()
+_LATER = ("ref_logprob_T", "expert_logprob_T")
+"""Columns that no statistic of the mini-batch reads."""
 
 
-def _check(tensor: Tensor, name: str, logprob_T: Tensor) -> None:
-    if logprob_T.ndim != 1 or logprob_T.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            "logprob_T: expected float32[T] or float64[T], "
-            f"got {logprob_T.dtype}{list(logprob_T.shape)}"
-        )
-    if tensor.shape != logprob_T.shape or tensor.dtype != logprob_T.dtype:
-        raise ValueError(
-            f"{name}: expected {logprob_T.dtype}{list(logprob_T.shape)} like logprob_T, "
-            f"got {tensor.dtype}{list(tensor.shape)}"
-        )
-    if tensor.device != logprob_T.device:
-        raise ValueError(f"{name}: expected a tensor on {logprob_T.device}, got {tensor.device}")
+def _check(columns: Mapping[str, Tensor]) -> None:
+    like_T = columns["logprob_T"]
+    for name, tensor in columns.items():
+        if tensor.ndim != 1 or tensor.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"{name}: expected float32[T] or float64[T], got {tensor.dtype}{list(tensor.shape)}"
+            )
+        if len(tensor) != len(like_T):
+            raise ValueError(
+                f"{name}: expected [{len(like_T)}] like logprob_T, got {list(tensor.shape)}"
+            )
+        if tensor.device != like_T.device:
+            raise ValueError(f"{name}: expected a tensor on {like_T.device}, got {tensor.device}")
+
+
+def _tensor(values: NDArray[Any] | None) -> Tensor | None:
+    return None if values is None else torch.from_numpy(values)
+
+
+def _host(tensor: Tensor) -> NDArray[Any]:
+    return np.ascontiguousarray(tensor.detach().cpu().numpy())
 
 
 # -- the op --
@@ -159,71 +252,68 @@ def _check(tensor: Tensor, name: str, logprob_T: Tensor) -> None:
 def _loss_op(
     logprob: Tensor,
     entropy: Tensor,
-    old_logprob: Tensor,
-    advantage: Tensor,
+    nucleus_entropy: Tensor | None,
+    columns: Sequence[Tensor | None],
+    mask: Tensor | None,
+    offset: Tensor,
     weight: Tensor,
-    clip_low: Tensor,
-    clip_high: Tensor,
-    ref_logprob: Tensor | None,
-    dual_clip: float,
-    kl: int,
-    kl_coef: float,
-    entropy_coef: float,
+    nucleus: Tensor | None,
+    nucleus_gap: float,
+    spec: Sequence[float],
+    scan: int,
+    position: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    float32 = logprob.dtype == torch.float32
-    kernel: Callable[..., Any] = _core.policy_loss_float32 if float32 else _core.policy_loss_float64
-    loss_T, logprob_grad_T, entropy_grad_T, (loss, *totals) = kernel(
-        logprob_T=_host(logprob),
-        entropy_T=_host(entropy),
-        old_logprob_T=_host(old_logprob),
-        advantage_T=_host(advantage),
-        weight_T=_host(weight),
-        clip_low_T=_host(clip_low),
-        clip_high_T=_host(clip_high),
-        ref_logprob_T=_host(logprob[:0] if ref_logprob is None else ref_logprob),
-        dual_clip=dual_clip,
-        kl=kl,
-        kl_coef=kl_coef,
-        entropy_coef=entropy_coef,
+    arrays = [None if column is None else _host(column) for column in columns]
+    arrays[0], arrays[1] = _host(logprob), _host(entropy)
+    outputs = [torch.empty(logprob.shape, dtype=logprob.dtype) for _ in range(2)]
+    entropy_grad_T = torch.empty(len(logprob) if spec[-1] else 0, dtype=logprob.dtype)
+    loss, *totals = _core.policy_loss(
+        columns=arrays,
+        mask_T=None if mask is None else _host(mask),
+        offset_N1=_host(offset),
+        weight_N=_host(weight),
+        spec=spec,
+        scan=scan,
+        position=position,
+        loss_T=outputs[0].numpy(),
+        logprob_grad_T=outputs[1].numpy(),
+        entropy_grad_T=entropy_grad_T.numpy() if spec[-1] else None,
     )
+    if nucleus is not None:  # coef gap^2 = the sum of 2 coef gap weight, times gap / 2
+        loss += 0.5 * nucleus_gap * float(nucleus.sum())
     device = logprob.device
     return (
         torch.tensor(loss, dtype=logprob.dtype, device=device),
-        torch.from_numpy(loss_T).to(device),
-        torch.from_numpy(logprob_grad_T).to(device),
-        torch.from_numpy(entropy_grad_T).to(device),
+        outputs[0].to(device),
+        outputs[1].to(device),
+        entropy_grad_T.to(device),
         torch.tensor(totals, dtype=torch.float64),
     )
-
-
-def _host(tensor: Tensor) -> NDArray[Any]:
-    return np.ascontiguousarray(tensor.detach().cpu().numpy())
 
 
 @_loss_op.register_fake
 def _(
     logprob: Tensor,
     entropy: Tensor,
-    old_logprob: Tensor,
-    advantage: Tensor,
+    nucleus_entropy: Tensor | None,
+    columns: Sequence[Tensor | None],
+    mask: Tensor | None,
+    offset: Tensor,
     weight: Tensor,
-    clip_low: Tensor,
-    clip_high: Tensor,
-    ref_logprob: Tensor | None,
-    dual_clip: float,
-    kl: int,
-    kl_coef: float,
-    entropy_coef: float,
+    nucleus: Tensor | None,
+    nucleus_gap: float,
+    spec: Sequence[float],
+    scan: int,
+    position: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    loss_T, logprob_grad_T, entropy_grad_T = (
-        torch.empty(logprob.shape, dtype=logprob.dtype, device=logprob.device) for _ in range(3)
-    )
     totals = torch.empty(8, dtype=torch.float64, device="cpu")
-    return logprob.new_empty(()), loss_T, logprob_grad_T, entropy_grad_T, totals
+    entropy_grad_T = torch.empty_like(logprob) if spec[-1] else logprob.new_empty(0)
+    rest = torch.empty_like(logprob), torch.empty_like(logprob), entropy_grad_T, totals
+    return logprob.new_empty(()), *rest
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(output[2], output[3])
+    ctx.save_for_backward(output[2], output[3], inputs[7])
     ctx.mark_non_differentiable(*output[1:])
 
 
@@ -232,106 +322,10 @@ def _backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, .
         raise NotImplementedError(
             "policy_loss: expected to be differentiated once, got a request for second derivatives"
         )
-    logprob_grad_T, entropy_grad_T = ctx.saved_tensors
-    return (grad_loss * logprob_grad_T, grad_loss * entropy_grad_T, *[None] * 10)
+    logprob_grad_T, entropy_grad_T, nucleus_T = ctx.saved_tensors
+    entropy_grad = grad_loss * entropy_grad_T if len(entropy_grad_T) else None
+    nucleus_grad = None if nucleus_T is None else grad_loss * nucleus_T.to(grad_loss)
+    return grad_loss * logprob_grad_T, entropy_grad, nucleus_grad, *[None] * 9
 
 
 _loss_op.register_autograd(_backward, setup_context=_save)
-
-
-# -- aggregation: the weight of each token --
-
-
-class Aggregate(Protocol):
-    """The weight of each token in the loss, 0 outside the mask; B counts leaves with a token."""
-
-    def __call__(
-        self, leaf_T: NDArray[np.int64], mask_T: NDArray[np.bool_], n_leaves: int
-    ) -> NDArray[np.float64]: ...
-
-
-@dataclass(frozen=True)
-class TokenMean:
-    """Mean over all tokens: 1 / n (arXiv:2503.14476). Long responses weigh more."""
-
-    def __call__(
-        self, leaf_T: NDArray[np.int64], mask_T: NDArray[np.bool_], n_leaves: int
-    ) -> NDArray[np.float64]:
-        return _weights(mask_T, _tokens(leaf_T, mask_T, n_leaves).sum())
-
-
-@dataclass(frozen=True)
-class TokenSum:
-    """Sum over all tokens."""
-
-    def __call__(
-        self, leaf_T: NDArray[np.int64], mask_T: NDArray[np.bool_], n_leaves: int
-    ) -> NDArray[np.float64]:
-        _tokens(leaf_T, mask_T, n_leaves)
-        return _weights(mask_T, 1.0)
-
-
-@dataclass(frozen=True)
-class SeqMeanTokenMean:
-    """Mean over leaves of the mean over their tokens: 1 / (B l_i) (arXiv:2402.03300)."""
-
-    def __call__(
-        self, leaf_T: NDArray[np.int64], mask_T: NDArray[np.bool_], n_leaves: int
-    ) -> NDArray[np.float64]:
-        tokens_N = _tokens(leaf_T, mask_T, n_leaves)
-        return _weights(mask_T, np.count_nonzero(tokens_N) * tokens_N[leaf_T])
-
-
-@dataclass(frozen=True)
-class SeqMeanTokenSum:
-    """Mean over leaves of the sum over their tokens: 1 / B."""
-
-    def __call__(
-        self, leaf_T: NDArray[np.int64], mask_T: NDArray[np.bool_], n_leaves: int
-    ) -> NDArray[np.float64]:
-        return _weights(mask_T, np.count_nonzero(_tokens(leaf_T, mask_T, n_leaves)))
-
-
-@dataclass(frozen=True)
-class SeqMeanTokenSumNorm:
-    """Mean over leaves of the sum over their tokens / length: 1 / (B length) (arXiv:2503.20783).
-
-    Divides by B, as newer verl does; older verl did not.
-    """
-
-    length: float
-    """A constant, such as the largest response length: not the length of any leaf."""
-
-    def __post_init__(self) -> None:
-        if not self.length > 0:
-            raise ValueError(f"length: expected > 0, got {self.length}")
-
-    def __call__(
-        self, leaf_T: NDArray[np.int64], mask_T: NDArray[np.bool_], n_leaves: int
-    ) -> NDArray[np.float64]:
-        leaves = np.count_nonzero(_tokens(leaf_T, mask_T, n_leaves))
-        return _weights(mask_T, leaves * self.length)
-
-
-def _tokens(
-    leaf_T: NDArray[np.int64], mask_T: NDArray[np.bool_], n_leaves: int
-) -> NDArray[np.int64]:
-    """Tokens inside the mask of each leaf."""
-    if leaf_T.ndim != 1 or leaf_T.dtype != np.int64:
-        raise ValueError(f"leaf_T: expected int64[T], got {leaf_T.dtype}{list(leaf_T.shape)}")
-    if mask_T.shape != leaf_T.shape or mask_T.dtype != np.bool_:
-        raise ValueError(
-            f"mask_T: expected bool{list(leaf_T.shape)} like leaf_T, "
-            f"got {mask_T.dtype}{list(mask_T.shape)}"
-        )
-    if leaf_T.size and not (leaf_T.min() >= 0 and leaf_T.max() < n_leaves):
-        raise ValueError(
-            f"leaf_T: expected 0 <= leaf < {n_leaves}, got {leaf_T.min()} to {leaf_T.max()}"
-        )
-    return np.bincount(leaf_T[mask_T], minlength=n_leaves)
-
-
-def _weights(mask_T: NDArray[np.bool_], divisor: Any) -> NDArray[np.float64]:
-    weight_T = np.zeros(mask_T.shape)
-    np.divide(1.0, divisor, out=weight_T, where=mask_T)
-    return weight_T

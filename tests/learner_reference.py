@@ -10,9 +10,7 @@ from learner_batch import PROMPT_N, RESPONSE_N, taken_gradient
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pyrl.loss import Loss
-from pyrl.pack import TokenBatch
-from pyrl.policy_loss import (
+from pyrl.aggregate import (
     Aggregate,
     SeqMeanTokenMean,
     SeqMeanTokenSum,
@@ -20,6 +18,8 @@ from pyrl.policy_loss import (
     TokenMean,
     TokenSum,
 )
+from pyrl.loss import Loss
+from pyrl.pack import TokenBatch
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,10 @@ from learner_reference import slow_gradient
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from pyrl.aggregate import SeqMeanTokenMean, SeqMeanTokenSum, SeqMeanTokenSumNorm, TokenSum
 from pyrl.learner import Learner
 from pyrl.loss import KL, Clip, ConfidenceClip, Loss
 from pyrl.pack import TokenBatch
-from pyrl.policy_loss import SeqMeanTokenMean, SeqMeanTokenSum, SeqMeanTokenSumNorm, TokenSum
 
 torch.set_num_threads(1)
 

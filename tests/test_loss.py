@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pyrl.aggregate import SeqMeanTokenMean
 from pyrl.loss import KL, Clip, ConfidenceClip, Loss
 from pyrl.pack import TokenBatch, offsets
-from pyrl.policy_loss import SeqMeanTokenMean
 
 
 def batch_of(confidences: Sequence[Sequence[float]]) -> TokenBatch:
@@ -39,7 +39,7 @@ def of_tails(*tails: float) -> TokenBatch:
 
 def test_clip_gives_each_token_its_two_radii() -> None:
     low_T, high_T = Clip(low=0.1, high=0.28)(of_tails(0.3, 0.9))
-    assert low_T.dtype == high_T.dtype == np.float32
+    assert low_T.dtype == high_T.dtype == np.float64
     assert low_T.tolist() == pytest.approx([0.1] * 40)
     assert high_T.tolist() == pytest.approx([0.28] * 40)
 
@@ -58,7 +58,7 @@ def test_confidence_clip_bounds_all_tokens_of_a_leaf_alike_on_both_sides() -> No
     bounds = ConfidenceClip(centre=1.0)
     low_T, high_T = bounds(batch)
     first, second = bounds.radius(batch)
-    assert low_T.dtype == np.float32
+    assert low_T.dtype == np.float64
     assert low_T.tolist() == high_T.tolist()
     assert low_T.tolist() == pytest.approx([first] * 3 + [second] * 18)
     assert first > second

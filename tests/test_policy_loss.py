@@ -11,16 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrl.policy_loss import (
+from pyrl.aggregate import (
     Aggregate,
-    PolicyLoss,
     SeqMeanTokenMean,
     SeqMeanTokenSum,
     SeqMeanTokenSumNorm,
     TokenMean,
     TokenSum,
-    policy_loss,
 )
+from pyrl.policy_loss import PolicyLoss, policy_loss
 
 # Two responses of 4 and 3 tokens.
 LOGPROB = [-0.50, -1.20, -2.00, -0.10, -0.80, -3.00, -0.30]

@@ -32,4 +32,5 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   pyrl::bind_sample_tokens(m);
   pyrl::bind_token_stats(m);
   pyrl::bind_policy_loss(m);
+  pyrl::bind_policy_terms(m);
 }

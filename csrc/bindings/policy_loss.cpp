@@ -1,54 +1,64 @@
 #include "policy_loss.h"
 
-#include "bindings/bind.h"
+#include "bindings/token_column.h"
 
 namespace pyrl {
 namespace {
 
-template <typename Real>
-py::tuple policy_loss_arrays(const array<Real>& logprob_T, const array<Real>& entropy_T,
-                             const array<Real>& old_logprob_T, const array<Real>& advantage_T,
-                             const array<Real>& weight_T, const array<Real>& clip_low_T,
-                             const array<Real>& clip_high_T, const array<Real>& ref_logprob_T,
-                             double dual_clip, int kl, double kl_coef, double entropy_coef) {
-  array<Real> loss_T(logprob_T.size()), logprob_grad_T(logprob_T.size()),
-      entropy_grad_T(logprob_T.size());
-  const PolicyLossArgs<Real> args{view(logprob_T),
-                                  view(entropy_T),
-                                  view(old_logprob_T),
-                                  view(advantage_T),
-                                  view(weight_T),
-                                  view(clip_low_T),
-                                  view(clip_high_T),
-                                  view(ref_logprob_T),
-                                  {dual_clip, static_cast<KlEstimator>(kl), kl_coef, entropy_coef},
-                                  view_mutable(loss_T),
-                                  view_mutable(logprob_grad_T),
-                                  view_mutable(entropy_grad_T)};
+TokenSpec spec_of(const std::vector<double>& numbers) {
+  PYRL_CHECK(numbers.size() == static_cast<std::size_t>(kTokenSpecSize), "spec: expected ",
+             kTokenSpecSize, " numbers, got ", numbers.size());
+  TokenSpec spec;
+  std::memcpy(&spec, numbers.data(), sizeof spec);
+  return spec;
+}
+
+py::tuple loss(const std::vector<std::optional<py::array>>& columns, const MaskArray& mask_T,
+               const OffsetArray& offset_N1, const std::optional<array<double>>& weight_N,
+               const std::vector<double>& spec, int scan, const std::vector<double>& position,
+               py::array loss_T, py::array logprob_grad_T,
+               std::optional<py::array> entropy_grad_T) {
+  PYRL_CHECK(columns.size() == static_cast<std::size_t>(kTokenColumns) && columns[0],
+             "columns: expected ", kTokenColumns, " of them, the first not None");
+  const auto tokens = static_cast<std::size_t>(columns[0]->size());
+  PolicyLossArgs args;
+  args.segments = segments_of(tokens, mask_T, offset_N1);
+  for (int c = 0; c < kTokenColumns; ++c)
+    if (const auto& values = columns[static_cast<std::size_t>(c)])
+      args.column[c] = column_of("columns[" + std::to_string(c) + "]", *values, tokens);
+  if (weight_N) {
+    PYRL_CHECK(offset_N1 && weight_N->size() + 1 == offset_N1->size(),
+               "weight_N: expected one weight per response");
+    args.weight_N = weight_N->data();
+  }
+  args.spec = spec_of(spec);
+  args.scan = static_cast<Scan>(scan);
+  PYRL_CHECK(args.scan == Scan::none || offset_N1, "offset_N1: expected offsets for this ratio");
+  PYRL_CHECK(position.size() == 4, "position: expected 4 numbers, got ", position.size());
+  args.position = {position[0], position[1], position[2], position[3]};
+  const auto output = [&](const char* name, py::array& values) {
+    const Column column = column_of(name, values, tokens);
+    args.wide = column.wide != nullptr;
+    return values.mutable_data();
+  };
+  args.logprob_grad_T = output("logprob_grad_T", logprob_grad_T);
+  if (entropy_grad_T) args.entropy_grad_T = output("entropy_grad_T", *entropy_grad_T);
+  args.loss_T = output("loss_T", loss_T);
   PolicyLossTotals totals;
   {
     py::gil_scoped_release release;
     totals = policy_loss(args);
   }
-  return py::make_tuple(loss_T, logprob_grad_T, entropy_grad_T,
-                        py::make_tuple(totals.loss, totals.weight, totals.clipped_low,
-                                       totals.clipped_high, totals.clipped_dual, totals.kl_old,
-                                       totals.kl_ref, totals.ratio, totals.ratio_max));
-}
-
-template <typename Real>
-void bind(py::module_& m, const char* name) {
-  m.def(name, &policy_loss_arrays<Real>, "logprob_T"_a.noconvert(), "entropy_T"_a.noconvert(),
-        "old_logprob_T"_a.noconvert(), "advantage_T"_a.noconvert(), "weight_T"_a.noconvert(),
-        "clip_low_T"_a.noconvert(), "clip_high_T"_a.noconvert(), "ref_logprob_T"_a.noconvert(),
-        "dual_clip"_a, "kl"_a, "kl_coef"_a, "entropy_coef"_a);
+  return py::make_tuple(totals.loss, totals.weight, totals.clipped_low, totals.clipped_high,
+                        totals.clipped_dual, totals.kl_old, totals.penalty, totals.ratio,
+                        totals.ratio_max);
 }
 
 }  // namespace
 
 void bind_policy_loss(py::module_& m) {
-  bind<float>(m, "policy_loss_float32");
-  bind<double>(m, "policy_loss_float64");
+  m.def("policy_loss", &loss, "columns"_a, "mask_T"_a, "offset_N1"_a, "weight_N"_a, "spec"_a,
+        "scan"_a, "position"_a, "loss_T"_a, "logprob_grad_T"_a, "entropy_grad_T"_a);
 }
 
 }  // namespace pyrl

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from pyrl.advantage import Hybrid
+from pyrl.aggregate import SeqMeanTokenMean
 from pyrl.algorithm import Algorithm, Sample
 from pyrl.fork import EntropyConfidence
 from pyrl.loss import ConfidenceClip
 from pyrl.methods.ttrl import ttrl
-from pyrl.policy_loss import SeqMeanTokenMean
 from pyrl.prune import Doubt
 from pyrl.select import Stratified
 

@@ -1,0 +1,12 @@
+// Compiled for avx2: CMakeLists.txt.
+#ifdef __x86_64__
+
+#include "policy_blocks_body.h"
+
+namespace pyrl {
+
+const PolicyKernels kPolicyKernelsAvx2{policy_blocks, exp_values, log_values};
+
+}  // namespace pyrl
+
+#endif

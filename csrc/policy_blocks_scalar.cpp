@@ -1,0 +1,8 @@
+// The baseline of the architecture.
+#include "policy_blocks_body.h"
+
+namespace pyrl {
+
+const PolicyKernels kPolicyKernelsScalar{policy_blocks, exp_values, log_values};
+
+}  // namespace pyrl

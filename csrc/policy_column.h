@@ -1,0 +1,60 @@
+// A column of numbers per token, float32 or float64, read as float64 in blocks.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+namespace pyrl {
+
+inline constexpr int kTokenBlock = 128;
+
+struct Column {
+  const float* narrow = nullptr;
+  const double* wide = nullptr;
+
+  explicit operator bool() const { return narrow || wide; }
+  double operator[](std::size_t t) const { return wide ? wide[t] : static_cast<double>(narrow[t]); }
+};
+
+// Tokens begin to begin + n, n <= kTokenBlock: in place, or widened into the buffer.
+static inline const double* read(const Column& column, std::size_t begin, int n, double* buffer) {
+  if (column.wide) return column.wide + begin;
+  for (int i = 0; i < n; ++i) buffer[i] = static_cast<double>(column.narrow[begin + i]);
+  return buffer;
+}
+
+// Responses lie one after the other; leaf l has tokens offset_N1[l] to offset_N1[l + 1].
+struct Segments {
+  std::size_t tokens = 0;
+  const std::uint8_t* mask_T = nullptr;  // 0: the token takes no part; null: all take part
+  const std::int64_t* offset_N1 = nullptr;
+  std::size_t leaves = 0;
+
+  bool used(std::size_t t) const { return !mask_T || mask_T[t]; }
+};
+
+// A sum in token order, in eight interleaved parts: the same for every instruction set.
+struct LaneSum {
+  double lane[8] = {};
+};
+
+static inline void add(LaneSum& sum, const double* values, int n) {
+  int i = 0;
+  for (; i + 8 <= n; i += 8)
+    for (int j = 0; j < 8; ++j) sum.lane[j] += values[i + j];
+  for (int j = 0; i < n; ++i, ++j) sum.lane[j] += values[i];
+}
+
+static inline double total(const LaneSum& sum) {
+  const double* x = sum.lane;
+  return ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]));
+}
+
+template <typename Visit>
+static inline void for_blocks(std::size_t begin, std::size_t end, Visit visit) {
+  for (std::size_t t = begin; t < end; t += kTokenBlock)
+    visit(t, static_cast<int>(std::min<std::size_t>(kTokenBlock, end - t)));
+}
+
+}  // namespace pyrl

@@ -1,0 +1,25 @@
+// The log of a ratio over a response or its prefix, per token: scans and sums along responses, over
+// the tokens that take part. With d = logprob - anchor:
+#pragma once
+
+#include "policy_column.h"
+
+namespace pyrl {
+
+enum class Scan : int {
+  none,
+  seq_geo,     // mean of d (GSPO)
+  seq_prod,    // sum of d
+  cum_prod,    // sum of d within [-20, 20] up to and with the token (CTPO)
+  cum_geo,     // mean of the same
+  min_prefix,  // smallest d before the token (0 at the first) plus its own (MinPRO)
+};
+
+// `log_ratio` takes the tokens of leaves first to last (exclusive), the first at index 0; tokens
+// outside the mask get 0. `pre_clip`: d is cut on the side to which the advantage pushes (GMPO),
+// beyond this distance, before it is reduced; infinity: not.
+void scan_log_ratio(Scan scan, double pre_clip, const Column& logprob_T, const Column& anchor_T,
+                    const Column& advantage_T, const Segments& segments, std::size_t first,
+                    std::size_t last, double* log_ratio);
+
+}  // namespace pyrl

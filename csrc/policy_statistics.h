@@ -1,0 +1,164 @@
+// Reads columns of the tokens that take part, block by block, and reduces them.
+#pragma once
+
+#include <cmath>
+#include <utility>
+#include <vector>
+
+#include "check.h"
+#include "policy_column.h"
+
+namespace pyrl {
+
+// Up to kTokenBlock tokens. `used` is 1 or 0.
+struct TokenBlock {
+  std::size_t begin;
+  int n;
+  double used[kTokenBlock];
+  double buffer[8][kTokenBlock];
+  int buffers = 0;
+
+  const double* operator()(const Column& column) {
+    return read(column, begin, n, buffer[buffers++]);
+  }
+  double* work() { return buffer[buffers++]; }
+};
+
+template <typename Visit>
+void visit_tokens(const Segments& segments, std::size_t begin, std::size_t end, Visit visit) {
+  for_blocks(begin, end, [&](std::size_t t, int n) {
+    TokenBlock block;
+    block.begin = t;
+    block.n = n;
+    for (int i = 0; i < n; ++i)
+      block.used[i] = segments.mask_T ? (segments.mask_T[t + i] ? 1.0 : 0.0) : 1.0;
+    visit(block);
+  });
+}
+
+template <typename Visit>
+void visit_tokens(const Segments& segments, Visit visit) {
+  visit_tokens(segments, 0, segments.tokens, visit);
+}
+
+// Calls visit(leaf, begin, end).
+template <typename Visit>
+void visit_leaves(const Segments& segments, Visit visit) {
+  for (std::size_t leaf = 0; leaf < segments.leaves; ++leaf)
+    visit(leaf, static_cast<std::size_t>(segments.offset_N1[leaf]),
+          static_cast<std::size_t>(segments.offset_N1[leaf + 1]));
+}
+
+inline double count_tokens(const Segments& segments, std::size_t begin, std::size_t end) {
+  if (!segments.mask_T) return static_cast<double>(end - begin);
+  std::int64_t count = 0;
+  for (std::size_t t = begin; t < end; ++t) count += segments.mask_T[t] != 0;
+  return static_cast<double>(count);
+}
+
+// Sum over tokens that take part of what `value(block, out)` writes for each.
+template <typename Value>
+double sum_tokens(const Segments& segments, std::size_t begin, std::size_t end, Value value) {
+  LaneSum sum;
+  visit_tokens(segments, begin, end, [&](TokenBlock& block) {
+    double* out = block.work();
+    value(block, out);
+    for (int i = 0; i < block.n; ++i) out[i] = block.used[i] != 0 ? out[i] : 0.0;
+    add(sum, out, block.n);
+  });
+  return total(sum);
+}
+
+struct Moments {
+  double mean = 0, squares = 0, count = 0;  // squares: sum of (x - mean)^2
+
+  double population() const { return count > 0 ? std::sqrt(squares / count) : 0.0; }
+  double unbiased() const { return count > 1 ? std::sqrt(squares / (count - 1)) : 0.0; }
+};
+
+// 0 without a token.
+template <typename Value>
+double mean(const Segments& segments, Value value) {
+  const double count = count_tokens(segments, 0, segments.tokens);
+  return count > 0 ? sum_tokens(segments, 0, segments.tokens, value) / count : 0.0;
+}
+
+template <typename Value>
+Moments moments(const Segments& segments, Value value) {
+  Moments result;
+  result.count = count_tokens(segments, 0, segments.tokens);
+  result.mean = mean(segments, value);
+  result.squares = sum_tokens(segments, 0, segments.tokens, [&](TokenBlock& block, double* out) {
+    value(block, out);
+    for (int i = 0; i < block.n; ++i) out[i] = (out[i] - result.mean) * (out[i] - result.mean);
+  });
+  return result;
+}
+
+// The column as a value of `moments` and `sum_tokens`.
+inline auto value_of(const Column& column) {
+  return [&column](TokenBlock& block, double* out) {
+    const double* x = block(column);
+    for (int i = 0; i < block.n; ++i) out[i] = x[i];
+    --block.buffers;
+  };
+}
+
+struct Candidate {
+  double value;
+  std::size_t t;
+};
+
+inline void check_ordered(const char* name, double value, std::size_t t) {
+  PYRL_CHECK(!std::isnan(value), name, ": expected numbers, got nan at ", t);
+}
+
+inline std::vector<double> used_values(const char* name, const Column& column,
+                                       const Segments& segments, std::size_t begin,
+                                       std::size_t end) {
+  std::vector<double> values;
+  values.reserve(end - begin);
+  for (std::size_t t = begin; t < end; ++t) {
+    if (!segments.used(t)) continue;
+    values.push_back(column[t]);
+    check_ordered(name, values.back(), t);
+  }
+  return values;
+}
+
+// Linear interpolation between order statistics; reorders the values, of which there is one.
+inline double linear_quantile(std::vector<double>& values, double q) {
+  const double position = q * static_cast<double>(values.size() - 1);
+  const auto low = static_cast<std::ptrdiff_t>(position);
+  std::nth_element(values.begin(), values.begin() + low, values.end());
+  const double below = values[static_cast<std::size_t>(low)];
+  if (low + 1 == static_cast<std::ptrdiff_t>(values.size())) return below;
+  const double above = *std::min_element(values.begin() + low + 1, values.end());
+  return below + (position - static_cast<double>(low)) * (above - below);
+}
+
+// Smallest value with at least a share q of the values at or below it.
+inline double nearest_rank(std::vector<double>& values, double q) {
+  const double rank = std::ceil(q * static_cast<double>(values.size()) - 1e-9);
+  const auto k = static_cast<std::ptrdiff_t>(std::max(rank, 1.0)) - 1;
+  std::nth_element(values.begin(), values.begin() + k, values.end());
+  return values[static_cast<std::size_t>(k)];
+}
+
+// Marks the k candidates of least value; equal ones by index.
+inline void mark_least(std::vector<Candidate>& candidates, std::size_t k, std::uint8_t mark,
+                       std::uint8_t* mark_T) {
+  const auto before = [](const Candidate& a, const Candidate& b) {
+    return a.value != b.value ? a.value < b.value : a.t < b.t;
+  };
+  k = std::min(k, candidates.size());
+  std::nth_element(candidates.begin(), candidates.begin() + static_cast<std::ptrdiff_t>(k),
+                   candidates.end(), before);
+  for (std::size_t i = 0; i < k; ++i) mark_T[candidates[i].t] = mark;
+}
+
+inline std::size_t share_of(double share, double count) {
+  return static_cast<std::size_t>(std::max(share * count, 1.0));
+}
+
+}  // namespace pyrl
