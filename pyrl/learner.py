@@ -53,7 +53,7 @@ class Learner:
         self.model, self.run = model, run
         self.loss: Loss = run.algorithm.loss
         self.temperature: float = run.algorithm.sample.temperature
-        self.reference = initial if self.loss.needs_reference else None
+        self.reference = initial if self.loss.has_reference else None
         check_columns(self.loss)
         use_pyrl_attention(model)
         if self.reference is not None:

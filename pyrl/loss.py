@@ -374,7 +374,7 @@ class Loss:
             raise ValueError(f"loss.dual: expected > 1, got {self.dual}")
 
     @property
-    def needs_reference(self) -> bool:
+    def has_reference(self) -> bool:
         """A penalty is measured from the frozen initial model."""
         targets = [p.target for p in self.penalties if isinstance(p, Penalty)]
         return self.kl.coef != 0 or "ref" in targets

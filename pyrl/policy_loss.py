@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -53,29 +53,44 @@ class PolicyLoss:
     """Over tokens with a positive weight."""
 
 
+class Columns(TypedDict, total=False):
+    """Columns [T] of a policy loss, float32 or float64; which are read is up to its axes."""
+
+    advantage_T: Tensor | None
+    old_logprob_T: Tensor | None
+    """Of the policy before the update."""
+    rollout_logprob_T: Tensor | None
+    """As the rollout engine reported it."""
+    ref_logprob_T: Tensor | None
+    """Of the frozen initial model."""
+    proxy_logprob_T: Tensor | None
+    """Of the old policy without its least probable tokens; -inf for such a token."""
+    expert_logprob_T: Tensor | None
+    """Of an expert's response at the same position."""
+    second_logprob_T: Tensor | None
+    """Of the old policy at a second temperature."""
+    nucleus_entropy_T: Tensor | None
+    """Differentiable, as the entropy is."""
+    reward_T: Tensor | None
+    """Of the token's response."""
+    sum_p2_T: Tensor | None
+    sum_p2_logp_T: Tensor | None
+    clip_low_T: Tensor | None
+    """Radii of bounds in Python."""
+    clip_high_T: Tensor | None
+
+
 def policy_loss(
     logprob_T: Tensor,
     entropy_T: Tensor,
     *,
     loss: Loss,
-    advantage_T: Tensor | None = None,
-    old_logprob_T: Tensor | None = None,
-    rollout_logprob_T: Tensor | None = None,
-    ref_logprob_T: Tensor | None = None,
-    proxy_logprob_T: Tensor | None = None,
-    expert_logprob_T: Tensor | None = None,
-    second_logprob_T: Tensor | None = None,
-    nucleus_entropy_T: Tensor | None = None,
-    reward_T: Tensor | None = None,
-    sum_p2_T: Tensor | None = None,
-    sum_p2_logp_T: Tensor | None = None,
-    clip_low_T: Tensor | None = None,
-    clip_high_T: Tensor | None = None,
     mask_T: Tensor | None = None,
     offset_N1: Tensor | None = None,
     group_N: Tensor | None = None,
     state: LossState | None = None,
     terms: Terms | None = None,
+    **columns: Unpack[Columns],
 ) -> PolicyLoss:
     """The loss of T tokens of N responses that lie one after the other.
 
@@ -90,38 +105,22 @@ def policy_loss(
     Raises ValueError for a column that is missing, or of another dtype, length or device, and for
     an advantage that is not finite or a radius below 0.
     """
-    named = {
-        "advantage_T": advantage_T,
-        "old_logprob_T": old_logprob_T,
-        "rollout_logprob_T": rollout_logprob_T,
-        "ref_logprob_T": ref_logprob_T,
-        "proxy_logprob_T": proxy_logprob_T,
-        "expert_logprob_T": expert_logprob_T,
-        "second_logprob_T": second_logprob_T,
-        "nucleus_entropy_T": nucleus_entropy_T,
-        "reward_T": reward_T,
-        "sum_p2_T": sum_p2_T,
-        "sum_p2_logp_T": sum_p2_logp_T,
-        "clip_low_T": clip_low_T,
-        "clip_high_T": clip_high_T,
-    }
-    columns = {"logprob_T": logprob_T, "entropy_T": entropy_T}
-    columns |= {name: tensor for name, tensor in named.items() if tensor is not None}
-    _check(columns)
+    named = given_columns(logprob_T, entropy_T, columns)
     if terms is None:
-        terms = _terms(loss, columns, mask_T, offset_N1, group_N, state)
+        terms = tensor_terms(loss, named, mask_T, offset_N1, group_N, state)
     elif len(terms.advantage_T) != len(logprob_T):
         raise ValueError(
             f"terms: expected those of {len(logprob_T)} tokens, got {len(terms.advantage_T)}"
         )
-    if terms.nucleus_T is not None and nucleus_entropy_T is None:
-        raise ValueError("NucleusAnchor: needs the column nucleus_entropy_T")
-    lowered = lower(loss, ref_logprob_T is not None)
+    nucleus_entropy_T = None
+    if terms.nucleus_T is not None:
+        nucleus_entropy_T = _given(named, "NucleusAnchor", "nucleus_entropy_T")
+    lowered = lower(loss, "ref_logprob_T" in named)
     outputs = _loss_op(
         logprob_T,
         entropy_T,
-        nucleus_entropy_T if terms.nucleus_T is not None else None,
-        token_columns(loss, lowered, terms, columns),
+        nucleus_entropy_T,
+        token_columns(loss, lowered, terms, named),
         _tensor(terms.mask_T),
         torch.from_numpy(terms.offset_N1),
         torch.from_numpy(terms.weight_N),
@@ -131,7 +130,7 @@ def policy_loss(
         lowered.scan,
         lowered.position,
     )
-    return _record(outputs, terms, logprob_T, ref_logprob_T is not None)
+    return _record(outputs, terms, "ref_logprob_T" in named)
 
 
 def token_columns(
@@ -143,27 +142,41 @@ def token_columns(
     response, are None. ValueError names an axis and the column that it needs.
     """
 
-    def given(axis: str, name: str | None) -> Tensor | None:
-        if name is None:
-            return None
-        if name not in columns:
-            raise ValueError(f"{axis}: needs the column {name}")
-        return columns[name].detach()
-
     found: dict[str, Tensor | None] = {
         name: _tensor(vars(terms)[f"{name}_T"])
         for name in ("advantage", "low", "high", "factor", "heat", "addend", *_SCALES)
     }
     if loss.ratio.of != "one" or isinstance(loss.bounds, TotalVariation | BinaryKL):
-        found["anchor"] = given("loss.ratio", lowered.anchor)
+        found["anchor"] = _given(columns, "loss.ratio", lowered.anchor).detach()
     if loss.trust == "old":
-        found["trust"] = given("loss.trust", "old_logprob_T")
+        found["trust"] = _given(columns, "loss.trust", "old_logprob_T").detach()
     for slot, name in enumerate(lowered.targets):
-        found[f"target_{slot}"] = given("loss.kl" if slot == 0 else "loss.penalties", name)
+        if name is not None:
+            axis = "loss.kl" if slot == 0 else "loss.penalties"
+            found[f"target_{slot}"] = _given(columns, axis, name).detach()
     return [found.get(name) for name in TOKEN_COLUMNS]
 
 
-def _terms(
+def given_columns(
+    logprob_T: Tensor, entropy_T: Tensor, columns: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Those that are not None, checked; TypeError or ValueError names one that cannot be used."""
+    unknown = sorted(set(columns) - set(Columns.__annotations__))
+    if unknown:
+        raise TypeError(f"policy_loss: there is no column {unknown[0]!r}")
+    named = {"logprob_T": logprob_T, "entropy_T": entropy_T}
+    named |= {name: tensor for name, tensor in columns.items() if tensor is not None}
+    _check(named)
+    return named
+
+
+def _given(columns: Mapping[str, Tensor], axis: str, name: str) -> Tensor:
+    if name not in columns:
+        raise ValueError(f"{axis}: needs the column {name}")
+    return columns[name]
+
+
+def tensor_terms(
     loss: Loss,
     columns: Mapping[str, Tensor],
     mask_T: Tensor | None,
@@ -171,6 +184,7 @@ def _terms(
     group_N: Tensor | None,
     state: LossState | None,
 ) -> Terms:
+    """`loss_terms` of tensors."""
     if "advantage_T" not in columns:
         raise ValueError("policy_loss: needs the column advantage_T, or terms")
     for name, tensor, dtype in (
@@ -192,9 +206,7 @@ def _terms(
     )
 
 
-def _record(
-    outputs: tuple[Tensor, ...], terms: Terms, like_T: Tensor, has_reference: bool
-) -> PolicyLoss:
+def _record(outputs: tuple[Tensor, ...], terms: Terms, has_reference: bool) -> PolicyLoss:
     loss, loss_T, logprob_grad_T, entropy_grad_T, totals = outputs
     nan = float("nan")
     weight, *sums, ratio_max = totals.tolist()

@@ -65,9 +65,7 @@ class Trainer:
             torch.set_num_threads(run.threads)
         device = find_device(run.device)
         self.model, self.tokenizer = load_model(str(found.path) if found else run.model)
-        initial = (
-            load_model(run.model)[0].to(device) if self.algorithm.loss.needs_reference else None
-        )
+        initial = load_model(run.model)[0].to(device) if self.algorithm.loss.has_reference else None
         self.learner = Learner(self.model.to(device), initial, run)
         self.decode = decoder(self.tokenizer)
         self.prompts = self._load(run.data)

@@ -28,7 +28,7 @@ from learner_reference import slow_gradient
 from torch import Tensor
 
 from pyrl.learner import Learner, NonFiniteError, SamplerMismatchError, learning_rate
-from pyrl.loss import KL, Loss
+from pyrl.loss import KL, Loss, LossState
 from pyrl.pack import TokenBatch
 
 torch.set_num_threads(1)
@@ -104,10 +104,10 @@ def test_no_mini_batch_splits_a_question(updates: int, monkeypatch: pytest.Monke
     seen: list[list[int]] = []
     inner = learner.gradient
 
-    def note(part: TokenBatch) -> Any:
+    def note(part: TokenBatch, state: LossState) -> Any:
         firsts = part.old_logprob_T[part.token_offset_N1[:-1]].tolist()
         seen.append(GROUP_N[[starts.index(x) for x in firsts]].tolist())
-        return inner(part)
+        return inner(part, state)
 
     monkeypatch.setattr(learner, "gradient", note)
     learner.update(batch, GROUP_N, 0)
