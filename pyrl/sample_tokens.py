@@ -24,6 +24,8 @@ class SampledTokens:
     token_B: NDArray[np.int32]
     logprob_B: NDArray[np.float32]
     """Of the drawn token (nats)."""
+    truncated_logprob_B: NDArray[np.float32]
+    """Of the drawn token in the distribution that truncation leaves (nats); 0 when greedy."""
     entropy_B: NDArray[np.float32]
     """Over the whole vocabulary (nats)."""
     confidence_B: NDArray[np.float32]
@@ -129,25 +131,29 @@ def sample_tokens_composed(
 
 
 def _compose(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> Tensor:
-    """Token, logprob, entropy and confidence as the rows of one float64 tensor."""
+    """The fields of `SampledTokens` as the rows of one float64 tensor."""
     logprob_BV = (logits_BV / (sampling.temperature or 1.0)).log_softmax(dim=1)
     probability_BV = logprob_BV.exp()
     if sampling.temperature == 0:
         token_B = logits_BV.argmax(dim=1)
+        kept_B = probability_BV.gather(1, token_B[:, None])[:, 0]
     else:
         weight_BV = _truncate(probability_BV, sampling)
         cumulative_BV = weight_BV.cumsum(dim=1)
-        target_B = uniform_B * cumulative_BV[:, -1]
+        kept_B = cumulative_BV[:, -1]
+        target_B = uniform_B * kept_B
         token_B = torch.searchsorted(cumulative_BV, target_B[:, None], right=True)[:, 0]
         index_V = torch.arange(weight_BV.shape[1], device=weight_BV.device)
         last_B = torch.where(weight_BV > 0, index_V, 0).amax(dim=1)
         token_B = torch.minimum(token_B, last_B)
     chosen_B = logprob_BV.gather(1, token_B[:, None])[:, 0]
+    truncated_B = chosen_B - kept_B.log()
     entropy_B = torch.special.entr(probability_BV).sum(dim=1)
     top_BK = probability_BV.topk(min(5, probability_BV.shape[1]), dim=1).values
     broken_B = logprob_BV.isnan().any(dim=1)
     token_B = torch.where(broken_B, -1, token_B)
-    return torch.stack([token_B.double(), chosen_B, entropy_B, top_BK.sum(dim=1).clamp(max=1)])
+    confidence_B = top_BK.sum(dim=1).clamp(max=1)
+    return torch.stack([token_B.double(), chosen_B, truncated_B, entropy_B, confidence_B])
 
 
 def _truncate(probability_BV: Tensor, sampling: Sampling) -> Tensor:

@@ -11,17 +11,18 @@ py::tuple sample_tokens_arrays(std::uintptr_t data, int dtype, std::int64_t voca
                                std::int64_t top_k, double top_p, double min_p, int threads) {
   const std::int64_t rows = seed_B.size();
   array<std::int32_t> token_B(rows);
-  array<float> logprob_B(rows), entropy_B(rows), confidence_B(rows);
+  array<float> logprob_B(rows), truncated_logprob_B(rows), entropy_B(rows), confidence_B(rows);
   const LogitMatrix logits_BV{reinterpret_cast<const void*>(data), static_cast<Dtype>(dtype), rows,
                               vocabulary, row_stride};
-  const SampledTokens out{view_mutable(token_B), view_mutable(logprob_B), view_mutable(entropy_B),
+  const SampledTokens out{view_mutable(token_B), view_mutable(logprob_B),
+                          view_mutable(truncated_logprob_B), view_mutable(entropy_B),
                           view_mutable(confidence_B)};
   {
     py::gil_scoped_release release;
     sample_tokens(logits_BV, view(seed_B), view(position_B), {temperature, top_k, top_p, min_p},
                   out, threads);
   }
-  return py::make_tuple(token_B, logprob_B, entropy_B, confidence_B);
+  return py::make_tuple(token_B, logprob_B, truncated_logprob_B, entropy_B, confidence_B);
 }
 
 array<double> uniforms_array(const array<std::uint64_t>& seed_B,

@@ -1,0 +1,60 @@
+// The kernels of sampling on one block of a row, in a table per instruction set. Every table gives
+// the same bits: 16 lanes (float64: 8) in a fixed order, and no fused multiply-add, which some
+// processors lack. So a draw is the same on every machine; only float64 logits, whose exponential
+// is the C library's, may differ in the last bit.
+//
+// The files that fill the tables are compiled for instruction sets that this CPU may lack: they
+// include this header and the lanes alone, so that no inline function of theirs reaches the rest.
+#pragma once
+
+#include <cstdint>
+
+namespace pyrl {
+
+inline constexpr int kSampleBlock = 2048;     // elements: 8 KiB of float32 stay in the L1 cache
+inline constexpr int kSampleTop = 5;          // confidence = mass of this many most probable tokens
+inline constexpr int kLowestExponent = -127;  // weights of 2^t with t below it are exactly 0
+inline constexpr int kSpare = 16;             // elements beyond its end that `between` may write
+
+// sum of 2^t and of t 2^t for t = (z - maximum) * scale; a NaN in z makes the moment NaN.
+struct SampleSums {
+  double sum;
+  double moment;
+};
+
+// The tokens with z >= floor.
+template <typename R>
+struct Above {
+  double mass = 0;  // sum of their weights
+  std::int64_t count = 0;
+  R least = static_cast<R>(__builtin_inf());   // the smallest of them
+  R below = -static_cast<R>(__builtin_inf());  // the largest of the others
+};
+
+// n <= kSampleBlock, except for `above` and `between`.
+template <typename R>
+struct SampleKernels {
+  R (*maximum)(const R* z, int n);  // NaN is overlooked
+  SampleSums (*sums)(const R* z, int n, R maximum, R scale);
+  void (*top)(const R* z, int n, R* top);  // keeps top[0] >= ... >= top[4], the largest seen
+  void (*weights)(const R* z, R* weight, int n, R maximum, R scale);  // 2^t
+  Above<R> (*above)(const R* z, const R* weight, int n, R floor);
+  // Copies the tokens with low <= z <= high, in order; returns their number. Outputs may be inputs.
+  int (*between)(const R* z, const R* weight, int n, R low, R high, R* z_out, R* weight_out);
+  // The first i at which the sum of weight[0..i] exceeds `target`; if rounding leaves none, the
+  // last i with any weight.
+  int (*find)(const R* weight, int n, double target);
+};
+
+template <typename R>
+const SampleKernels<R>& scalar_sample_kernels();
+template <typename R>
+const SampleKernels<R>& avx2_sample_kernels();
+template <typename R>
+const SampleKernels<R>& avx512_sample_kernels();
+
+// Those of isa().
+template <typename R>
+const SampleKernels<R>& sample_kernels();
+
+}  // namespace pyrl
