@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 
 import kernel_reference as reference
 import numpy as np
@@ -171,3 +174,35 @@ def test_a_nan_among_masked_tokens_is_not_overlooked(sampling: Sampling) -> None
     logits_BV[1, PART + 3] = math.nan
     with pytest.raises(FloatingPointError, match=r"1 of 2 rows that are not: \[1\]"):
         sample_tokens(logits_BV, np.zeros(2, np.uint64), np.arange(2), sampling)
+
+
+BITS = """
+import sys, numpy as np, torch
+from pyrl.engine import Sampling
+from pyrl.sample_tokens import sample_tokens
+logits_BV = torch.randn(24, 5000, generator=torch.Generator().manual_seed(1)) * 2
+logits_BV[:, ::7] = -torch.inf
+for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    for sampling in (
+        Sampling(), Sampling(0), Sampling(0.7, top_p=0.9), Sampling(top_k=40), Sampling(min_p=0.03)
+    ):
+        drawn = sample_tokens(
+            logits_BV.to(dtype), np.arange(24, dtype=np.uint64), np.arange(24), sampling
+        )
+        for column in vars(drawn).values():
+            sys.stdout.buffer.write(column.tobytes())
+"""
+
+
+def test_every_instruction_set_gives_the_same_bits() -> None:
+    drawn = {}
+    for isa in ("scalar", "avx2", "avx512"):
+        command = [sys.executable, "-c", BITS]
+        environment = {**os.environ, "PYRL_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(command, env=environment, capture_output=True, check=False)
+        if done.returncode == 0:
+            drawn[isa] = done.stdout
+        else:  # a machine without it
+            assert b"PYRL_ISA" in done.stderr
+    assert len(drawn["scalar"]) == 24 * 15 * 5 * 4
+    assert set(drawn.values()) == {drawn["scalar"]}
