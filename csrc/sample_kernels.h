@@ -35,7 +35,8 @@ struct Above {
 template <typename R>
 struct SampleKernels {
   R (*maximum)(const R* z, int n);  // NaN is overlooked
-  SampleSums (*sums)(const R* z, int n, R maximum, R scale);
+  // Meanwhile the bytes from `ahead` on, as many as it reads of z, come nearer in the caches.
+  SampleSums (*sums)(const R* z, int n, R maximum, R scale, const char* ahead);
   void (*top)(const R* z, int n, R* top);  // keeps top[0] >= ... >= top[4], the largest seen
   void (*weights)(const R* z, R* weight, int n, R maximum, R scale);  // 2^t
   Above<R> (*above)(const R* z, const R* weight, int n, R floor);

@@ -202,9 +202,11 @@ R block_maximum(const R* z, int n) {
 }
 
 template <typename R>
-SampleSums block_sums(const R* z, int n, R maximum, R scale) {
+SampleSums block_sums(const R* z, int n, R maximum, R scale, const char* ahead) {
   Vector<R> sum[kVectors]{}, moment[kVectors]{};
   each_vector(z, n, [&](int v, const Vector<R>& vector) __attribute__((always_inline)) {
+    if (v == 0) __builtin_prefetch(ahead, 0, 2);
+    ahead += kBytes;
     const Vector<R> t = exponent(vector, maximum, scale);
     const Vector<R> weight = exp2_lanes(t);
     sum[v] += weight;

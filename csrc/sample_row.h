@@ -44,7 +44,9 @@ class SampleRow {
  public:
   using R = Real<Element>;
 
-  SampleRow(const Element* row, std::int64_t vocabulary, double temperature, RowSpace<R>& space)
+  // `next`: the row that will be read after this one, or the same.
+  SampleRow(const Element* row, const Element* next, std::int64_t vocabulary, double temperature,
+            RowSpace<R>& space)
       : row_(row),
         vocabulary_(vocabulary),
         temperature_(temperature),
@@ -64,7 +66,8 @@ class SampleRow {
     floor_ = at_depth(-kLowestExponent);
     for (RowPart<R>& part : space.parts) {
       const R* z = widen(row + part.begin, part.n, buffer);
-      const SampleSums sums = kernels_.sums(z, part.n, maximum_, static_cast<R>(scale_));
+      const char* ahead = reinterpret_cast<const char*>(next + part.begin);
+      const SampleSums sums = kernels_.sums(z, part.n, maximum_, static_cast<R>(scale_), ahead);
       part.mass = sums.sum;
       sum_ += sums.sum;
       moment_ += sums.moment;

@@ -11,11 +11,11 @@ namespace pyrl {
 namespace {
 
 template <typename Element>
-void sample_row(const Element* logits, std::int64_t vocabulary, const Truncation& truncation,
-                std::size_t b, double uniform, RowSpace<Real<Element>>& space,
-                const SampledTokens& out) {
+void sample_row(const Element* logits, const Element* next, std::int64_t vocabulary,
+                const Truncation& truncation, std::size_t b, double uniform,
+                RowSpace<Real<Element>>& space, const SampledTokens& out) {
   const bool greedy = truncation.temperature == 0;
-  SampleRow<Element> row(logits, vocabulary, greedy ? 1.0 : truncation.temperature, space);
+  SampleRow<Element> row(logits, next, vocabulary, greedy ? 1.0 : truncation.temperature, space);
   if (!row.valid()) {
     out.token_B[b] = -1;
     return;
@@ -88,8 +88,10 @@ void sample_tokens(const LogitMatrix& logits_BV, std::span<const std::uint64_t> 
     parallel_rows(logits_BV.rows, logits_BV.vocabulary, threads, [&](auto begin, auto end) {
       RowSpace<Real<std::remove_cvref_t<decltype(*z)>>> space;
       for (std::int64_t b = begin; b < end; ++b) {
-        sample_row(z + b * logits_BV.row_stride, logits_BV.vocabulary, truncation,
-                   static_cast<std::size_t>(b), uniform_B[static_cast<std::size_t>(b)], space, out);
+        const auto* row = z + b * logits_BV.row_stride;
+        sample_row(row, b + 1 < end ? row + logits_BV.row_stride : row, logits_BV.vocabulary,
+                   truncation, static_cast<std::size_t>(b), uniform_B[static_cast<std::size_t>(b)],
+                   space, out);
       }
     });
   });
