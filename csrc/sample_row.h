@@ -77,6 +77,7 @@ class SampleRow {
 
   // false: the row has NaN, +inf or nothing but -inf.
   bool valid() const { return std::isfinite(maximum_) && !std::isnan(moment_); }
+
   // nats
   double entropy() const {
     return std::max(0.0, (std::log2(sum_) - moment_ / sum_) * std::numbers::ln2);
@@ -149,8 +150,7 @@ class SampleRow {
 
  private:
   static constexpr bool kWidens = !std::is_same_v<Element, R>;
-  static constexpr int kNarrow = 4;  // a bracket with this share of the tokens asked is narrow
-
+  static constexpr int kNarrow = 4;  // a bracket with a fourth of the tokens asked is narrow
   static constexpr std::int64_t kAll = std::numeric_limits<std::int64_t>::max();
 
   struct Crossing {

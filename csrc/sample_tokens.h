@@ -1,5 +1,5 @@
 // Draws one token per row of logits. A row's draw is a function of its logits, seed and position
-// alone: never of the other rows, their number or the number of threads.
+// alone: never of the other rows, the number of threads or the instruction set.
 #pragma once
 
 #include <cstdint>
