@@ -1,7 +1,8 @@
 #!/bin/sh
 # The core under AddressSanitizer and UndefinedBehaviorSanitizer: random histories of the forest in
 # C++, then the Python tests of forest, flat rows, signals and advantages on an instrumented
-# extension (-P: not the package of the working directory). Run from anywhere:
+# extension (-P: not the package of the working directory), then the CUDA kernels as C++. Run from
+# anywhere:
 #
 #   tests/sanitize.sh [PYTHON] [OPERATIONS]
 #
@@ -28,10 +29,19 @@ for seed in 1 2 3; do
   build/sanitize/forest_driver random 1000 "$seed"
 done
 
+cmake -S tests/cpp/cuda_on_cpu -B build/sanitize/cuda_on_cpu -DPYRL_SANITIZE=ON \
+  -DPython_EXECUTABLE="$python_path"
+cmake --build build/sanitize/cuda_on_cpu --parallel 2
+
 # The interpreter is not instrumented: the runtimes must come first, libstdc++ with them so that
 # exceptions are intercepted, and its own allocations at exit are no leaks of ours.
-LD_PRELOAD="$(c++ -print-file-name=libasan.so) $(c++ -print-file-name=libubsan.so) $(c++ -print-file-name=libstdc++.so)" \
-ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-PYTHONPATH="$PWD/build/sanitize/package" \
-  "$python_path" -P -m pytest -q -p no:cacheprovider tests/test_forest*.py tests/test_pack.py \
-  tests/test_signals*.py tests/test_advantage.py --forest-operations "$operations"
+instrumented_pytest() {
+  LD_PRELOAD="$(c++ -print-file-name=libasan.so) $(c++ -print-file-name=libubsan.so) $(c++ -print-file-name=libstdc++.so)" \
+  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+  PYTHONPATH="$PWD/build/sanitize/package" \
+    "$python_path" -P -m pytest -q -p no:cacheprovider "$@"
+}
+instrumented_pytest tests/test_forest*.py tests/test_pack.py tests/test_signals*.py \
+  tests/test_advantage.py --forest-operations "$operations"
+PYRL_CUDA_ON_CPU="$PWD/build/sanitize/cuda_on_cpu" instrumented_pytest tests/test_cuda_on_cpu.py \
+  -k "everything or spoils or order or bits or emulation or device"

@@ -1,0 +1,29 @@
+// The core's own bindings over the emulated kernels. Arrays "on the device" are ordinary memory.
+#include <stdexcept>
+
+#include "bindings/bind.h"
+#include "block.h"
+#include "faulty.h"
+#include "token_stats.h"
+
+namespace pyrl {
+namespace {
+
+[[noreturn]] void no_cpu_kernels() {
+  throw std::logic_error("expected device >= 0: this module has the CUDA kernels alone");
+}
+
+}  // namespace
+
+void token_stats(const TokenStatsArgs&, int) { no_cpu_kernels(); }
+void token_stats_grad(const TokenStatsGradArgs&, int) { no_cpu_kernels(); }
+
+}  // namespace pyrl
+
+PYBIND11_MODULE(cuda_on_cpu, m) {
+  pyrl::bind_token_stats(m);
+  m.def("run_faulty", &cuda_on_cpu::run_faulty);
+  m.def("order_threads", [](std::uint64_t seed) { cuda_on_cpu::block().order_threads(seed); });
+  m.def("current_device", &cuda_on_cpu::current_device);
+  m.def("set_current_device", &cuda_on_cpu::set_current_device);
+}
