@@ -109,10 +109,11 @@ void each_block(const Row& row, std::int64_t begin, std::int64_t end,
 struct PartSums {
   double shift = kMinusInfinity;
   double sum = 0, moment = 0;
-  double maximum = kMinusInfinity;  // of z
+  double maximum = kMinusInfinity;  // of z, if those of the blocks are asked for
   double sum_p2 = 0, moment_p2 = 0, second = 0, exponent_sum = 0;
   std::int64_t columns = 0;  // that are in exponent_sum
   bool valid = true;         // false: a NaN or +inf is in the row
+  bool masked = false;       // false: no token is masked
 
   bool empty() const { return shift == kMinusInfinity; }
 
@@ -135,6 +136,7 @@ struct PartSums {
 
   void merge(PartSums part, double second_ratio) {
     valid = valid && part.valid;
+    masked = masked || part.masked;
     if (part.empty()) {
       exponent_sum += part.exponent_sum;  // 0, or -inf for masked tokens
       return;
@@ -158,9 +160,9 @@ struct PartSums {
   }
 };
 
-// Half-way through a row the largest logit may exceed the shift by this much (base-2 units) before
-// the block is summed again with a larger one.
-inline constexpr double kSlack = 4;
+// A block whose sum is larger than it could be with no logit much above the shift is summed again
+// with a larger shift. A single logit may exceed the shift by 13, which costs no accuracy.
+inline constexpr double kLargestSum = 4.0 * kBlock;
 
 struct SumOptions {
   double scale;         // exponent_scale(temperature)
@@ -180,27 +182,36 @@ PartSums sum_part(const Row& row, std::int64_t begin, std::int64_t end, const Su
     const auto shift_to = [&](double maximum) {
       result.move_to(kernels.representable(maximum * scale), options.second_ratio);
     };
+    double maximum = kNaN;
     if (result.empty()) {
-      const double maximum = kernels.maximum(z, n);
-      if (std::isnan(maximum)) return result.valid = false;
+      maximum = kernels.maximum(z, n);
       if (maximum_of_block != nullptr) maximum_of_block[at / kBlock] = maximum;
+      if (std::isnan(maximum)) return result.valid = false;
       if (maximum == kMinusInfinity) {
+        result.masked = true;
         result.exponent_sum = kMinusInfinity;
         return true;
       }
       shift_to(maximum);
     }
-    BlockSums sums = kernels.sums(z, n, {scale, result.shift});
-    if (!(sums.maximum * scale - result.shift <= kSlack)) {
-      if (std::isinf(sums.maximum)) return result.valid = false;
-      shift_to(sums.maximum);
-      sums = kernels.sums(z, n, {scale, result.shift});
+    const bool largest = maximum_of_block != nullptr;
+    BlockSums sums = kernels.sums(z, n, {scale, result.shift}, result.masked, largest);
+    if (!(sums.sum <= kLargestSum)) {
+      maximum = kernels.maximum(z, n);
+      if (std::isnan(maximum)) return result.valid = false;
+      shift_to(maximum);
+      sums = kernels.sums(z, n, {scale, result.shift}, result.masked, largest);
     }
-    if (std::isnan(sums.sum)) return result.valid = false;
+    if (std::isnan(sums.moment)) {
+      result.masked = true;
+      sums = kernels.sums(z, n, {scale, result.shift}, true, largest);
+    }
     result.sum += sums.sum;
     result.moment += sums.moment;
-    result.maximum = std::max(result.maximum, sums.maximum);
-    if (maximum_of_block != nullptr) maximum_of_block[at / kBlock] = sums.maximum;
+    if (largest) {
+      result.maximum = std::max(result.maximum, sums.maximum);
+      maximum_of_block[at / kBlock] = sums.maximum;
+    }
     if (options.extras) {
       const BlockExtras extras = kernels.extras(z, n, {scale, result.shift}, options.second_ratio);
       result.sum_p2 += extras.sum_p2;

@@ -1,11 +1,13 @@
 // The bodies of the row kernels, over a type of lanes that each instruction set defines (in an
 // unnamed namespace, so that what is instantiated from them stays in its file). Lanes has
-//   Vector, Mask, Scalar (of one lane), kWidth, kSmallest (exponent below which a weight is 0);
+//   Vector, Mask, Scalar (of one lane), kWidth; kSmallest, the exponent below which a weight is 0,
+//   and kClamps, whether exp2 needs a mask for that: if not, a weight of -inf is 0 without one;
 //   all(x), load(z), load(z, n), store(v, out), store(v, out, n): memory of any element type; what
 //   a short load leaves is -inf; head(v, n): 0 beyond the first n lanes;
 //   add, mul, fma, fms (x y - z), max (y where one of x, y is NaN), tanh;
 //   at_least(x, y): not x < y, so true for NaN; above(x, y): x > y; both, any (masks);
-//   exp2(mask, t), mul_where(mask, x, y): 0 outside the mask; fma_where(mask, x, y, z): z outside;
+//   exp2(t); exp2(mask, t), mul_where(mask, x, y): 0 outside the mask; fma_where(mask, x, y, z): z
+//   outside;
 //   choose(mask, x, y); total(v), largest(v): over the lanes, in double.
 #pragma once
 
@@ -30,18 +32,25 @@ struct RowBody {
     return Lanes::all(static_cast<typename Lanes::Scalar>(number));
   }
 
-  // Calls visit(lanes, position, count, which of the kUnroll sums).
+  struct Whole {
+    static constexpr bool kTail = false;
+  };
+  struct Tail {
+    static constexpr bool kTail = true;
+  };
+
+  // Calls visit(lanes, position, count, which of the kUnroll sums, Whole or Tail).
   template <typename In, typename Visit>
   static PYRL_INLINE void sweep(const In* z, int n, Visit&& visit) {
     int i = 0;
     for (; i + kUnroll * kWidth <= n; i += kUnroll * kWidth) {
 #pragma GCC unroll 4
       for (int k = 0; k < kUnroll; ++k) {
-        visit(Lanes::load(z + i + k * kWidth), i + k * kWidth, kWidth, k);
+        visit(Lanes::load(z + i + k * kWidth), i + k * kWidth, kWidth, k, Whole{});
       }
     }
-    for (; i + kWidth <= n; i += kWidth) visit(Lanes::load(z + i), i, kWidth, 0);
-    if (i < n) visit(Lanes::load(z + i, n - i), i, n - i, 0);
+    for (; i + kWidth <= n; i += kWidth) visit(Lanes::load(z + i), i, kWidth, 0, Whole{});
+    if (i < n) visit(Lanes::load(z + i, n - i), i, n - i, 0, Tail{});
   }
 
   template <typename Out>
@@ -74,33 +83,46 @@ struct RowBody {
   static double maximum(const Element* z, int n) {
     Sums largest(-kInfinity), broken(0);
     const V zero = all(0), least = all(-1);
-    sweep(z, n, [&](V v, int, int, int k) __attribute__((always_inline)) {
+    sweep(z, n, [&](V v, int, int, int k, auto) __attribute__((always_inline)) {
       largest[k] = Lanes::max(v, largest[k]);
       broken[k] = Lanes::fma(zero, Lanes::max(least, v), broken[k]);  // 0 times inf or NaN is NaN
     });
     return broken.total() == 0 ? largest.largest() : __builtin_nan("");
   }
 
-  // The mask keeps 0 times -inf out of the moment; NaN passes it.
-  static BlockSums sums(const Element* z, int n, Exponent exponent) {
+  // Masks keep 0 times -inf out of the moment; NaN passes them.
+  template <bool kMasked, bool kMaximum>
+  static PYRL_INLINE BlockSums sums_sweep(const Element* z, int n, Exponent exponent) {
     Sums sum(0), moment(0), largest(-kInfinity);
     const V scale = all(exponent.scale), shift = all(exponent.shift), least = all(Lanes::kSmallest);
-    sweep(z, n, [&](V v, int, int, int k) __attribute__((always_inline)) {
+    sweep(z, n, [&](V v, int, int, int k, auto part) __attribute__((always_inline)) {
       const V t = Lanes::fms(v, scale, shift);
-      const M kept = Lanes::at_least(t, least);
-      const V weight = Lanes::exp2(kept, t);
-      largest[k] = Lanes::max(v, largest[k]);
-      sum[k] = Lanes::add(sum[k], weight);
-      moment[k] = Lanes::fma_where(kept, weight, t, moment[k]);
+      if constexpr (kMaximum) largest[k] = Lanes::max(v, largest[k]);
+      if constexpr (kMasked || Lanes::kClamps || decltype(part)::kTail) {
+        const M kept = Lanes::at_least(t, least);
+        const V weight = Lanes::exp2(kept, t);
+        sum[k] = Lanes::add(sum[k], weight);
+        moment[k] = Lanes::fma_where(kept, weight, t, moment[k]);
+      } else {
+        const V weight = Lanes::exp2(t);
+        sum[k] = Lanes::add(sum[k], weight);
+        moment[k] = Lanes::fma(weight, t, moment[k]);
+      }
     });
     return {sum.total(), moment.total(), largest.largest()};
+  }
+
+  static BlockSums sums(const Element* z, int n, Exponent exponent, bool masked, bool maximum) {
+    if (maximum) return sums_sweep<true, true>(z, n, exponent);
+    return masked ? sums_sweep<true, false>(z, n, exponent)
+                  : sums_sweep<false, false>(z, n, exponent);
   }
 
   static BlockSums sums_above(const Element* z, int n, Exponent exponent, double threshold) {
     Sums sum(0), moment(0), largest(-kInfinity);
     const V scale = all(exponent.scale), shift = all(exponent.shift), least = all(Lanes::kSmallest);
     const V smallest = all(threshold);
-    sweep(z, n, [&](V v, int, int, int k) __attribute__((always_inline)) {
+    sweep(z, n, [&](V v, int, int, int k, auto) __attribute__((always_inline)) {
       const V t = Lanes::fms(v, scale, shift);
       const M kept = Lanes::both(Lanes::at_least(t, least), Lanes::at_least(v, smallest));
       const V weight = Lanes::exp2(kept, t);
@@ -115,7 +137,7 @@ struct RowBody {
     Sums sum(0), moment(0), second(0), exponents(0);
     const V scale = all(exponent.scale), shift = all(exponent.shift), least = all(Lanes::kSmallest);
     const V least_half = all(Lanes::kSmallest / 2), ratio = all(second_ratio);
-    sweep(z, n, [&](V v, int, int count, int k) __attribute__((always_inline)) {
+    sweep(z, n, [&](V v, int, int count, int k, auto) __attribute__((always_inline)) {
       const V t = Lanes::fms(v, scale, shift);
       const M kept = Lanes::at_least(t, least_half);  // so that the square is no subnormal
       const V weight = Lanes::exp2(kept, t);
@@ -151,49 +173,57 @@ struct RowBody {
 
   static void weights(const Element* z, R* weight, int n, Exponent exponent) {
     const V scale = all(exponent.scale), shift = all(exponent.shift), least = all(Lanes::kSmallest);
-    sweep(z, n, [&](V v, int i, int count, int) __attribute__((always_inline)) {
+    sweep(z, n, [&](V v, int i, int count, int, auto) __attribute__((always_inline)) {
       const V t = Lanes::fms(v, scale, shift);
       put(Lanes::exp2(Lanes::at_least(t, least), t), weight + i, count);
     });
   }
 
-  template <bool kNucleus, bool kOffset>
+  template <bool kMasked, bool kSlope, bool kNucleus, bool kOffset>
   static PYRL_INLINE void gradient_sweep(const Element* z, Element* dz, int n,
                                          const GradientRow& row) {
     const V scale = all(row.exponent.scale), shift = all(row.exponent.shift);
     const V least = all(Lanes::kSmallest), constant = all(row.constant), slope = all(row.slope);
     const V threshold = all(row.threshold), inside_constant = all(row.inside_constant);
     const V inside_slope = all(row.inside_slope), offset = all(row.offset);
-    sweep(z, n, [&](V v, int i, int count, int) __attribute__((always_inline)) {
+    sweep(z, n, [&](V v, int i, int count, int, auto) __attribute__((always_inline)) {
       const V t = Lanes::fms(v, scale, shift);
-      const M kept = Lanes::at_least(t, least);
-      V factor = Lanes::fma(slope, t, constant);
+      V factor = kSlope ? Lanes::fma(slope, t, constant) : constant;
       if constexpr (kNucleus) {
         const V inside = Lanes::fma(inside_slope, t, inside_constant);
         factor = Lanes::choose(Lanes::at_least(v, threshold), inside, factor);
       }
-      V result = Lanes::mul_where(kept, Lanes::exp2(kept, t), factor);
+      V result;
+      if constexpr (kMasked || Lanes::kClamps) {
+        const M kept = Lanes::at_least(t, least);
+        result = Lanes::mul_where(kept, Lanes::exp2(kept, t), factor);
+      } else {
+        result = Lanes::mul(Lanes::exp2(t), factor);
+      }
       if constexpr (kOffset) result = Lanes::add(result, offset);
       put(result, dz + i, count);
     });
   }
 
+  // Without a slope no infinity meets the weight of a masked token.
   static void gradient(const Element* z, Element* dz, int n, const GradientRow& row) {
     const bool nucleus = row.threshold == row.threshold;
-    if (nucleus && row.offset != 0) return gradient_sweep<true, true>(z, dz, n, row);
-    if (nucleus) return gradient_sweep<true, false>(z, dz, n, row);
-    if (row.offset != 0) return gradient_sweep<false, true>(z, dz, n, row);
-    gradient_sweep<false, false>(z, dz, n, row);
+    if (nucleus && row.offset != 0) return gradient_sweep<true, true, true, true>(z, dz, n, row);
+    if (nucleus) return gradient_sweep<true, true, true, false>(z, dz, n, row);
+    if (row.offset != 0) return gradient_sweep<true, true, false, true>(z, dz, n, row);
+    if (row.slope == 0) return gradient_sweep<false, false, false, false>(z, dz, n, row);
+    if (row.masked) return gradient_sweep<true, true, false, false>(z, dz, n, row);
+    gradient_sweep<false, true, false, false>(z, dz, n, row);
   }
 
   static void widen(const Element* z, int n, R* out) {
-    sweep(z, n, [&](V v, int i, int count, int) __attribute__((always_inline)) {
+    sweep(z, n, [&](V v, int i, int count, int, auto) __attribute__((always_inline)) {
       put(v, out + i, count);
     });
   }
 
   static void narrow(const R* value, int n, Element* out) {
-    sweep(value, n, [&](V v, int i, int count, int) __attribute__((always_inline)) {
+    sweep(value, n, [&](V v, int i, int count, int, auto) __attribute__((always_inline)) {
       put(v, out + i, count);
     });
   }
@@ -201,7 +231,7 @@ struct RowBody {
   // Infinities stay: a masked token is still masked, a broken row still broken.
   static void cap(const Element* z, int n, double cap, R* out) {
     const V inverse = all(1 / cap), limit = all(cap), lowest = all(-kInfinity);
-    sweep(z, n, [&](V v, int i, int count, int) __attribute__((always_inline)) {
+    sweep(z, n, [&](V v, int i, int count, int, auto) __attribute__((always_inline)) {
       const V capped = Lanes::mul(limit, Lanes::tanh(Lanes::mul(v, inverse)));
       const M finite = Lanes::both(Lanes::above(v, lowest), Lanes::above(all(kInfinity), v));
       put(Lanes::choose(finite, capped, v), out + i, count);

@@ -20,7 +20,7 @@ class Gradient {
 
  public:
   Gradient(const Row& row, std::int64_t label, const TokenStatsOptions& options,
-           const RowUpstream& upstream, const RowForward& forward)
+           const RowUpstream& upstream, const RowForward& forward, bool masked = true)
       : row_(row), label_(label), temperature_(options.temperature), g_(upstream), f_(forward) {
     nucleus_ = g_.nucleus_entropy != 0 && f_.nucleus_log_mass > kMinusInfinity;
     const auto& kernels = row_kernels<typename Row::Block>();
@@ -35,6 +35,7 @@ class Gradient {
     const auto constant = [&](double at_zero, double slope) {
       return factor * (at_zero + slope * std::numbers::ln2 * rest);
     };
+    kernel_row_.masked = masked;
     kernel_row_.exponent = {scale, shift};
     kernel_row_.constant = constant(all, -g_.entropy);
     kernel_row_.slope = -g_.entropy * std::numbers::ln2 * factor;
@@ -44,7 +45,7 @@ class Gradient {
     kernel_row_.inside_slope = -(g_.entropy + inside) * std::numbers::ln2 * factor;
   }
 
-  // Columns [begin, end), the last block first: what a sweep has just read is still in the cache.
+  // Columns [begin, end).
   void write(std::int64_t begin, std::int64_t end, Element* dz) const {
     if (label_ == kIgnoredLabel || f_.logsumexp == kMinusInfinity) return fill(begin, end, 0, dz);
     if (label_ < 0 || label_ >= row_.vocabulary || std::isnan(f_.logsumexp)) {
@@ -52,7 +53,7 @@ class Gradient {
     }
     const bool here = begin <= label_ && label_ < end;
     const double dz_label = here ? label_gradient() : 0;  // before dz overwrites z
-    for (std::int64_t at = begin + (end - begin - 1) / kBlock * kBlock; at >= begin; at -= kBlock) {
+    for (std::int64_t at = begin; at < end; at += kBlock) {
       row_.gradient(at, static_cast<int>(std::min<std::int64_t>(kBlock, end - at)), kernel_row_,
                     dz);
     }

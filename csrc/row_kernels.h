@@ -12,16 +12,16 @@ inline constexpr int kBlock = 2048;  // elements: with its work space it stays i
 inline constexpr int kMostTop = 8;   // confidence is the mass of at most this many tokens
 
 // t = z * scale - shift, rounded once: both numbers are `representable`, and what the rounding of
-// shift leaves is known to the caller. Elements below 2^-126 (float64: 2^-1022) weigh exactly 0.
+// shift leaves is known to the caller. A masked token (z = -inf) weighs exactly 0.
 struct Exponent {
   double scale;
   double shift;
 };
 
 struct BlockSums {
-  double sum;      // of 2^t
+  double sum;      // of 2^t; NaN if an element is NaN or +inf
   double moment;   // of t 2^t
-  double maximum;  // of z; NaN is overlooked (the sums are NaN)
+  double maximum;  // of z, if asked for; NaN is overlooked
 };
 
 struct BlockExtras {
@@ -36,6 +36,7 @@ struct GradientRow {
   Exponent exponent;
   double constant, slope, offset;
   double threshold, inside_constant, inside_slope;  // threshold NaN: no nucleus
+  bool masked;                                      // the row may have masked tokens
 };
 
 // n <= kBlock elements.
@@ -44,7 +45,8 @@ struct RowKernels {
   using R = Real<Element>;
   double (*representable)(double number);
   double (*maximum)(const Element* z, int n);  // NaN if one is NaN or +inf
-  BlockSums (*sums)(const Element* z, int n, Exponent exponent);
+  // Without `masked`, which costs an operation, the moment of a block with masked tokens is NaN.
+  BlockSums (*sums)(const Element* z, int n, Exponent exponent, bool masked, bool maximum);
   BlockSums (*sums_above)(const Element* z, int n, Exponent exponent, double threshold);
   BlockExtras (*extras)(const Element* z, int n, Exponent exponent, double second_ratio);
   void (*top)(const Element* z, int n, R* top, int count);  // top[0] >= ... of those seen

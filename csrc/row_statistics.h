@@ -40,7 +40,7 @@ class Statistics {
                   : 1},
         selects_(wants(Stat::nucleus_entropy) || wants(Stat::nucleus_threshold) ||
                  wants(Stat::nucleus_log_mass) || wants(Stat::confidence) ||
-                 wants(Stat::kept_mass)) {}
+                 wants(Stat::kept_mass) || wants(Stat::max_probability)) {}
 
   bool selects() const { return selects_; }
   bool ignored(std::int64_t t) const { return args_.label_T[t] == kIgnoredLabel; }
@@ -54,7 +54,8 @@ class Statistics {
     return sum_part(row_of_(t), begin, end, sums_, maximum_of_block);
   }
 
-  void row(std::int64_t t, ThreadSpace& space) const {
+  // Returns whether the row may have masked tokens.
+  bool row(std::int64_t t, ThreadSpace& space) const {
     PartSums total;
     if (selects_) {
       space.maximum_of_block.resize(
@@ -67,6 +68,7 @@ class Statistics {
       }
     }
     finish(t, total, maxima, space);
+    return total.masked;
   }
 
   void merge(PartSums& total, const PartSums& part) const { total.merge(part, sums_.second_ratio); }
@@ -88,8 +90,6 @@ class Statistics {
     write(Stat::logprob, t, std::min(0.0, near / temperature - std::log(total.sum)));
     write(Stat::entropy, t, total.entropy());
     write(Stat::logsumexp, t, total.shift / scale_ / temperature + std::log(total.sum));
-    const double largest = std::exp2(total.maximum * scale_ - total.shift);
-    write(Stat::max_probability, t, std::min(1.0, largest / total.sum));
     if (sums_.extras) finish_extras(t, near, total);
     if (selects_) finish_selections(t, row, total, maxima, space);
   }
@@ -120,6 +120,8 @@ class Statistics {
   void finish_selections(std::int64_t t, const Row& row, const PartSums& total,
                          const double* maxima, ThreadSpace& space) const {
     const TokenStatsOptions& options = args_.options;
+    const double largest = std::exp2(total.maximum * scale_ - total.shift);
+    write(Stat::max_probability, t, std::min(1.0, largest / total.sum));
     if (wants(Stat::confidence)) write(Stat::confidence, t, confidence(row, total, maxima));
     if (wants(Stat::kept_mass)) {
       const double floor = total.maximum + std::log2(options.kept_share) / scale_;

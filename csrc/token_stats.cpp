@@ -157,9 +157,9 @@ void token_stats_one_go(const TokenStatsArgs& args, const RowLoss& loss, void* g
       return loss(t, stat(Stat::logprob, t), stat(Stat::entropy, t));
     };
     const auto write = [&](std::int64_t t, const RowCoefficients& g, std::int64_t begin,
-                           std::int64_t end) {
+                           std::int64_t end, bool masked) {
       Gradient(row_of(t), args.label_T[t], args.options, {g.logprob, g.entropy, g.logsumexp, 0, 0},
-               {stat(Stat::entropy, t), stat(Stat::logsumexp, t), 0, 0, 0})
+               {stat(Stat::entropy, t), stat(Stat::logsumexp, t), 0, 0, 0}, masked)
           .write(begin, end, static_cast<Element*>(grad_TV) + t * grad_row_stride);
     };
     const std::int64_t rows = logits_TV.rows, vocabulary = logits_TV.vocabulary;
@@ -167,8 +167,8 @@ void token_stats_one_go(const TokenStatsArgs& args, const RowLoss& loss, void* g
       parallel_rows(rows, vocabulary, threads, [&](auto begin, auto end) {
         typename decltype(statistics)::ThreadSpace space;
         for (std::int64_t t = begin; t < end; ++t) {
-          statistics.row(t, space);
-          write(t, coefficients(t), 0, vocabulary);
+          const bool masked = statistics.row(t, space);
+          write(t, coefficients(t), 0, vocabulary, masked);
         }
       });
       return;
@@ -180,7 +180,8 @@ void token_stats_one_go(const TokenStatsArgs& args, const RowLoss& loss, void* g
     parallel_rows(rows * parts, kPart, threads, [&](auto begin, auto end) {
       for (std::int64_t i = begin; i < end; ++i) {
         const std::int64_t t = i / parts, first = i % parts * kPart;
-        write(t, g_T[static_cast<std::size_t>(t)], first, std::min(first + kPart, vocabulary));
+        write(t, g_T[static_cast<std::size_t>(t)], first, std::min(first + kPart, vocabulary),
+              true);
       }
     });
   });

@@ -11,7 +11,8 @@ struct Avx2 {
   using Mask = __m256;
   using Scalar = float;
   static constexpr int kWidth = 8;
-  static constexpr float kSmallest = -126;
+  static constexpr float kSmallest = -126;  // of the exponents that the addition of bits can make
+  static constexpr bool kClamps = true;
 
   static PYRL_INLINE Vector all(float x) { return _mm256_set1_ps(x); }
   static PYRL_INLINE __m256i ints(int x) { return _mm256_set1_epi32(x); }

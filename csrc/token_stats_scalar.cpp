@@ -11,7 +11,8 @@ struct Plain {
   using Mask = bool;
   using Scalar = double;
   static constexpr int kWidth = 1;
-  static constexpr double kSmallest = -1022;
+  static constexpr double kSmallest = -1e300;
+  static constexpr bool kClamps = false;
 
   static double all(double x) { return x; }
   static double head(double v, int) { return v; }
@@ -45,6 +46,7 @@ struct Plain {
   static bool any(bool mask) { return mask; }
   static double choose(bool mask, double x, double y) { return mask ? x : y; }
 
+  static double exp2(double t) { return std::exp2(t); }
   static double exp2(bool mask, double t) { return mask ? std::exp2(t) : 0; }
   static double tanh(double x) { return std::tanh(x); }
   static double mul_where(bool mask, double x, double y) { return mask ? x * y : 0; }
