@@ -1,6 +1,6 @@
 #!/bin/sh
-# The core under AddressSanitizer and UndefinedBehaviorSanitizer: random histories of the forest in
-# C++, then the Python tests of forest, flat rows, signals and advantages on an instrumented
+# The core under AddressSanitizer and UndefinedBehaviorSanitizer: random histories of the forest and
+# random rows of logits on every instruction set of this CPU in C++, then the Python tests of forest, flat rows, signals and advantages on an instrumented
 # extension (-P: not the package of the working directory), then the CUDA kernels as C++. Run from
 # anywhere:
 #
@@ -23,7 +23,7 @@ done
 cmake -S . -B build/sanitize -DPYRL_SANITIZE=ON -DPYRL_CUDA=off -DPython_EXECUTABLE="$python_path" \
   -DSKBUILD_PROJECT_VERSION=0 -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$PWD/build/sanitize/package/pyrl"
 cmake --build build/sanitize --parallel 2
-cmake --build build/sanitize --parallel 2 --target forest_driver
+cmake --build build/sanitize --parallel 2 --target forest_driver token_stats_driver
 
 for seed in 1 2 3; do
   build/sanitize/forest_driver random 1000 "$seed"
@@ -32,6 +32,12 @@ done
 cmake -S tests/cpp/cuda_on_cpu -B build/sanitize/cuda_on_cpu -DPYRL_SANITIZE=ON \
   -DPython_EXECUTABLE="$python_path"
 cmake --build build/sanitize/cuda_on_cpu --parallel 2
+
+for isa in scalar avx2 avx512 avx512_bf16; do
+  # A wider one than the CPU has is refused; what it has is named by the first word of the output.
+  PYRL_ISA=$isa build/sanitize/token_stats_driver random 0 1 || continue
+  PYRL_ISA=$isa build/sanitize/token_stats_driver random 30 1
+done
 
 # The interpreter is not instrumented: the runtimes must come first, libstdc++ with them so that
 # exceptions are intercepted, and its own allocations at exit are no leaks of ours.

@@ -210,7 +210,7 @@ void measure(std::int64_t rows, std::int64_t vocabulary, const char* name) {
       {"read", read},
       {"update", update},
       {"stats", [&] { pyrl::token_stats(args, 1); }},
-
+      {"all stats", [&] { pyrl::token_stats(all, 1); }},
       {"grad in place", [&] { pyrl::token_stats_grad(grad, 1); }},
       {"one go in place", [&] { pyrl::token_stats_one_go(args, loss, z.data(), vocabulary, 1); }}};
   std::vector<double> best(variants.size(), 1e9);
@@ -230,7 +230,7 @@ void measure(std::int64_t rows, std::int64_t vocabulary, const char* name) {
 
 }  // namespace
 
-int main(int count, char** argument) {
+int main(int count, char** argument) try {
   require(count == 4, "expected: random ROUNDS SEED, or time ROWS VOCABULARY");
   const std::int64_t first = std::atoll(argument[2]), second = std::atoll(argument[3]);
   if (std::strcmp(argument[1], "time") == 0) {
@@ -247,4 +247,8 @@ int main(int count, char** argument) {
     random_round<pyrl::BFloat16>(random);
   }
   std::printf("%s: %ld rounds\n", pyrl::isa_name(pyrl::isa()), static_cast<long>(first));
+  return 0;
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "token_stats_driver: %s\n", error.what());
+  return 1;
 }
