@@ -50,10 +50,23 @@ def check(
     return torch.cat([slope_TV, tiny_TV])
 
 
+def check_late_maximum(dtype: torch.dtype) -> None:
+    """Far above the logits before it, where 2^t against their maximum overflows; then infinite."""
+    logits_TV = torch.randn(2, 20011, generator=torch.Generator().manual_seed(0)).to(dtype)
+    logits_TV[:, -1] += 30
+    label_T = torch.tensor([3, 20010])
+    stats = token_stats(logits_TV, label_T, 0.2, top_k=5)
+    reference.assert_stats(stats, reference.token_stats(logits_TV, label_T, 0.2), 2e-6)
+    logits_TV[1, -1] = math.inf
+    stats = token_stats(logits_TV, label_T, 0.2)
+    assert stats.entropy.isnan().tolist() == [False, True]
+
+
 def main() -> None:
     assert build_info()["isa"] == os.environ["PYRL_ISA"]
     digest = hashlib.sha256()
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        check_late_maximum(dtype)
         for rows, vocabulary in SHAPES:
             for padding, softcap in ((0, 6.0), (3, None)):
                 slope_TV = check(rows, vocabulary, dtype, padding, softcap)
