@@ -108,10 +108,7 @@ class SampleRow {
   // Truncations; each is of what the ones before it have left.
   void keep_most_probable() { keep(maximum_, 1); }
 
-  void keep_min_p(double min_p) {
-    const R floor = at_depth(-std::log2(min_p));
-    if (floor > floor_) keep(floor, kAll);
-  }
+  void keep_min_p(double min_p) { keep(std::max(floor_, at_depth(-std::log2(min_p))), kAll); }
 
   void keep_top_k(std::int64_t top_k) {
     if (top_k >= vocabulary_) return;
@@ -128,7 +125,7 @@ class SampleRow {
     if (!crossing.found) return;
     const double lacking = (target - crossing.over.mass) / weight_of(crossing.floor);
     const auto ties = static_cast<std::int64_t>(std::max(1.0, std::ceil(lacking)));
-    keep(crossing.floor, crossing.floor == floor_ ? std::min(ties, ties_) : ties);
+    keep(crossing.floor, ties);
   }
 
   // The kept token, in vocabulary order, at which the cumulative mass exceeds `uniform` of theirs.
@@ -245,7 +242,6 @@ class SampleRow {
 
   void keep(R floor, std::int64_t ties) {
     floor_ = floor;
-    ties_ = ties;
     truncated_ = true;
     const R next = std::nextafter(floor, std::numeric_limits<R>::infinity());
     const double tie = weight_of(floor);
@@ -306,8 +302,7 @@ class SampleRow {
   R maximum_ = -std::numeric_limits<R>::infinity();
   double sum_ = 0, moment_ = 0;
   bool truncated_ = false;
-  R floor_{};                 // what is kept: the tokens above it,
-  std::int64_t ties_ = kAll;  // and the first so many that are at it
+  R floor_{};  // what is kept: the tokens above it, and the first ones at it (RowPart::ties)
   double kept_mass_ = 0;
 };
 

@@ -147,7 +147,7 @@ def test_top_k_above_the_number_of_unmasked_tokens_keeps_them_all() -> None:
     np.testing.assert_allclose(sampled.truncated_logprob_B, -math.log(3), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("temperature", [1e-25, 1e-6, 1e6, 1e25])
+@pytest.mark.parametrize("temperature", [1e-25, 1e-6, 1e6, 1e25, 1e38])
 @pytest.mark.parametrize("sampling", TRUNCATIONS, ids=str)
 def test_extreme_temperatures_are_truncated_like_any_other(
     sampling: Sampling, temperature: float
@@ -174,6 +174,27 @@ def test_a_nan_among_masked_tokens_is_not_overlooked(sampling: Sampling) -> None
     logits_BV[1, PART + 3] = math.nan
     with pytest.raises(FloatingPointError, match=r"1 of 2 rows that are not: \[1\]"):
         sample_tokens(logits_BV, np.zeros(2, np.uint64), np.arange(2), sampling)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_share_of_the_largest_probability_is_compared_in_double(seed: int) -> None:
+    for share in np.random.default_rng(seed).uniform(0.01, 0.9, 40):
+        rounded = torch.tensor([0.0, math.log(share)])  # to float32, up or down
+        kept = 1 + (math.exp(rounded[1].item()) >= share)
+        mass = rounded.double().exp()[:kept].sum().log().item()
+        sampled = draw(rounded, Sampling(min_p=share), 1)
+        expected = rounded[sampled.token_B[0]].item() - mass
+        assert abs(sampled.truncated_logprob_B[0] - expected) < 2e-6
+
+
+def test_a_top_p_that_rounds_to_everything_keeps_what_top_k_left() -> None:
+    for seed in range(40):
+        logits_V = normal(32 * PART, 1.0, seed).clamp(min=0.0)  # half of them at 0
+        top_k, both = (
+            draw(logits_V, Sampling(top_k=20 * PART, top_p=top_p), 1)
+            for top_p in (1.0, math.nextafter(1, 0))
+        )
+        assert both.truncated_logprob_B == pytest.approx(top_k.truncated_logprob_B, abs=1e-6)
 
 
 BITS = """
