@@ -1,12 +1,13 @@
 #!/bin/sh
 # The core under AddressSanitizer and UndefinedBehaviorSanitizer: random histories of the forest and
-# random rows of logits on every instruction set of this CPU in C++, then the Python tests of forest, flat rows, signals and advantages on an instrumented
+# random rows of logits on every instruction set of this CPU in C++, then the Python tests of
+# forest, flat rows, signals, advantages and sampling on an instrumented
 # extension (-P: not the package of the working directory), then the CUDA kernels as C++. Run from
 # anywhere:
 #
 #   tests/sanitize.sh [PYTHON] [OPERATIONS]
 #
-# PYTHON (default: python) must have pybind11, numpy, pytest and hypothesis. Needs cmake and GCC.
+# PYTHON (default: python) must have pybind11 and what the tests need. Needs cmake and GCC.
 set -eu
 cd "$(dirname "$0")/.."
 python=${1:-python}
@@ -51,3 +52,7 @@ instrumented_pytest tests/test_forest*.py tests/test_pack.py tests/test_signals*
   tests/test_advantage.py --forest-operations "$operations"
 PYRL_CUDA_ON_CPU="$PWD/build/sanitize/cuda_on_cpu" instrumented_pytest tests/test_cuda_on_cpu.py \
   -k "everything or spoils or order or bits or emulation or device"
+# Sampling on the widest instruction set, then on the plainest.
+sampling="sorted or extreme or largest or equal or masked"
+instrumented_pytest tests/test_sample_tokens_truncated.py -k "$sampling"
+PYRL_ISA=scalar instrumented_pytest tests/test_sample_tokens_truncated.py -k "$sampling"
