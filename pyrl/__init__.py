@@ -1,6 +1,7 @@
 """pyrl: tree-rollout test-time RL. Fork where the model is unsure, vote, learn."""
 
 from pyrl._core import Forest, StaleHandleError, build_info
+from pyrl.fused_loss import fused_policy_loss, linear_policy_loss
 from pyrl.linear_token_stats import linear_token_stats
 from pyrl.policy_loss import policy_loss
 from pyrl.sample_tokens import sample_tokens
@@ -12,6 +13,8 @@ __all__ = [
     "Forest",
     "StaleHandleError",
     "build_info",
+    "fused_policy_loss",
+    "linear_policy_loss",
     "linear_token_stats",
     "policy_loss",
     "sample_tokens",

@@ -420,6 +420,25 @@ def token_stats_grad(
     stream: int,
 ) -> None: ...
 
+# -- fused_loss (addresses as above; columns and spec as below; on the CPU) --
+
+def fused_loss(
+    logits: int,
+    dtype: int,
+    rows: int,
+    vocabulary: int,
+    row_stride: int,
+    label: int,
+    temperature: float,
+    softcap: float,
+    columns: Sequence[int],
+    spec: Sequence[float],
+    stats: int,
+    grad: int,
+    grad_row_stride: int,
+    threads: int,
+) -> None: ...
+
 # -- policy_loss (csrc/policy_token.h: the order of columns and of the numbers of a spec) --
 
 _Column = NDArray[np.float32] | NDArray[np.float64]

@@ -60,9 +60,8 @@ def adjacent(matrix_TV: Tensor) -> Tensor:
     return matrix_TV if columns == 1 or matrix_TV.stride(1) == 1 else matrix_TV.contiguous()
 
 
-def arguments(logits_TV: Tensor, label_T: Tensor, options: Sequence[float]) -> dict[str, Any]:
-    """What the kernels take: the matrix, the options and the caller's threads or CUDA stream."""
-    cuda = logits_TV.device.type == "cuda"
+def rows_of(logits_TV: Tensor, label_T: Tensor) -> dict[str, Any]:
+    """The rows as the kernels take them, and the caller's threads."""
     return {
         "logits": logits_TV.data_ptr(),
         "dtype": ELEMENTS[logits_TV.dtype],
@@ -71,10 +70,20 @@ def arguments(logits_TV: Tensor, label_T: Tensor, options: Sequence[float]) -> d
         "row_stride": logits_TV.stride(0),
         "label": label_T.data_ptr(),
         "threads": torch.get_num_threads(),
-        "device": logits_TV.device.index if cuda else -1,
-        "stream": torch.cuda.current_stream(logits_TV.device).cuda_stream if cuda else 0,
-        **{name: kind(value) for (name, kind), value in zip(OPTIONS.items(), options, strict=True)},
     }
+
+
+def device_of(tensor: Tensor) -> dict[str, Any]:
+    """Where the kernels run: the CPU, or the caller's CUDA device and stream."""
+    if tensor.device.type != "cuda":
+        return {"device": -1, "stream": 0}
+    stream = torch.cuda.current_stream(tensor.device).cuda_stream
+    return {"device": tensor.device.index, "stream": stream}
+
+
+def named(options: Sequence[float]) -> dict[str, Any]:
+    """The options as the kernels take them."""
+    return {name: kind(value) for (name, kind), value in zip(OPTIONS.items(), options, strict=True)}
 
 
 def stats_into(
@@ -82,7 +91,11 @@ def stats_into(
 ) -> None:
     """Compute the statistics; the logits' columns are adjacent, all else is contiguous."""
     _core.token_stats(
-        outputs=asked, stats=stats_KT.data_ptr(), **arguments(logits_TV, label_T, options)
+        outputs=asked,
+        stats=stats_KT.data_ptr(),
+        **rows_of(logits_TV, label_T),
+        **device_of(logits_TV),
+        **named(options),
     )
 
 
@@ -101,7 +114,9 @@ def grad_into(
         grad_stat=_addresses(upstream_KT, asked, DIFFERENTIABLE),
         grad=grad_TV.data_ptr(),
         grad_row_stride=grad_TV.stride(0),
-        **arguments(logits_TV, label_T, options),
+        **rows_of(logits_TV, label_T),
+        **device_of(logits_TV),
+        **named(options),
     )
 
 

@@ -35,7 +35,16 @@ LOOSE = {
 PASSED_ON = {"pyrl/attention.py _sdpa": "the three ways in which one torch function is called"}
 """Functions that may pass options through, with the reason."""
 
-MIRRORS = ("forest", "signals", "advantage", "pack", "token_stats", "policy_loss", "sample_tokens")
+MIRRORS = (
+    "forest",
+    "signals",
+    "advantage",
+    "pack",
+    "token_stats",
+    "policy_loss",
+    "fused_loss",
+    "sample_tokens",
+)
 """csrc/STEM.{h,cpp} and the tests that prove it: tests/test_STEM*.py."""
 
 

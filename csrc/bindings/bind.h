@@ -23,6 +23,7 @@ void bind_sample_tokens(py::module_& m);
 void bind_token_stats(py::module_& m);
 void bind_policy_loss(py::module_& m);
 void bind_policy_terms(py::module_& m);
+void bind_fused_loss(py::module_& m);
 
 // A C-contiguous array argument without conversion: a wrong dtype or stride is a TypeError.
 template <typename T>

@@ -33,4 +33,5 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   pyrl::bind_token_stats(m);
   pyrl::bind_policy_loss(m);
   pyrl::bind_policy_terms(m);
+  pyrl::bind_fused_loss(m);
 }

@@ -1,0 +1,203 @@
+"""One-go: statistics, policy loss and gradient of a token in one visit to its logits.
+
+For losses that are local to a token: then its gradient is known as soon as its log-prob and entropy
+are, while the row is still in the cache; and from hidden states the logits are computed once, three
+GEMMs in place of four. The results are those of `token_stats` and `policy_loss`, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrl.linear_token_stats import checked_head
+from pyrl.loss import Loss, PositionClip
+from pyrl.loss_spec import TOKEN_COLUMNS, lower
+from pyrl.loss_terms import Terms
+from pyrl.one_go import (
+    ASKED,
+    fused_loss,
+    fused_loss_,
+    linear_fused_loss,
+    with_gradient,
+)
+from pyrl.policy_loss import PolicyLoss, check_columns, policy_loss, terms_of, token_columns
+from pyrl.token_stats import TokenStats, check_rows, record, request
+
+
+def fused_policy_loss(
+    logits_TV: Tensor,
+    label_T: Tensor,
+    temperature: float = 1.0,
+    *,
+    loss: Loss,
+    advantage_T: Tensor | None = None,
+    old_logprob_T: Tensor | None = None,
+    rollout_logprob_T: Tensor | None = None,
+    ref_logprob_T: Tensor | None = None,
+    proxy_logprob_T: Tensor | None = None,
+    expert_logprob_T: Tensor | None = None,
+    clip_low_T: Tensor | None = None,
+    clip_high_T: Tensor | None = None,
+    mask_T: Tensor | None = None,
+    offset_N1: Tensor | None = None,
+    terms: Terms | None = None,
+    softcap: float | None = None,
+    inplace: bool = False,
+) -> tuple[PolicyLoss, TokenStats]:
+    """`policy_loss` of the `token_stats` of these logits, whose gradient is computed on the way.
+
+    The loss is differentiable in the logits alone, once and in one backward pass, which multiplies
+    the gradient by its upstream scalar; the statistics are detached. `inplace=True` writes the
+    gradient over the logits at once: their values are gone when this function returns, and the
+    graph behind them may not need them.
+
+    Columns and `terms` as in `policy_loss`. Axes that read the log-probs or entropies of a whole
+    mini-batch need `terms`, of the policy before the update.
+
+    Raises ValueError as `token_stats` and `policy_loss` do, and for a loss that is not local to a
+    token: a ratio over a response, bounds by position, or a nucleus entropy.
+    """
+    check_rows(logits_TV, label_T, inplace=inplace)
+    options, _ = request(temperature, softcap=softcap)
+    given = {
+        "advantage_T": advantage_T,
+        "old_logprob_T": old_logprob_T,
+        "rollout_logprob_T": rollout_logprob_T,
+        "ref_logprob_T": ref_logprob_T,
+        "proxy_logprob_T": proxy_logprob_T,
+        "expert_logprob_T": expert_logprob_T,
+        "clip_low_T": clip_low_T,
+        "clip_high_T": clip_high_T,
+    }
+    plan = _plan(loss, terms, given, mask_T, offset_N1, logits_TV)
+    row_arguments = (label_T, options, plan.columns, plan.spec)
+    if not (logits_TV.requires_grad and torch.is_grad_enabled()):
+        stats_KT = torch.ops.pyrl.token_stats(logits_TV, label_T, options, ASKED, False)
+        return plan.result(stats_KT, [], [])
+    if inplace:
+        stats_KT = fused_loss_(logits_TV.detach(), *row_arguments)
+        return plan.result(stats_KT, [logits_TV], [logits_TV.detach()])
+    stats_KT, grad_TV = fused_loss(logits_TV.detach(), *row_arguments)
+    return plan.result(stats_KT, [logits_TV], [grad_TV])
+
+
+def linear_policy_loss(
+    hidden_TH: Tensor,
+    weight_VH: Tensor,
+    label_T: Tensor,
+    temperature: float = 1.0,
+    *,
+    loss: Loss,
+    bias: Tensor | None = None,
+    chunk: int | None = None,
+    advantage_T: Tensor | None = None,
+    old_logprob_T: Tensor | None = None,
+    rollout_logprob_T: Tensor | None = None,
+    ref_logprob_T: Tensor | None = None,
+    proxy_logprob_T: Tensor | None = None,
+    expert_logprob_T: Tensor | None = None,
+    clip_low_T: Tensor | None = None,
+    clip_high_T: Tensor | None = None,
+    mask_T: Tensor | None = None,
+    offset_N1: Tensor | None = None,
+    terms: Terms | None = None,
+    softcap: float | None = None,
+) -> tuple[PolicyLoss, TokenStats]:
+    """`fused_policy_loss` of hidden @ weight.T + bias: three GEMMs, a chunk of tokens at a time.
+
+    The gradients of hidden states, weight and bias are computed here, for those of them that need
+    one, and wait for the backward pass. Chunks and sums are those of `linear_token_stats`.
+
+    Raises ValueError as `linear_token_stats` and `fused_policy_loss` do.
+    """
+    head = checked_head(hidden_TH, weight_VH, bias, label_T, chunk)
+    options, _ = request(temperature, softcap=softcap)
+    given = {
+        "advantage_T": advantage_T,
+        "old_logprob_T": old_logprob_T,
+        "rollout_logprob_T": rollout_logprob_T,
+        "ref_logprob_T": ref_logprob_T,
+        "proxy_logprob_T": proxy_logprob_T,
+        "expert_logprob_T": expert_logprob_T,
+        "clip_low_T": clip_low_T,
+        "clip_high_T": clip_high_T,
+    }
+    plan = _plan(loss, terms, given, mask_T, offset_N1, hidden_TH)
+    inputs = (hidden_TH, weight_VH, bias)
+    detached = [None if tensor is None else tensor.detach() for tensor in inputs]
+    recording = torch.is_grad_enabled()
+    needs = [t is not None and t.requires_grad and recording for t in inputs]
+    if not any(needs):
+        stats_KT = torch.ops.pyrl.linear_token_stats(*detached, label_T, options, ASKED, head.chunk)
+        return plan.result(stats_KT, [], [])
+    stats_KT, *gradients = linear_fused_loss(
+        *detached, label_T, options, plan.columns, plan.spec, head.chunk, needs
+    )
+    wanted = [
+        (tensor, gradient)
+        for tensor, gradient, need in zip(inputs, gradients, needs, strict=True)
+        if tensor is not None and need
+    ]
+    return plan.result(stats_KT, [t for t, _ in wanted], [g for _, g in wanted])
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A loss that is local to a token, as the kernels read it."""
+
+    loss: Loss
+    terms: Terms
+    given: dict[str, Any]
+    columns: list[Tensor | None]
+    """float64, contiguous, on the device of the logits; in the order of TOKEN_COLUMNS."""
+    spec: list[float]
+
+    def result(
+        self, stats_KT: Tensor, inputs: list[Tensor], gradients: list[Tensor]
+    ) -> tuple[PolicyLoss, TokenStats]:
+        """The record of `policy_loss`, differentiable in `inputs`."""
+        stats = record(stats_KT, ASKED)
+        out = policy_loss(
+            stats.logprob, stats.entropy, loss=self.loss, terms=self.terms, **self.given
+        )
+        return replace(out, loss=with_gradient(out.loss, inputs, gradients)), stats
+
+
+def _plan(
+    loss: Loss,
+    terms: Terms | None,
+    given: Mapping[str, Tensor | None],
+    mask_T: Tensor | None,
+    offset_N1: Tensor | None,
+    rows: Tensor,
+) -> _Plan:
+    columns = {name: tensor for name, tensor in given.items() if tensor is not None}
+    tokens = rows.shape[0]
+    check_columns({"logprob_T": rows.new_empty(tokens, dtype=torch.float64)} | columns)
+    lowered = lower(loss, "ref_logprob_T" in columns)
+    if lowered.scan:
+        _refuse_loss(f"Ratio.of = {loss.ratio.of!r}")
+    if isinstance(loss.bounds, PositionClip):
+        _refuse_loss("PositionClip")
+    if terms is None:
+        terms = terms_of(loss, columns, mask_T, offset_N1, None, None)
+    if len(terms.advantage_T) != tokens:
+        raise ValueError(f"terms: expected those of {tokens} tokens, got {len(terms.advantage_T)}")
+    if terms.nucleus_T is not None:
+        _refuse_loss("NucleusAnchor")
+    found = token_columns(loss, lowered, terms, columns)
+    found[TOKEN_COLUMNS.index("weight")] = torch.from_numpy(terms.weight_T)
+    wide = [None if c is None else c.to(rows.device, torch.float64).contiguous() for c in found]
+    return _Plan(loss, terms, dict(columns), wide, lowered.spec)
+
+
+def _refuse_loss(axis: str) -> None:
+    raise ValueError(
+        f"loss: expected one that is local to a token, got {axis}; call token_stats or "
+        "linear_token_stats and then policy_loss"
+    )

@@ -1,0 +1,219 @@
+"""The ops of the one-go path; `fused_loss` is their face.
+
+They return statistics and gradient at once, without autograd: `with_gradient` adds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrl import _core
+from pyrl.linear_token_stats import empty_gradients
+from pyrl.lm_head import Head, HeadGradient
+from pyrl.row_kernels import adjacent, empty_stats, grad_into, rows_of, stats_into
+from pyrl.token_stats import refuse_second_derivatives
+
+ASKED = 0b111
+"""logprob, entropy and logsumexp."""
+
+
+def fused_into(
+    stats_KT: Tensor,
+    grad_TV: Tensor,
+    logits_TV: Tensor,
+    label_T: Tensor,
+    options: Sequence[float],
+    columns: Sequence[Tensor | None],
+    spec: Sequence[float],
+) -> None:
+    """Statistics and gradient; `grad_TV` may be `logits_TV`, whose columns are adjacent."""
+    if logits_TV.device.type != "cpu":
+        in_three_steps(stats_KT, grad_TV, logits_TV, label_T, options, columns, spec)
+        return
+    _core.fused_loss(
+        columns=[0 if column is None else column.data_ptr() for column in columns],
+        spec=spec,
+        stats=stats_KT.data_ptr(),
+        grad=grad_TV.data_ptr(),
+        grad_row_stride=grad_TV.stride(0),
+        temperature=options[0],
+        softcap=options[1],
+        **rows_of(logits_TV, label_T),
+    )
+
+
+def in_three_steps(
+    stats_KT: Tensor,
+    grad_TV: Tensor,
+    logits_TV: Tensor,
+    label_T: Tensor,
+    options: Sequence[float],
+    columns: Sequence[Tensor | None],
+    spec: Sequence[float],
+) -> None:
+    """The same where no kernel does it in one visit."""
+    stats_into(stats_KT, logits_TV, label_T, options, ASKED)
+    arrays = [None if column is None else column.cpu().numpy() for column in columns]
+    arrays[0], arrays[1] = stats_KT[0].cpu().numpy(), stats_KT[1].cpu().numpy()
+    upstream_KT = np.zeros((4, stats_KT.shape[1]))
+    _core.policy_loss(
+        columns=arrays,
+        mask_T=None,
+        offset_N1=None,
+        weight_N=None,
+        spec=spec,
+        scan=0,
+        position=[0.0] * 4,
+        logprob_grad_T=upstream_KT[0],
+        entropy_grad_T=upstream_KT[1],
+        loss_T=upstream_KT[3],
+    )
+    upstream = torch.from_numpy(upstream_KT[:3]).to(stats_KT.device)
+    grad_into(grad_TV, logits_TV, label_T, options, ASKED, stats_KT, upstream)
+
+
+# -- the ops --
+
+
+@torch.library.custom_op("pyrl::fused_loss", mutates_args=(), device_types=("cpu", "cuda"))
+def fused_loss(
+    logits: Tensor,
+    label: Tensor,
+    options: Sequence[float],
+    columns: Sequence[Tensor | None],
+    spec: Sequence[float],
+) -> tuple[Tensor, Tensor]:
+    """Statistics [3, T] and gradient of each row."""
+    stats, logits = empty_stats(logits, ASKED), adjacent(logits)
+    grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+    fused_into(stats, grad, logits, label.contiguous(), options, columns, spec)
+    return stats, grad
+
+
+@fused_loss.register_fake
+def _(
+    logits: Tensor,
+    label: Tensor,
+    options: Sequence[float],
+    columns: Sequence[Tensor | None],
+    spec: Sequence[float],
+) -> tuple[Tensor, Tensor]:
+    grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+    return empty_stats(logits, ASKED), grad
+
+
+@torch.library.custom_op(
+    "pyrl::fused_loss_", mutates_args=("logits",), device_types=("cpu", "cuda")
+)
+def fused_loss_(
+    logits: Tensor,
+    label: Tensor,
+    options: Sequence[float],
+    columns: Sequence[Tensor | None],
+    spec: Sequence[float],
+) -> Tensor:
+    """Statistics [3, T]; the gradient takes the place of the logits."""
+    stats = empty_stats(logits, ASKED)
+    fused_into(stats, logits, logits, label.contiguous(), options, columns, spec)
+    return stats
+
+
+@fused_loss_.register_fake
+def _(
+    logits: Tensor,
+    label: Tensor,
+    options: Sequence[float],
+    columns: Sequence[Tensor | None],
+    spec: Sequence[float],
+) -> Tensor:
+    return empty_stats(logits, ASKED)
+
+
+@torch.library.custom_op("pyrl::linear_fused_loss", mutates_args=(), device_types=("cpu", "cuda"))
+def linear_fused_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    label: Tensor,
+    options: Sequence[float],
+    columns: Sequence[Tensor | None],
+    spec: Sequence[float],
+    chunk: int,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Statistics [3, T], and the gradients of hidden, weight and bias; empty if not needed."""
+    stats, label = empty_stats(hidden, ASKED), label.contiguous()
+    head = Head(hidden, weight, bias, chunk)
+    gradient = HeadGradient(head, *needs)
+    for part, logits in head.logits():
+        of_part = empty_stats(logits, ASKED)
+        columns_of_part = [None if column is None else column[part] for column in columns]
+        fused_into(of_part, logits, logits, label[part], options, columns_of_part, spec)
+        stats[:, part] = of_part
+        gradient.add(part, logits)
+    return stats, *gradient.tensors()
+
+
+@linear_fused_loss.register_fake
+def _(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    label: Tensor,
+    options: Sequence[float],
+    columns: Sequence[Tensor | None],
+    spec: Sequence[float],
+    chunk: int,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return empty_stats(hidden, ASKED), *empty_gradients(hidden, weight, bias, needs)
+
+
+# -- a value with a gradient that is already there --
+
+
+@torch.library.custom_op("pyrl::with_gradient", mutates_args=())
+def with_gradient(value: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+    """The value, whose derivatives are the gradients; they are handed over once."""
+    return value.clone()
+
+
+@with_gradient.register_fake
+def _(value: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+    return torch.empty_like(value)
+
+
+@torch.library.custom_op("pyrl::scale_", mutates_args=("tensor",))
+def _scale_op(tensor: Tensor, factor: Tensor) -> None:
+    # A pass over a large gradient, for nothing if the loss is what is differentiated.
+    if factor.device.type != "cpu" or factor.item() != 1.0:
+        tensor.mul_(factor)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[2])
+    ctx.handed_over = False
+
+
+def _backward(ctx: Any, upstream: Tensor) -> tuple[None, list[Tensor], list[None]]:
+    if torch.is_grad_enabled():  # create_graph=True
+        refuse_second_derivatives("fused_policy_loss")
+    if ctx.handed_over:
+        raise RuntimeError(
+            "fused_policy_loss: expected one backward pass, got a second one after the first took "
+            "the gradient away"
+        )
+    ctx.handed_over = True
+    gradients = ctx.saved_tensors
+    for gradient in gradients:
+        _scale_op(gradient, upstream)
+    handed = [gradient.detach() for gradient in gradients]
+    return None, handed, [None] * len(handed)
+
+
+with_gradient.register_autograd(_backward, setup_context=_save)

@@ -1,0 +1,336 @@
+"""One-go is two-phase, bit for bit: the same losses, statistics and gradients."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pyrl import fused_loss, one_go
+from pyrl.fused_loss import fused_policy_loss, linear_policy_loss
+from pyrl.linear_token_stats import linear_token_stats
+from pyrl.loss import KL, Loss, LossState, PositionClip
+from pyrl.loss_terms import Terms, loss_terms
+from pyrl.policy_loss import PolicyLoss, policy_loss
+from pyrl.presets import PRESETS
+from pyrl.token_stats import TokenStats, request, token_stats
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+TOKENS, VOCABULARY, LENGTHS = 23, 2077, (9, 1, 13)
+NOT_LOCAL = ("gspo", "gmpo", "ctpo", "minpro", "minpro_cispo", "siren")
+LOCAL = {name: preset() for name, preset in PRESETS.items() if name not in NOT_LOCAL}
+BUSY = replace(PRESETS["dapo"](), kl=KL(0.1), entropy=0.01)
+
+
+def problem(dtype: torch.dtype) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Any]]:
+    """Logits, labels, columns of three responses, and what only terms read; a label is ignored."""
+    generator = torch.Generator().manual_seed(1)
+
+    def noise(scale: float) -> Tensor:
+        return torch.randn(TOKENS, generator=generator, dtype=torch.float64) * scale
+
+    logits_TV = (torch.randn(TOKENS, VOCABULARY, generator=generator) * 3).to(dtype)
+    label_T = torch.randint(VOCABULARY, (TOKENS,), generator=generator)
+    stats = token_stats(logits_TV, label_T, 0.9, squares=True, second_temperature=1.1)
+    label_T[4] = -100
+    columns = {
+        "advantage_T": noise(1.0),
+        "old_logprob_T": stats.logprob + noise(0.3),
+        "rollout_logprob_T": stats.logprob + noise(0.3),
+        "ref_logprob_T": (stats.logprob + noise(0.5)).float(),
+        "proxy_logprob_T": stats.logprob + noise(0.5),
+        "expert_logprob_T": stats.logprob + noise(0.5),
+    }
+    before = {
+        "logprob_T": stats.logprob + noise(0.1),
+        "entropy_T": stats.entropy,
+        "sum_p2_T": stats.sum_p2,
+        "sum_p2_logp_T": stats.sum_p2_logp,
+        "second_logprob_T": stats.second_logprob,
+        "reward_T": torch.tensor([1.0, -1.0, 1.0])
+        .double()
+        .repeat_interleave(torch.tensor(LENGTHS)),
+    }
+    return logits_TV, label_T, columns, before
+
+
+MASK_T = torch.rand(TOKENS, generator=torch.Generator().manual_seed(7)) > 0.2
+OFFSET_N1 = torch.tensor([0, *LENGTHS]).cumsum(0)
+RESPONSES = {"mask_T": MASK_T, "offset_N1": OFFSET_N1}
+
+
+def terms_of(loss: Loss, columns: dict[str, Tensor], before: dict[str, Tensor]) -> Terms:
+    """Of the policy before the update."""
+    later = ("ref_logprob_T", "expert_logprob_T")  # which no statistic of a mini-batch reads
+    arrays = {k: v.numpy() for k, v in (columns | before).items() if k not in later}
+    return loss_terms(
+        loss,
+        arrays,
+        mask_T=MASK_T.numpy(),
+        offset_N1=OFFSET_N1.numpy(),
+        group_N=np.array([0, 0, 1]),
+        state=LossState(entropy=2.0, nucleus_entropy=1.0, seed=3),
+    )
+
+
+def two_phase(
+    logits_TV: Tensor, label_T: Tensor, loss: Loss, columns: dict[str, Any]
+) -> tuple[PolicyLoss, TokenStats]:
+    stats = token_stats(logits_TV, label_T, 0.9)
+    return policy_loss(stats.logprob, stats.entropy, loss=loss, **columns), stats
+
+
+def slope(value: Tensor, leaf: Tensor) -> Tensor:
+    value.backward()
+    assert leaf.grad is not None
+    return leaf.grad
+
+
+def assert_same(ours: tuple[PolicyLoss, TokenStats], theirs: tuple[PolicyLoss, TokenStats]) -> None:
+    for record, expected in zip(ours, theirs, strict=True):
+        for name, value in vars(expected).items():
+            our_value = vars(record)[name]
+            if isinstance(value, Tensor):
+                assert our_value.equal(value), name
+            else:
+                assert our_value == value or (math.isnan(value) and math.isnan(our_value)), name
+
+
+@pytest.mark.parametrize("loss", LOCAL.values(), ids=LOCAL)
+def test_every_loss_that_is_local_to_a_token_is_two_phase_to_the_bit(loss: Loss) -> None:
+    logits_TV, label_T, columns, before = problem(torch.float32)
+    given = columns | {"terms": terms_of(loss, columns, before)}
+    theirs_TV, ours_TV = logits_TV.clone().requires_grad_(), logits_TV.clone().requires_grad_()
+    theirs = two_phase(theirs_TV, label_T, loss, given)
+    ours = fused_policy_loss(ours_TV, label_T, 0.9, loss=loss, **given)
+    assert_same(ours, theirs)
+    assert slope(ours[0].loss, ours_TV).equal(slope(theirs[0].loss, theirs_TV))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_one_go_is_two_phase_to_the_bit(dtype: torch.dtype, inplace: bool) -> None:
+    logits_TV, label_T, columns, _ = problem(dtype)
+    for loss in (BUSY, LOCAL["cispo"]):
+        theirs_TV, ours_TV = logits_TV.clone().requires_grad_(), logits_TV.clone().requires_grad_()
+        theirs = two_phase(theirs_TV * 1, label_T, loss, columns | RESPONSES)
+        ours = fused_policy_loss(
+            ours_TV * 1, label_T, 0.9, loss=loss, inplace=inplace, **columns, **RESPONSES
+        )
+        assert_same(ours, theirs)
+        assert slope(ours[0].loss, ours_TV).equal(slope(theirs[0].loss, theirs_TV))
+        assert not ours[1].logprob.requires_grad
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 100])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_one_go_from_hidden_states_is_two_phase_to_the_bit(dtype: torch.dtype, chunk: int) -> None:
+    _, label_T, columns, _ = problem(dtype)
+    inputs = head_problem(dtype)
+    hidden_TH, weight_VH, bias = inputs
+    stats = linear_token_stats(hidden_TH, weight_VH, label_T, 0.9, bias=bias, chunk=chunk)
+    theirs = policy_loss(stats.logprob, stats.entropy, loss=BUSY, **columns, **RESPONSES)
+    ours = linear_policy_loss(
+        hidden_TH, weight_VH, label_T, 0.9, bias=bias, chunk=chunk, loss=BUSY, **columns,
+        **RESPONSES,
+    )  # fmt: skip
+    assert_same(ours, (theirs, stats))
+    for our_gradient, expected in zip(
+        torch.autograd.grad(ours[0].loss, inputs),
+        torch.autograd.grad(theirs.loss, inputs),
+        strict=True,
+    ):
+        assert our_gradient.equal(expected)
+
+
+def head_problem(dtype: torch.dtype) -> list[Tensor]:
+    """Hidden states, weight and bias."""
+    generator = torch.Generator().manual_seed(2)
+    return [
+        torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+        for shape in ((TOKENS, 6), (VOCABULARY, 6), (VOCABULARY,))
+    ]
+
+
+def test_one_go_from_hidden_states_takes_three_gemms_and_skips_what_is_frozen() -> None:
+    _, label_T, columns, _ = problem(torch.float32)
+    hidden_TH, weight_VH, _ = head_problem(torch.float32)
+
+    def gemms(hidden_TH: Tensor, weight_VH: Tensor) -> int:
+        with torch.autograd.profiler.profile(use_kineto=False) as profile:
+            out, _ = linear_policy_loss(hidden_TH, weight_VH, label_T, loss=BUSY, **columns)
+            if out.loss.requires_grad:
+                out.loss.backward()
+        names = [event.name for event in profile.function_events]
+        return sum(name in ("aten::mm", "aten::addmm", "aten::addmm_") for name in names)
+
+    assert gemms(hidden_TH, weight_VH) == 3
+    assert gemms(hidden_TH, weight_VH.detach()) == 2
+    assert gemms(hidden_TH.detach(), weight_VH) == 2
+    assert gemms(hidden_TH.detach(), weight_VH.detach()) == 1
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_another_upstream_gradient_multiplies(inplace: bool) -> None:
+    logits_TV, label_T, columns, _ = problem(torch.float64)
+    theirs_TV, ours_TV = logits_TV.clone().requires_grad_(), logits_TV.clone().requires_grad_()
+    theirs, _ = two_phase(theirs_TV, label_T, BUSY, columns)
+    ours, _ = fused_policy_loss(ours_TV * 1, label_T, 0.9, loss=BUSY, inplace=inplace, **columns)
+    torch.testing.assert_close(
+        slope(-0.37 * ours.loss, ours_TV),
+        slope(-0.37 * theirs.loss, theirs_TV),
+        rtol=1e-9,
+        atol=1e-20,
+    )
+
+
+def test_rows_shared_by_threads_give_the_same_bits() -> None:
+    logits_TV, label_T, columns, _ = problem(torch.float32)
+    wide_TV = logits_TV.repeat(1, 60)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            leaf_TV = wide_TV.clone().requires_grad_()
+            out, stats = fused_policy_loss(leaf_TV, label_T, loss=BUSY, **columns)
+            results.append((slope(out.loss, leaf_TV), stats.logprob, out.loss_T))
+    finally:
+        torch.set_num_threads(threads)
+    for alone, together in zip(*results, strict=True):
+        assert together.equal(alone)
+
+
+def test_three_steps_where_no_kernel_fuses_give_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logits_TV, label_T, columns, _ = problem(torch.bfloat16)
+    results = []
+    for _ in range(2):
+        leaf_TV = logits_TV.clone().requires_grad_()
+        out, stats = fused_policy_loss(leaf_TV, label_T, 0.9, loss=BUSY, **columns)
+        results.append((slope(out.loss, leaf_TV), stats.logprob, out.loss_T))
+        monkeypatch.setattr(one_go, "fused_into", one_go.in_three_steps)
+    for fused, steps in zip(*results, strict=True):
+        assert steps.equal(fused)
+
+
+def test_without_a_gradient_nothing_is_overwritten() -> None:
+    logits_TV, label_T, columns, _ = problem(torch.float32)
+    before_TV = logits_TV.clone()
+    out, _ = fused_policy_loss(logits_TV, label_T, loss=BUSY, inplace=True, **columns)
+    with torch.no_grad():
+        fused_policy_loss(logits_TV.requires_grad_(), label_T, loss=BUSY, inplace=True, **columns)
+    assert not out.loss.requires_grad
+    assert logits_TV.equal(before_TV)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_second_backward_pass_and_second_derivatives_are_refused(inplace: bool) -> None:
+    logits_TV, label_T, columns, _ = problem(torch.float32)
+    leaf_TV = logits_TV.requires_grad_()
+    first, second = (
+        fused_policy_loss(leaf_TV * 1, label_T, loss=BUSY, inplace=inplace, **columns)[0].loss
+        for _ in range(2)
+    )
+    first.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="fused_policy_loss: expected one backward pass"):
+        first.backward()
+    with pytest.raises(NotImplementedError, match="expected to be differentiated once"):
+        torch.autograd.grad(second, leaf_TV, create_graph=True)
+
+
+def test_a_graph_that_needs_the_logits_is_refused_after_one_go_overwrote_them() -> None:
+    logits_TV, label_T, columns, _ = problem(torch.float32)
+    tanh_TV = logits_TV.requires_grad_().tanh()  # its backward reads its output
+    out, _ = fused_policy_loss(tanh_TV, label_T, loss=BUSY, inplace=True, **columns)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.loss.backward()
+
+
+@pytest.mark.parametrize("name", NOT_LOCAL)
+def test_a_loss_that_is_not_local_to_a_token_is_refused_by_name(name: str) -> None:
+    logits_TV, label_T, columns, before = problem(torch.float32)
+    loss, given = PRESETS[name](), columns | RESPONSES
+    if name == "siren":
+        before["nucleus_entropy_T"] = before["entropy_T"] / 2
+        given = columns | {"terms": terms_of(loss, columns, before)}
+    with pytest.raises(
+        ValueError, match=r"loss: expected one that is local to a token, got (Ratio|Nuc)"
+    ):
+        fused_policy_loss(logits_TV, label_T, loss=loss, **given)
+    hidden_TH, weight_VH, _ = head_problem(torch.float32)
+    with pytest.raises(ValueError, match="loss: expected one that is local to a token"):
+        linear_policy_loss(hidden_TH, weight_VH, label_T, loss=loss, **given)
+
+
+def test_bounds_by_position_are_refused_by_name() -> None:
+    logits_TV, label_T, columns, _ = problem(torch.float32)
+    with pytest.raises(ValueError, match="local to a token, got PositionClip"):
+        fused_policy_loss(
+            logits_TV, label_T, loss=replace(BUSY, bounds=PositionClip()), **columns, **RESPONSES
+        )
+
+
+def test_bad_columns_say_what_was_expected_and_what_came() -> None:
+    logits_TV, label_T, columns, before = problem(torch.float32)
+    with pytest.raises(ValueError, match=r"advantage_T: expected \[23\] .* got \[22\]"):
+        fused_policy_loss(
+            logits_TV, label_T, loss=BUSY, **columns | {"advantage_T": columns["advantage_T"][1:]}
+        )
+    with pytest.raises(ValueError, match=r"loss\.ratio: needs the column old_logprob_T"):
+        fused_policy_loss(
+            logits_TV, label_T, loss=BUSY, advantage_T=columns["advantage_T"],
+            ref_logprob_T=columns["ref_logprob_T"],
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="needs the column entropy_T"):
+        fused_policy_loss(logits_TV, label_T, loss=PRESETS["top_entropy"](), **columns)
+    terms = terms_of(BUSY, columns, before)
+    with pytest.raises(ValueError, match="terms: expected those of 22 tokens, got 23"):
+        fused_policy_loss(
+            logits_TV[1:], label_T[1:], loss=BUSY, terms=terms,
+            **{name: column[1:] for name, column in columns.items()},
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="temperature: expected a finite number > 0"):
+        fused_policy_loss(logits_TV, label_T, 0.0, loss=BUSY, **columns)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_compiled_one_go_ops_have_no_breaks_and_the_same_results(inplace: bool) -> None:
+    logits_TV, label_T, columns, _ = problem(torch.float32)
+    plan = fused_loss._plan(BUSY, None, columns, None, None, logits_TV)
+    arguments = (label_T, request(0.9)[0], plan.columns, plan.spec)
+
+    def step(leaf_TV: Tensor) -> Tensor:
+        logits_TV = leaf_TV * 2
+        if inplace:
+            stats_KT, grad_TV = one_go.fused_loss_(logits_TV.detach(), *arguments), logits_TV
+        else:
+            stats_KT, grad_TV = one_go.fused_loss(logits_TV.detach(), *arguments)
+        return one_go.with_gradient(stats_KT[0].sum(), [logits_TV], [grad_TV.detach()])
+
+    results = []
+    for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+        leaf_TV = logits_TV.clone().requires_grad_()
+        value = function(leaf_TV)
+        results.append((value, *torch.autograd.grad(value, leaf_TV)))
+    for eager, graph in zip(*results, strict=True):
+        assert graph.equal(eager)
+
+
+def test_the_one_go_ops_obey_torchs_rules() -> None:
+    logits_TV, label_T, columns, _ = problem(torch.float32)
+    plan = fused_loss._plan(BUSY, None, columns, None, None, logits_TV)
+    arguments = (label_T, request(0.9)[0], plan.columns, plan.spec)
+    ops = torch.ops.pyrl
+    torch.library.opcheck(ops.fused_loss.default, (logits_TV, *arguments))
+    torch.library.opcheck(ops.fused_loss_.default, (logits_TV.clone(), *arguments))
+    hidden_TH, weight_VH, bias = (tensor.detach() for tensor in head_problem(torch.float32))
+    torch.library.opcheck(
+        ops.linear_fused_loss.default,
+        (hidden_TH, weight_VH, bias, *arguments, 7, [True, True, False]),
+    )
