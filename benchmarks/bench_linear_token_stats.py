@@ -9,23 +9,35 @@ three GEMMs alone, into buffers that are there already. Peers: token_stats_peers
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import median
 
 import torch
 from measure import (
+    Times,
     Variant,
+    answer,
+    conditions,
+    extra_memory,
+    gate,
+    in_a_fresh_process,
+    interleaved,
+    ratio,
+    table,
 )
 from token_stats_peers import LinearStats, eager_linear, liger_grpo, liger_linear, verl_linear
 from torch import Tensor
 
 import pyrl
+from pyrl import presets
 
 CLIP, ENTROPY = 0.2, 0.01
 FLOOR, EAGER, ONE_GO, TWO_PHASE = "three GEMMs", "torch eager", "pyrl one-go", "pyrl two-phase"
 COMPILE, VERL, LIGER = "torch.compile", "verl FusedLinearForPPO", "Liger scaled CE"
 LIGER_GRPO, TORCH = "Liger GRPO, no entropy", "torch linear_cross_entropy, no entropy"
-CHUNKS = [64, 128, 256, 512]
+CHUNK, CHUNKS = "pyrl one-go, chunk ", (64, 128, 512)
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,7 @@ def variant(name: str, problem: Problem) -> Variant:
     }
     if name in special:
         return Variant(special[name](problem), problem.forget)
-    if name.startswith("pyrl, chunk"):
+    if name.startswith(CHUNK):
         return Variant(one_go(problem, int(name.split()[-1])), problem.forget)
     stats = STATS[name]()
 
@@ -98,7 +110,8 @@ STATS: dict[str, Callable[[], LinearStats]] = {
     LIGER: liger_linear,
     TWO_PHASE: lambda: two_phase,
 }
-VARIANTS = [FLOOR, *STATS, LIGER_GRPO, TORCH, ONE_GO]
+VARIANTS = [FLOOR, *STATS, LIGER_GRPO, TORCH, ONE_GO, *(f"{CHUNK}{n}" for n in CHUNKS)]
+NO_ENTROPY = (FLOOR, LIGER_GRPO, TORCH)
 
 
 def floor(problem: Problem) -> Callable[[], object]:
@@ -132,7 +145,21 @@ def grpo(problem: Problem) -> Callable[[], object]:
 
 
 def one_go(problem: Problem, chunk: int | None = None) -> Callable[[], object]:
-    raise NotImplementedError
+    loss = replace(presets.ppo(), entropy=ENTROPY)
+
+    def run() -> None:
+        out, _ = pyrl.linear_policy_loss(
+            problem.hidden_TH,
+            problem.weight_VH,
+            problem.label_T,
+            loss=loss,
+            chunk=chunk,
+            advantage_T=problem.advantage_T,
+            old_logprob_T=problem.old_logprob_T,
+        )
+        out.loss.backward()
+
+    return run
 
 
 def check(name: str, problem: Problem, variant: Variant) -> None:
@@ -152,3 +179,93 @@ def check(name: str, problem: Problem, variant: Variant) -> None:
     torch.testing.assert_close(
         problem.weight_VH.grad[rows].double(), expected, rtol=0, atol=1e-4 * expected.abs().max()
     )
+
+
+# -- workers: each in a process of its own --
+
+
+def work(shape: str, rounds: int) -> None:
+    made, variants = problem(shape), {}
+    for name in VARIANTS:
+        try:
+            variants[name] = variant(name, made)
+        except ImportError:
+            continue
+        if name not in NO_ENTROPY:
+            check(name, made, variants[name])
+    answer({"times": interleaved(variants, rounds)})
+
+
+def work_memory(name: str, shape: str) -> None:
+    made = problem(shape)
+    try:
+        one = variant(name, made)
+    except ImportError:
+        answer({"bytes": None})
+        return
+    answer({"bytes": extra_memory(one)})
+
+
+# -- tables --
+
+
+def report(shapes: list[str], rounds: int) -> None:
+    print(conditions())
+    promises = []
+    for shape in shapes:
+        size = ["--shape", shape, "--rounds", str(rounds)]
+        raw = in_a_fresh_process(["--work", "times", *size])["times"]
+        times = {name: Times(**values) for name, values in raw.items()}
+        rows = []
+        for name in VARIANTS:
+            if name not in times:
+                rows.append([name, "not installed", *[""] * 4])
+                continue
+            extra = in_a_fresh_process(["--work", "memory", "--variant", name, *size])["bytes"]
+            rows.append(
+                [
+                    name,
+                    f"{1e3 * median(times[name].cpu):.0f}",
+                    f"{1e3 * median(times[name].wall):.0f}",
+                    f"{ratio(times[name], times[FLOOR]):.2f}",
+                    f"{ratio(times[name], times[ONE_GO]):.2f}",
+                    f"{extra / 1e6:.0f}",
+                ]
+            )
+        print(f"\nLoss and gradients from hidden states, {shape} float32\n")
+        head = ["", "ms", "wall ms", "/ three GEMMs", "/ one-go", "extra MB"]
+        print(table(head, rows), flush=True)
+        promises += [[f"{shape}: {name}", *rest] for name, *rest in gates(times)]
+    print("\n" + table(["", "measured", "gate"], promises))
+
+
+def gates(times: dict[str, Times]) -> list[list[str]]:
+    """Name, value and promise."""
+    floor = ratio(times[ONE_GO], times[FLOOR])
+    rows = [["one-go, times three GEMMs", f"{floor:.2f}", gate(floor, most=1.25)]]
+    for peer, least in ((EAGER, 1.25), (VERL, 2.0), (LIGER, 2.0), (LIGER_GRPO, 2.0)):
+        if peer in times:
+            value = ratio(times[peer], times[ONE_GO])
+            rows.append([f"{peer}, times one-go", f"{value:.2f}", gate(value, least=least)])
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shapes", nargs="+", default=["256x512x32768", "512x1024x49152"])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--work", choices=["times", "memory"], help=argparse.SUPPRESS)
+    for name in ("shape", "variant"):
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.work == "memory":
+        work_memory(args.variant, args.shape)
+    elif args.work:
+        work(args.shape, args.rounds)
+    else:
+        report(args.shapes, args.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
@@ -31,6 +31,7 @@ from token_stats_peers import Stats, eager, trl, verl
 from torch import Tensor
 
 import pyrl
+from pyrl import presets
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CLIP, ENTROPY = 0.2, 0.01
@@ -121,15 +122,18 @@ def gradient(name: str, problem: Problem) -> Variant:
 
 
 def one_go(problem: Problem) -> Variant:
-    tokens = len(problem.label_T)
-    columns = {
-        "old_logprob_T": problem.old_logprob_T.double(),
-        "advantage_T": problem.advantage_T.double(),
-        "weight_T": torch.full((tokens,), 1 / tokens, dtype=torch.float64),
-    }
+    loss = replace(presets.ppo(), entropy=ENTROPY)
 
     def run() -> None:
-        pyrl.fused_policy_loss(problem.logits_TV, problem.label_T, inplace=True, **columns)
+        out, _ = pyrl.fused_policy_loss(
+            problem.logits_TV,
+            problem.label_T,
+            loss=loss,
+            advantage_T=problem.advantage_T,
+            old_logprob_T=problem.old_logprob_T,
+            inplace=True,
+        )
+        out.loss.backward()
 
     return Variant(run, problem.restore)
 

@@ -70,8 +70,11 @@ def liger_linear() -> LinearStats:
     return stats
 
 
-def liger_grpo() -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """(hidden, weight, label, advantage, old log-prob) -> GRPO's loss; it has no entropy."""
+def liger_grpo(sequences: int = 4) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """(hidden, weight, label, advantage, old log-prob) -> GRPO's loss; it has no entropy.
+
+    It works sequence by sequence: the tokens are taken as this many, each with one advantage.
+    """
     from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
 
     loss = LigerFusedLinearGRPOLoss(beta=0.0, compiled=False, use_ref_model=False)
@@ -79,13 +82,14 @@ def liger_grpo() -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
     def run(
         hidden_TH: Tensor, weight_VH: Tensor, label_T: Tensor, advantage_T: Tensor, old_T: Tensor
     ) -> Tensor:
+        label_BL = label_T.view(sequences, -1)
         value, _ = loss(
-            hidden_TH[:, None],
+            hidden_TH.view(*label_BL.shape, -1),
             weight_VH,
-            label_T[:, None],
-            torch.ones_like(label_T[:, None]),
-            advantage_T,
-            old_per_token_logps=old_T[:, None],
+            label_BL,
+            torch.ones_like(label_BL),
+            advantage_T[:sequences],
+            old_per_token_logps=old_T.view_as(label_BL),
         )
         return value
 
