@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -25,7 +25,14 @@ from pyrl.one_go import (
     linear_fused_loss,
     with_gradient,
 )
-from pyrl.policy_loss import PolicyLoss, check_columns, policy_loss, terms_of, token_columns
+from pyrl.policy_loss import (
+    Columns,
+    PolicyLoss,
+    given_columns,
+    policy_loss,
+    tensor_terms,
+    token_columns,
+)
 from pyrl.token_stats import TokenStats, check_rows, record, request
 
 
@@ -35,19 +42,12 @@ def fused_policy_loss(
     temperature: float = 1.0,
     *,
     loss: Loss,
-    advantage_T: Tensor | None = None,
-    old_logprob_T: Tensor | None = None,
-    rollout_logprob_T: Tensor | None = None,
-    ref_logprob_T: Tensor | None = None,
-    proxy_logprob_T: Tensor | None = None,
-    expert_logprob_T: Tensor | None = None,
-    clip_low_T: Tensor | None = None,
-    clip_high_T: Tensor | None = None,
     mask_T: Tensor | None = None,
     offset_N1: Tensor | None = None,
     terms: Terms | None = None,
     softcap: float | None = None,
     inplace: bool = False,
+    **columns: Unpack[Columns],
 ) -> tuple[PolicyLoss, TokenStats]:
     """`policy_loss` of the `token_stats` of these logits, whose gradient is computed on the way.
 
@@ -64,17 +64,7 @@ def fused_policy_loss(
     """
     check_rows(logits_TV, label_T, inplace=inplace)
     options, _ = request(temperature, softcap=softcap)
-    given = {
-        "advantage_T": advantage_T,
-        "old_logprob_T": old_logprob_T,
-        "rollout_logprob_T": rollout_logprob_T,
-        "ref_logprob_T": ref_logprob_T,
-        "proxy_logprob_T": proxy_logprob_T,
-        "expert_logprob_T": expert_logprob_T,
-        "clip_low_T": clip_low_T,
-        "clip_high_T": clip_high_T,
-    }
-    plan = _plan(loss, terms, given, mask_T, offset_N1, logits_TV)
+    plan = _plan(loss, terms, columns, mask_T, offset_N1, logits_TV)
     row_arguments = (label_T, options, plan.columns, plan.spec)
     if not (logits_TV.requires_grad and torch.is_grad_enabled()):
         stats_KT = torch.ops.pyrl.token_stats(logits_TV, label_T, options, ASKED, False)
@@ -95,18 +85,11 @@ def linear_policy_loss(
     loss: Loss,
     bias: Tensor | None = None,
     chunk: int | None = None,
-    advantage_T: Tensor | None = None,
-    old_logprob_T: Tensor | None = None,
-    rollout_logprob_T: Tensor | None = None,
-    ref_logprob_T: Tensor | None = None,
-    proxy_logprob_T: Tensor | None = None,
-    expert_logprob_T: Tensor | None = None,
-    clip_low_T: Tensor | None = None,
-    clip_high_T: Tensor | None = None,
     mask_T: Tensor | None = None,
     offset_N1: Tensor | None = None,
     terms: Terms | None = None,
     softcap: float | None = None,
+    **columns: Unpack[Columns],
 ) -> tuple[PolicyLoss, TokenStats]:
     """`fused_policy_loss` of hidden @ weight.T + bias: three GEMMs, a chunk of tokens at a time.
 
@@ -117,17 +100,7 @@ def linear_policy_loss(
     """
     head = checked_head(hidden_TH, weight_VH, bias, label_T, chunk)
     options, _ = request(temperature, softcap=softcap)
-    given = {
-        "advantage_T": advantage_T,
-        "old_logprob_T": old_logprob_T,
-        "rollout_logprob_T": rollout_logprob_T,
-        "ref_logprob_T": ref_logprob_T,
-        "proxy_logprob_T": proxy_logprob_T,
-        "expert_logprob_T": expert_logprob_T,
-        "clip_low_T": clip_low_T,
-        "clip_high_T": clip_high_T,
-    }
-    plan = _plan(loss, terms, given, mask_T, offset_N1, hidden_TH)
+    plan = _plan(loss, terms, columns, mask_T, offset_N1, hidden_TH)
     inputs = (hidden_TH, weight_VH, bias)
     detached = [None if tensor is None else tensor.detach() for tensor in inputs]
     recording = torch.is_grad_enabled()
@@ -171,29 +144,30 @@ class _Plan:
 def _plan(
     loss: Loss,
     terms: Terms | None,
-    given: Mapping[str, Tensor | None],
+    columns: Mapping[str, Any],
     mask_T: Tensor | None,
     offset_N1: Tensor | None,
     rows: Tensor,
 ) -> _Plan:
-    columns = {name: tensor for name, tensor in given.items() if tensor is not None}
     tokens = rows.shape[0]
-    check_columns({"logprob_T": rows.new_empty(tokens, dtype=torch.float64)} | columns)
-    lowered = lower(loss, "ref_logprob_T" in columns)
+    unknown_T = rows.new_empty(tokens, dtype=torch.float64)  # before the rows are visited
+    given = given_columns(unknown_T, unknown_T, columns)
+    del given["logprob_T"], given["entropy_T"]
+    lowered = lower(loss, "ref_logprob_T" in given)
     if lowered.scan:
         _refuse_loss(f"Ratio.of = {loss.ratio.of!r}")
     if isinstance(loss.bounds, PositionClip):
         _refuse_loss("PositionClip")
     if terms is None:
-        terms = terms_of(loss, columns, mask_T, offset_N1, None, None)
+        terms = tensor_terms(loss, given, mask_T, offset_N1, None, None)
     if len(terms.advantage_T) != tokens:
         raise ValueError(f"terms: expected those of {tokens} tokens, got {len(terms.advantage_T)}")
     if terms.nucleus_T is not None:
         _refuse_loss("NucleusAnchor")
-    found = token_columns(loss, lowered, terms, columns)
+    found = token_columns(loss, lowered, terms, given)
     found[TOKEN_COLUMNS.index("weight")] = torch.from_numpy(terms.weight_T)
     wide = [None if c is None else c.to(rows.device, torch.float64).contiguous() for c in found]
-    return _Plan(loss, terms, dict(columns), wide, lowered.spec)
+    return _Plan(loss, terms, given, wide, lowered.spec)
 
 
 def _refuse_loss(axis: str) -> None:
