@@ -94,23 +94,29 @@ void add_weighted(LaneSum& sum, const double* weight, const double* values, int 
   add(sum, product, n);
 }
 
-void add_block(const TokenLosses<kTokenBlock>& out, const double* weight, int n, bool penalty,
-               PolicySums& sums) {
-  double kl_old[kTokenBlock];
-  for (int i = 0; i < n; ++i) kl_old[i] = (out.ratio[i] - 1.0) - out.log_ratio[i];
+void add_block(const TokenSpec& spec, const TokenColumns& in, int n,
+               const TokenLosses<kTokenBlock>& out, PolicySums& sums) {
+  const double* weight = column(in, TokenColumn::weight);
   add_weighted(sums.loss, weight, out.loss, n);
   add(sums.weight, weight, n);
-  add_weighted(sums.clipped_low, weight, out.clipped_low, n);
-  add_weighted(sums.clipped_high, weight, out.clipped_high, n);
-  add_weighted(sums.clipped_dual, weight, out.clipped_dual, n);
-  add_weighted(sums.kl_old, weight, kl_old, n);
-  if (penalty) add_weighted(sums.penalty, weight, out.penalty, n);
-  add_weighted(sums.ratio, weight, out.ratio, n);
-  for (int i = 0; i < n; ++i) {
-    const double ratio = weight[i] != 0 ? out.ratio[i] : 0.0;
-    double& most = sums.ratio_max.lane[i % 8];
-    most = larger(most, ratio);
+  if (spec.bounds != static_cast<double>(BoundsKind::none)) {
+    add_weighted(sums.clipped_low, weight, out.clipped_low, n);
+    add_weighted(sums.clipped_high, weight, out.clipped_high, n);
   }
+  if (column(in, TokenColumn::dual) || spec.dual < kInfinity)
+    add_weighted(sums.clipped_dual, weight, out.clipped_dual, n);
+  if (spec.penalty[0] != 0) add_weighted(sums.penalty, weight, out.penalty, n);
+  add_weighted(sums.ratio, weight, out.ratio, n);
+  if (spec.ratio == static_cast<double>(RatioKind::one)) return;
+  double kl_old[kTokenBlock], ratio[kTokenBlock];
+  for (int i = 0; i < n; ++i) kl_old[i] = (out.ratio[i] - 1.0) - out.log_ratio[i];
+  add_weighted(sums.kl_old, weight, kl_old, n);
+  for (int i = 0; i < n; ++i) ratio[i] = weight[i] != 0 ? out.ratio[i] : 0.0;
+  double most[8] = {};
+  for (int i = n; i < (n + 7) / 8 * 8; ++i) ratio[i] = 0;
+  for (int i = 0; i < n; i += 8)
+    for (int j = 0; j < 8; ++j) most[j] = larger(most[j], ratio[i + j]);
+  for (int j = 0; j < 8; ++j) sums.ratio_max.lane[j] = larger(sums.ratio_max.lane[j], most[j]);
 }
 
 bool refused(const TokenSpec& spec, const TokenColumns& in, int n) {
@@ -118,18 +124,21 @@ bool refused(const TokenSpec& spec, const TokenColumns& in, int n) {
   const double* advantage = column(in, TokenColumn::advantage);
   const double* low = column(in, TokenColumn::low);
   const double* high = column(in, TokenColumn::high);
-  double worst = 0;
+  LaneSum wrong;  // an integer's `or` would not fit the lanes of the comparisons
+  double found[kTokenBlock];
   for (int i = 0; i < n; ++i) {
     const double used = weight[i] != 0 ? 1.0 : 0.0;
-    worst = larger(worst, magnitude(advantage[i]) < kInfinity ? 0.0 : used);
+    found[i] = magnitude(advantage[i]) < kInfinity ? 0.0 : used;
   }
+  add(wrong, found, n);
   if (low && high && spec.bounds == static_cast<double>(BoundsKind::radius)) {
     for (int i = 0; i < n; ++i) {
       const double used = weight[i] != 0 ? 1.0 : 0.0;
-      worst = larger(worst, smaller(low[i], high[i]) >= 0 ? 0.0 : used);
+      found[i] = smaller(low[i], high[i]) >= 0 ? 0.0 : used;
     }
+    add(wrong, found, n);
   }
-  return worst != 0;
+  return total(wrong) != 0;
 }
 
 void policy_blocks(const PolicyChunk& chunk, PolicySums& sums) {
@@ -145,7 +154,7 @@ void policy_blocks(const PolicyChunk& chunk, PolicySums& sums) {
     store(out.loss, n, t, args.wide, args.loss_T);
     store(out.logprob_grad, n, t, args.wide, args.logprob_grad_T);
     store(out.entropy_grad, n, t, args.wide, args.entropy_grad_T);
-    add_block(out, column(in, TokenColumn::weight), n, args.spec.penalty[0] != 0, sums);
+    add_block(args.spec, in, n, out, sums);
     sums.refused = sums.refused || refused(args.spec, in, n);
   }
 }

@@ -40,10 +40,13 @@ struct LaneSum {
 };
 
 static inline void add(LaneSum& sum, const double* values, int n) {
+  double lane[8];  // local: the values could be the sum's
+  for (int j = 0; j < 8; ++j) lane[j] = sum.lane[j];
   int i = 0;
   for (; i + 8 <= n; i += 8)
-    for (int j = 0; j < 8; ++j) sum.lane[j] += values[i + j];
-  for (int j = 0; i < n; ++i, ++j) sum.lane[j] += values[i];
+    for (int j = 0; j < 8; ++j) lane[j] += values[i + j];
+  for (int j = 0; j < 8 && i < n; ++i, ++j) lane[j] += values[i];
+  for (int j = 0; j < 8; ++j) sum.lane[j] = lane[j];
 }
 
 static inline double total(const LaneSum& sum) {

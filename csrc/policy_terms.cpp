@@ -109,13 +109,10 @@ void token_group_advantage(const LossColumns& in, double limit, double* advantag
     group.most = std::max(group.most, std::abs(x));
   });
   each([&](Group& group, std::size_t t) {
-    const double deviation = group.count > 0 ? std::sqrt(group.squares / group.count) : 0.0;
-    if (deviation <= 1e-12) {
-      advantage_T[t] = 0;
-    } else {
-      const bool kept = group.most / deviation >= limit;
-      advantage_T[t] = kept ? in.advantage[t] : centred(group, t) / deviation;
-    }
+    // The released code's epsilon.
+    const double scale = 1.0 / (std::sqrt(group.squares / std::max(group.count, 1.0)) + 1e-6);
+    const bool kept = group.most * scale >= limit;
+    advantage_T[t] = kept ? in.advantage[t] : centred(group, t) * scale;
   });
 }
 

@@ -128,13 +128,17 @@ PYRL_HD static inline void ratio(const TokenSpec& spec, const TokenColumns& in, 
   } else {
     for (int i = 0; i < n; ++i) out.log_ratio[i] = given[i];
   }
+  for (int i = 0; i < n; ++i) work.advantage[i] = advantage[i];
+  if (spec.ratio == static_cast<double>(RatioKind::one)) {
+    for (int i = 0; i < n; ++i) work.active[i] = out.ratio[i] = 1;
+    return;
+  }
   const double low = spec.log_ratio_low, high = spec.log_ratio_high;
   for (int i = 0; i < n; ++i) {
     const double value = clamped(out.log_ratio[i], low, high);
     work.active[i] = value == out.log_ratio[i] ? 1.0 : 0.0;
     out.log_ratio[i] = value;
     out.ratio[i] = exp_of(value);
-    work.advantage[i] = advantage[i];
   }
   if (spec.pre_clip < kInfinity) {
     for (int i = 0; i < n; ++i) {
