@@ -6,14 +6,23 @@ Every token outside the mask is removed first, so that nothing here knows of mas
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
-from kernel_reference import uniform
+from policy_reference_axes import (
+    Batch,
+    estimate,
+    factor_of,
+    facts,
+    heat_of,
+    keeps,
+    number,
+    penalty_of,
+    reshaped,
+    spread,
+)
 from torch import Tensor
 
 from pyrl import loss as axes
-from pyrl import loss_axes
 from pyrl.aggregate import (
     SeqMeanTokenMean,
     SeqMeanTokenSum,
@@ -21,48 +30,6 @@ from pyrl.aggregate import (
     TokenMean,
     TokenSum,
 )
-
-
-@dataclass
-class Batch:
-    """Columns of the tokens that take part, and the response and index of each."""
-
-    columns: dict[str, Tensor]
-    leaf: list[int]
-    index: list[int]
-    group: list[int]
-    state: axes.LossState
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.columns[f"{name}_T"]
-
-    def __len__(self) -> int:
-        return len(self.leaf)
-
-    def responses(self) -> list[list[int]]:
-        return [[t for t in range(len(self)) if self.leaf[t] == n] for n in sorted(set(self.leaf))]
-
-    def only(self, kept: list[bool]) -> Batch:
-        rows = [t for t in range(len(self)) if kept[t]]
-        return Batch(
-            {name: value[rows] for name, value in self.columns.items()},
-            [self.leaf[t] for t in rows],
-            [self.index[t] for t in rows],
-            self.group,
-            self.state,
-        )
-
-
-def number(value: Tensor) -> float:
-    return float(value.detach())
-
-
-def spread(batch: Batch, value: list[Tensor]) -> Tensor:
-    """One number per response as one per token."""
-    out = torch.zeros(len(batch), dtype=torch.float64)
-    for rows, one in zip(batch.responses(), value, strict=True):
-        out = out.index_put((torch.tensor(rows),), one)
-    return out
 
 
 def reference_loss(loss: axes.Loss, batch: Batch) -> Tensor:
@@ -229,187 +196,3 @@ def diverged(bounds, logprob: float, old: float, a: float) -> bool:
         return (a > 0 and p - q > bounds.delta) or (a < 0 and p - q < -bounds.delta)
     kl = q * (old - logprob) + (1 - q) * math.log((1 - q) / (1 - p))
     return kl > bounds.delta and ((a > 0 and p > q) or (a < 0 and p < q))
-
-
-def estimate(name: str, d: Tensor) -> Tensor:
-    near = d.clamp(-20, 20)
-    k3 = (torch.exp(-near) + near - 1).clamp(-10, 10)
-    value = {"k1": d, "abs": d.abs(), "k2": d**2 / 2, "k3": k3}[name.rstrip("+")]
-    return value.detach() + (d**2 / 2 - (d**2 / 2).detach()) if name.endswith("+") else value
-
-
-# -- once per mini-batch --
-
-
-def reshaped(axis, batch: Batch) -> Tensor:
-    advantage, state = batch["advantage"], batch.state
-    match axis:
-        case loss_axes.EntropyZ(scale):
-            entropy = batch["entropy"].detach()
-            deviation = number(entropy.std()) if len(entropy) > 1 else 0.0
-            return advantage * (1 + scale * (entropy - entropy.mean()) / (deviation or math.inf))
-        case loss_axes.Blend(target, limit):
-            rewarded = sum(number(batch["reward"][r[0]]) > 0 for r in batch.responses())
-            if not rewarded:
-                return advantage
-            a = min(abs(target - state.entropy), limit) / (rewarded / len(batch.responses()))
-            rho = (batch["second_logprob"] - batch["old_logprob"]).exp()
-            return (1 - a / (1 + a)) * advantage + a / (1 + a) * batch["reward"] * rho
-        case loss_axes.TokenGroup(limit):
-            result = advantage.clone()
-            for group in set(batch.group):
-                rows = [t for t in range(len(batch)) if batch.group[batch.leaf[t]] == group]
-                reward = batch["reward"][rows]
-                if not rows:
-                    continue
-                z = (reward - reward.mean()) / (reward.std(False) + 1e-6)
-                if number(z.abs().max()) < limit:
-                    result[rows] = z
-            return result
-        case loss_axes.EntropyBand():
-            low, high = axis.band(state.progress)
-            entropy = number(batch["entropy"].detach().mean())
-            reward = batch["reward"]
-            return (
-                reward.clamp(min=0)
-                if entropy > high
-                else reward.clamp(max=0)
-                if entropy < low
-                else advantage
-            )
-        case loss_axes.SignFilter(keep):
-            return advantage.clamp(min=0) if keep == "positive" else advantage.clamp(max=0)
-    raise AssertionError(axis)
-
-
-def heat_of(entropy: Tensor) -> Tensor:
-    x = entropy.detach().clamp(min=1e-8).log()
-    pivot = sorted(x.tolist())[max(math.ceil(0.8 * len(x) - 1e-9), 1) - 1]
-    sigma = math.sqrt(number(((x - pivot) ** 2).mean())) or 1.0
-    h = (x - pivot) / sigma
-    return torch.where(h > 0, h / (number(h.max()) or 1.0), h / (abs(number(h.min())) or 1.0))
-
-
-def factor_of(axis, batch: Batch) -> Tensor:
-    match axis:
-        case loss_axes.TIS(cap, level, floor, normalize):
-            x = batch["old_logprob"] - batch["rollout_logprob"]
-            if level == "token":
-                rho = x.exp().clamp(floor, cap)
-                return rho / rho.mean() if normalize else rho
-            rho = [x[r].sum().clamp(-20, 20).exp().clamp(floor, cap) for r in batch.responses()]
-            mean = sum(rho) / len(rho)
-            return spread(batch, [v / mean if normalize else v for v in rho])
-        case loss_axes.IcePop(low, high):
-            rho = (batch["old_logprob"] - batch["rollout_logprob"]).exp()
-            return torch.where((rho >= low) & (rho <= high), rho, 0.0)
-        case loss_axes.Steer(shape, least, most):
-            logprob, entropy = batch["logprob"].detach(), batch["entropy"].detach()
-            r = (logprob - batch["old_logprob"]).clamp(-20, 20).exp()
-            omega = (r * batch["advantage"] * (1 - logprob.exp()) * (logprob + entropy)).abs()
-            if shape == "exp":
-                k = -math.log(least) / max(number(omega.max()), 0.02)
-                return (-k * omega).exp().clamp(least, 1.0)
-            span = number(omega.max() - omega.min())
-            return (most - (omega - omega.min()) / (span or math.inf) * (most - least)).clamp(
-                least, most
-            )
-    raise AssertionError(axis)
-
-
-def covariance(batch: Batch) -> list[float]:
-    a, logprob = batch["advantage"], batch["logprob"].detach()
-    return ((a - a.mean()) * (logprob - logprob.mean())).tolist()
-
-
-def facts(axis, batch: Batch) -> object:
-    """What the choice of a token needs of all."""
-    match axis:
-        case loss_axes.ClipCov(low, high, share):
-            found = [t for t, c in enumerate(covariance(batch)) if low < c < high]
-            found.sort(key=lambda t: uniform(batch.state.seed, batch.index[t]))
-            return set(found[: max(1, int(share * len(batch)))])
-        case loss_axes.ClipB(mu):
-            score = batch["old_logprob"].exp() * (batch["entropy"] + batch["old_logprob"])
-            score = score.detach()
-            deviation = number(score.std(False))
-            least = number(score.mean()) - mu * deviation if deviation > 1e-12 else -math.inf
-            return score, least
-        case loss_axes.ClipV(mu, share):
-            old, entropy = batch["old_logprob"], batch["entropy"].detach()
-            x = entropy * batch["sum_p2"] + batch["sum_p2_logp"] - old.exp() * (entropy + old)
-            limit = mu * number(x.std(False)) if number(x.std(False)) > 1e-12 else math.inf
-            found = [t for t in range(len(batch)) if batch["advantage"][t] <= 0 and x[t] > limit]
-            found.sort(key=lambda t: (-number(x[t]), t))
-            return set(found[: max(1, int(share * len(batch)))])
-        case loss_axes.TopEntropy(share):
-            return torch.quantile(batch["entropy"].detach(), 1 - share)
-    return None
-
-
-def keeps(axis, batch: Batch, t: int, found) -> bool:
-    rows = next(r for r in batch.responses() if t in r)
-    match axis:
-        case loss_axes.ClipCov() | loss_axes.ClipV():
-            return t not in found
-        case loss_axes.ClipB():
-            return not (batch["advantage"][t] < 0 and found[0][t] < found[1])
-        case loss_axes.TopEntropy():
-            return number(batch["entropy"][t]) >= number(found)
-        case loss_axes.NearGenerator(gamma):
-            kl = (batch["rollout_logprob"] - batch["old_logprob"])[rows].sum()
-            return bool(batch["advantage"][t] > 0) or number(kl) < gamma
-        case loss_axes.Matched(low, high, statistic, level):
-            x = (batch["old_logprob"] - batch["rollout_logprob"])[rows]
-            if level == "token":
-                x = (batch["old_logprob"] - batch["rollout_logprob"])[t : t + 1]
-            value = {"rho": x, "k1": x, "k2": x**2 / 2, "k3": x.exp() - 1 - x}[statistic]
-            reduce = {"seq_mean": value.mean, "seq_max": value.max}.get(level, value.sum)
-            reduced = number(reduce())
-            return low <= (math.exp(reduced) if statistic == "rho" else reduced) <= high
-    raise AssertionError(axis)
-
-
-def penalty_of(axis, batch: Batch) -> Tensor:
-    """Per token, or one number."""
-    logprob = batch["logprob"]
-    match axis:
-        case axes.ExpertLeak(coef, slope, passed):
-            side = torch.where(batch["reward"] > passed, -1.0, 1.0).double()
-            x = side * (logprob - batch["expert_logprob"])
-            return coef * batch["advantage"].abs() * torch.where(x > 0, x, slope * x)
-        case axes.EntropySmoothing(coef, height, low, high):
-            mean, entropy = batch.state.entropy, batch["entropy"].detach()
-            inside = (entropy > low * mean) & (entropy < high * mean)
-            return torch.where(inside, 0.0, coef * height).double()
-        case axes.NucleusAnchor(coef, quantile):
-            rows = []
-            for r in batch.responses():
-                nucleus = batch["nucleus_entropy"][r]
-                peak = nucleus.detach() > torch.quantile(nucleus.detach(), quantile)
-                rows += [nucleus[peak].mean()] if peak.any() else []
-            if not rows:
-                return torch.tensor(coef * batch.state.nucleus_entropy**2) * 0
-            return coef * (sum(rows) / len(rows) - batch.state.nucleus_entropy) ** 2
-        case axes.Penalty(coef, estimator, target, select):
-            distance = logprob - batch[f"{target}_logprob"]
-            chosen = range(len(batch)) if select is None else selected(select, batch)
-            mask = torch.tensor([t in chosen for t in range(len(batch))])
-            near = torch.where(mask, distance, 0.0)
-            return torch.where(mask, coef * estimate(estimator, near), 0.0)
-    raise AssertionError(axis)
-
-
-def selected(axis, batch: Batch) -> set[int]:
-    match axis:
-        case loss_axes.TopCovariance(share):
-            cov = covariance(batch)
-            order = sorted(range(len(batch)), key=lambda t: (-cov[t], t))
-            return set(order[: max(1, int(share * len(batch)))])
-        case loss_axes.Improbable(share):
-            negative = [t for t in range(len(batch)) if batch["advantage"][t] < 0]
-            negative.sort(key=lambda t: (number(batch["logprob"][t]), t))
-            k = max(1, int(share * len(negative)))
-            proxy = batch["proxy_logprob"]
-            return {t for t in negative[:k] if k > 1 and batch["logprob"][t] < proxy[t]}
-    raise AssertionError(axis)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policy_reference import Batch, reference_loss
+from policy_reference import reference_loss
+from policy_reference_axes import Batch
 from torch import Tensor
 
 from pyrl.aggregate import SeqMeanTokenMean, SeqMeanTokenSum, TokenMean
