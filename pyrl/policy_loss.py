@@ -327,6 +327,7 @@ def _(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(output[2], output[3], inputs[7])
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # else each other output gets a gradient of zeros
 
 
 def _backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
