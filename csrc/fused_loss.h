@@ -19,4 +19,8 @@ struct FusedLossArgs {
 
 void fused_loss(const FusedLossArgs& args, int threads);
 
+// On the caller's stream (a cudaStream_t); all pointers are device pointers. Of the statistics
+// logprob, entropy and logsumexp alone, of at most 1310720 columns.
+void fused_loss_cuda(const FusedLossArgs& args, int device, void* stream);
+
 }  // namespace pyrl

@@ -34,6 +34,32 @@ __device__ inline Above merge_block(Above above) {
   return above;
 }
 
+// Of the sets {z >= a logit of the row}, the smallest with an amount of `enough` and the largest
+// with less, which is empty (sum 0) if the most probable tokens are enough.
+struct Crossing {
+  Above with, without;
+};
+
+// By bisection: both ends move to logits of the row until none is between them. above(least) is of
+// the tokens z >= least; amount(above) must not fall when `least` does.
+template <typename AboveAt, typename Amount>
+__device__ Crossing crossing(AboveAt above, Amount amount, double enough, double maximum,
+                             double scale) {
+  Crossing ends = {above(-DBL_MAX), {0, 0, INFINITY, maximum}};  // masked tokens are in no set
+  bool first = true;
+  while (ends.with.smallest < ends.without.largest_below) {
+    const double low = ends.with.smallest, high = ends.without.largest_below;
+    // Tokens 60 powers of two below the maximum rarely matter; one far below must not cost steps.
+    double middle = first ? high : fmax(low + (high - low) / 2, maximum - 60 / scale);
+    if (!(middle > low && middle <= high)) middle = low + (high - low) / 2;
+    if (!(middle > low)) middle = high;
+    const Above at = above(middle);
+    (amount(at) >= enough ? ends.with : ends.without) = at;
+    first = false;
+  }
+  return ends;
+}
+
 template <typename Element>
 struct ThresholdRow {
   const Element* z;
@@ -43,7 +69,7 @@ struct ThresholdRow {
   double maximum;  // of the row, after the soft cap
 
   // The sum never falls when the floor does: every floor adds the same columns in the same order.
-  __device__ Above above(double floor) const {
+  __attribute__((noinline)) __device__ Above above(double floor) const {
     using R = typename DeviceReal<Element>::type;
     const R shift = static_cast<R>(maximum), factor = static_cast<R>(scale);
     Above result = {0, 0, INFINITY, -INFINITY};
@@ -68,29 +94,6 @@ struct ThresholdRow {
     result.smallest = static_cast<double>(smallest);
     result.largest_below = static_cast<double>(below);
     return merge_block(result);
-  }
-
-  // Of the sets {z >= a logit of the row}, the smallest with a sum of `enough` and the largest with
-  // less, which is empty (sum 0) if the most probable tokens are enough.
-  struct Crossing {
-    Above with, without;
-  };
-
-  // Bisection; both ends move to logits of the row until none is between them.
-  __device__ Crossing crossing(double enough) const {
-    Crossing ends = {above(-DBL_MAX), {0, 0, INFINITY, maximum}};  // masked tokens are in no set
-    bool first = true;
-    while (ends.with.smallest < ends.without.largest_below) {
-      const double low = ends.with.smallest, high = ends.without.largest_below;
-      // Tokens 60 powers of two below the maximum rarely matter; one far below must not cost steps.
-      double middle = first ? high : fmax(low + (high - low) / 2, maximum - 60 / scale);
-      if (!(middle > low && middle <= high)) middle = low + (high - low) / 2;
-      if (!(middle > low)) middle = high;
-      const Above at = above(middle);
-      (at.sum >= enough ? ends.with : ends.without) = at;
-      first = false;
-    }
-    return ends;
   }
 };
 

@@ -59,7 +59,9 @@ __global__ void __launch_bounds__(kThreads)
     if (threadIdx.x == 0) write(args, Stat::kept_mass, t, fmin(1.0, mass));
   }
   if (!wants_nucleus(args)) return;
-  const auto ends = row.crossing(args.options.nucleus * sums.sum);
+  const Crossing ends = crossing([&](double least) { return row.above(least); },
+                                 [](const Above& above) { return above.sum; },
+                                 args.options.nucleus * sums.sum, sums.maximum, scale);
   const Above& inside = args.options.nucleus_crossing ? ends.with : ends.without;
   if (threadIdx.x == 0) write_nucleus(args, t, inside, sums.sum);
 }

@@ -27,6 +27,21 @@ def sample_tokens(
     NDArray[np.float32],
     NDArray[np.float32],
 ]: ...
+def sample_rows(
+    data: int,
+    dtype: int,
+    rows: int,
+    vocabulary: int,
+    row_stride: int,
+    uniform: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    out: int,
+    device: int,
+    stream: int,
+) -> None: ...
 def uniforms(seed_B: NDArray[np.uint64], position_B: NDArray[np.int64]) -> NDArray[np.float64]: ...
 
 # -- signals --
@@ -420,7 +435,7 @@ def token_stats_grad(
     stream: int,
 ) -> None: ...
 
-# -- fused_loss (addresses as above; columns and spec as below; on the CPU) --
+# -- fused_loss (addresses as above; columns and spec as below) --
 
 def fused_loss(
     logits: int,
@@ -437,6 +452,8 @@ def fused_loss(
     grad: int,
     grad_row_stride: int,
     threads: int,
+    device: int,
+    stream: int,
 ) -> None: ...
 
 # -- policy_loss (csrc/policy_token.h: the order of columns and of the numbers of a spec) --

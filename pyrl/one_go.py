@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pyrl import _core
 from pyrl.linear_token_stats import empty_gradients
 from pyrl.lm_head import Head, HeadGradient
-from pyrl.row_kernels import adjacent, empty_stats, grad_into, rows_of, stats_into
+from pyrl.row_kernels import adjacent, device_of, empty_stats, rows_of
 from pyrl.token_stats import refuse_second_derivatives
 
 ASKED = 0b111
@@ -32,9 +31,6 @@ def fused_into(
     spec: Sequence[float],
 ) -> None:
     """Statistics and gradient; `grad_TV` may be `logits_TV`, whose columns are adjacent."""
-    if logits_TV.device.type != "cpu":
-        in_three_steps(stats_KT, grad_TV, logits_TV, label_T, options, columns, spec)
-        return
     _core.fused_loss(
         columns=[0 if column is None else column.data_ptr() for column in columns],
         spec=spec,
@@ -44,37 +40,8 @@ def fused_into(
         temperature=options[0],
         softcap=options[1],
         **rows_of(logits_TV, label_T),
+        **device_of(logits_TV),
     )
-
-
-def in_three_steps(
-    stats_KT: Tensor,
-    grad_TV: Tensor,
-    logits_TV: Tensor,
-    label_T: Tensor,
-    options: Sequence[float],
-    columns: Sequence[Tensor | None],
-    spec: Sequence[float],
-) -> None:
-    """The same where no kernel does it in one visit."""
-    stats_into(stats_KT, logits_TV, label_T, options, ASKED)
-    arrays = [None if column is None else column.cpu().numpy() for column in columns]
-    arrays[0], arrays[1] = stats_KT[0].cpu().numpy(), stats_KT[1].cpu().numpy()
-    upstream_KT = np.zeros((4, stats_KT.shape[1]))
-    _core.policy_loss(
-        columns=arrays,
-        mask_T=None,
-        offset_N1=None,
-        weight_N=None,
-        spec=spec,
-        scan=0,
-        position=[0.0] * 4,
-        logprob_grad_T=upstream_KT[0],
-        entropy_grad_T=upstream_KT[1],
-        loss_T=upstream_KT[3],
-    )
-    upstream = torch.from_numpy(upstream_KT[:3]).to(stats_KT.device)
-    grad_into(grad_TV, logits_TV, label_T, options, ASKED, stats_KT, upstream)
 
 
 # -- the ops --

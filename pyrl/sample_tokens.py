@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyrl import _core
 from pyrl.engine import Sampling
-from pyrl.row_kernels import ELEMENTS
+from pyrl.row_kernels import ELEMENTS, device_of
 
 _CHUNK_ELEMENTS = 1 << 23
 """Logits that the torch composition holds in float64 at a time: 64 MiB for each intermediate."""
@@ -49,15 +49,19 @@ def sample_tokens(
     the same draws on every instruction set and number of threads. float64 logits go through the C
     library's exponential, whose last bit may differ between machines.
 
-    Logits on a CUDA device are sampled there by a composition of torch functions in float64, from
-    the same uniform numbers; its draws differ from the kernel's only where rounding (relative
-    1e-7) moves the boundary between two tokens across the uniform number.
+    Logits on a CUDA device are sampled there from the same uniform numbers, by a kernel, or by a
+    composition of torch functions in float64 where the core was built without CUDA; the draws
+    differ from the CPU's only where rounding (relative 1e-7) moves the boundary between two tokens
+    across the uniform number.
 
     Raises ValueError for wrong shapes, dtypes or devices, and FloatingPointError for rows with NaN
     or +inf or without a finite entry (-inf masks a token).
     """
     _check(logits_BV, seed_B, position_B)
-    sample = _sample_kernel if logits_BV.device.type == "cpu" else sample_tokens_composed
+    if logits_BV.device.type == "cpu":
+        sample = _sample_kernel
+    else:
+        sample = sample_rows if _core.build_info()["cuda"] else sample_tokens_composed
     sampled = sample(logits_BV.detach(), seed_B, position_B, sampling)
     broken = np.flatnonzero(sampled.token_B < 0)
     if broken.size:
@@ -111,6 +115,35 @@ def _sample_kernel(
     )
 
 
+def sample_rows(
+    logits_BV: Tensor,
+    seed_B: NDArray[np.uint64],
+    position_B: NDArray[np.int64],
+    sampling: Sampling,
+) -> SampledTokens:
+    """The draws of the CUDA kernel, csrc/sample_rows.h; a row that cannot be drawn has token -1."""
+    if logits_BV.stride(1) != 1:
+        logits_BV = logits_BV.contiguous()
+    uniforms = _core.uniforms(np.ascontiguousarray(seed_B), np.ascontiguousarray(position_B))
+    uniform_B = torch.from_numpy(uniforms).to(logits_BV.device)
+    columns_KB = uniform_B.new_empty(5, len(uniform_B))
+    _core.sample_rows(
+        data=logits_BV.data_ptr(),
+        dtype=ELEMENTS[logits_BV.dtype],
+        rows=logits_BV.shape[0],
+        vocabulary=logits_BV.shape[1],
+        row_stride=logits_BV.stride(0),
+        uniform=uniform_B.data_ptr(),
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        out=columns_KB.data_ptr(),
+        **device_of(logits_BV),
+    )
+    return _columns(columns_KB)
+
+
 def sample_tokens_composed(
     logits_BV: Tensor,
     seed_B: NDArray[np.uint64],
@@ -130,8 +163,12 @@ def sample_tokens_composed(
             torch.split(logits_BV, rows), torch.split(uniform_B, rows), strict=True
         )
     ]
-    columns_KB = torch.cat(parts, dim=1).cpu().numpy()
-    return SampledTokens(columns_KB[0].astype(np.int32), *columns_KB[1:].astype(np.float32))
+    return _columns(torch.cat(parts, dim=1))
+
+
+def _columns(columns_KB: Tensor) -> SampledTokens:
+    columns = columns_KB.cpu().numpy()
+    return SampledTokens(columns[0].astype(np.int32), *columns[1:].astype(np.float32))
 
 
 def _compose(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import os
 import shutil
@@ -11,15 +12,17 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from pyrl import row_kernels
+from pyrl import _core
 
 SOURCE = Path(__file__).parent / "cpp" / "cuda_on_cpu"
 DEVICE = 1
 """Where the tensors are said to be; the caller's current device is 0."""
+
+KERNELS = ("token_stats", "token_stats_grad", "fused_loss", "sample_rows")
 
 
 @functools.cache
@@ -55,6 +58,8 @@ class Core:
     """The core with the CUDA kernels in the place of the CPU's."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name not in KERNELS:
+            return cast("Callable[..., Any]", getattr(_core, name))
         kernel = getattr(load(), name)
         return lambda **arguments: kernel(**{**arguments, "device": DEVICE})
 
@@ -63,5 +68,9 @@ def in_place_of_the_core() -> Iterator[None]:
     """To be a fixture: what pyrl computes from logits, it computes with the CUDA kernels."""
     load()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(row_kernels, "_core", Core())
+        # Not `from pyrl import`: pyrl.sample_tokens is the function.
+        sampler = importlib.import_module("pyrl.sample_tokens")
+        for name in ("row_kernels", "one_go", "sample_tokens"):
+            patch.setattr(importlib.import_module(f"pyrl.{name}"), "_core", Core())
+        patch.setattr(sampler, "_sample_kernel", sampler.sample_rows)
         yield

@@ -205,20 +205,6 @@ def test_rows_shared_by_threads_give_the_same_bits() -> None:
         assert together.equal(alone)
 
 
-def test_three_steps_where_no_kernel_fuses_give_the_same_bits(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    logits_TV, label_T, columns, _ = problem(torch.bfloat16)
-    results = []
-    for _ in range(2):
-        leaf_TV = logits_TV.clone().requires_grad_()
-        out, stats = fused_policy_loss(leaf_TV, label_T, 0.9, loss=BUSY, **columns)
-        results.append((slope(out.loss, leaf_TV), stats.logprob, out.loss_T))
-        monkeypatch.setattr(one_go, "fused_into", one_go.in_three_steps)
-    for fused, steps in zip(*results, strict=True):
-        assert steps.equal(fused)
-
-
 def test_without_a_gradient_nothing_is_overwritten() -> None:
     logits_TV, label_T, columns, _ = problem(torch.float32)
     before_TV = logits_TV.clone()

@@ -13,12 +13,25 @@ T* pointer(std::uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+// device < 0: the CPU.
+void fused_loss_any(const FusedLossArgs& args, int threads, int device,
+                    [[maybe_unused]] std::uintptr_t stream) {
+  if (device < 0) return fused_loss(args, threads);
+#ifdef PYRL_WITH_CUDA
+  fused_loss_cuda(args, device, pointer<void>(stream));
+#else
+  throw std::runtime_error(
+      "fused_loss: expected a build with CUDA kernels for a CUDA tensor, got one for the CPU only");
+#endif
+}
+
 void fused_loss_addresses(std::uintptr_t logits, int dtype, std::int64_t rows,
                           std::int64_t vocabulary, std::int64_t row_stride, std::uintptr_t label,
                           double temperature, double softcap,
                           const std::array<std::uintptr_t, kTokenColumns>& columns,
                           const std::array<double, kTokenSpecSize>& spec, std::uintptr_t stats,
-                          std::uintptr_t grad, std::int64_t grad_row_stride, int threads) {
+                          std::uintptr_t grad, std::int64_t grad_row_stride, int threads,
+                          int device, std::uintptr_t stream) {
   FusedLossArgs args{};
   args.stats.logits_TV = {pointer<const void>(logits), static_cast<Dtype>(dtype), rows, vocabulary,
                           row_stride};
@@ -35,7 +48,7 @@ void fused_loss_addresses(std::uintptr_t logits, int dtype, std::int64_t rows,
     args.columns.column[c] = pointer<const double>(columns[c]);
   args.grad_TV = pointer<void>(grad);
   args.grad_row_stride = grad_row_stride;
-  fused_loss(args, threads);
+  fused_loss_any(args, threads, device, stream);
 }
 
 }  // namespace
@@ -43,7 +56,8 @@ void fused_loss_addresses(std::uintptr_t logits, int dtype, std::int64_t rows,
 void bind_fused_loss(py::module_& m) {
   m.def("fused_loss", &fused_loss_addresses, "logits"_a, "dtype"_a, "rows"_a, "vocabulary"_a,
         "row_stride"_a, "label"_a, "temperature"_a, "softcap"_a, "columns"_a, "spec"_a, "stats"_a,
-        "grad"_a, "grad_row_stride"_a, "threads"_a, py::call_guard<py::gil_scoped_release>());
+        "grad"_a, "grad_row_stride"_a, "threads"_a, "device"_a, "stream"_a,
+        py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace pyrl

@@ -1,6 +1,7 @@
 #include "sample_tokens.h"
 
 #include "bindings/bind.h"
+#include "sample_rows.h"
 
 namespace pyrl {
 namespace {
@@ -25,6 +26,36 @@ py::tuple sample_tokens_arrays(std::uintptr_t data, int dtype, std::int64_t voca
   return py::make_tuple(token_B, logprob_B, truncated_logprob_B, entropy_B, confidence_B);
 }
 
+template <typename T>
+T* pointer(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Addresses on a CUDA device.
+void sample_rows_addresses([[maybe_unused]] std::uintptr_t data, [[maybe_unused]] int dtype,
+                           [[maybe_unused]] std::int64_t rows,
+                           [[maybe_unused]] std::int64_t vocabulary,
+                           [[maybe_unused]] std::int64_t row_stride,
+                           [[maybe_unused]] std::uintptr_t uniform,
+                           [[maybe_unused]] double temperature, [[maybe_unused]] std::int64_t top_k,
+                           [[maybe_unused]] double top_p, [[maybe_unused]] double min_p,
+                           [[maybe_unused]] std::uintptr_t out, [[maybe_unused]] int device,
+                           [[maybe_unused]] std::uintptr_t stream) {
+#ifdef PYRL_WITH_CUDA
+  sample_rows_cuda(
+      {{pointer<const void>(data), static_cast<Dtype>(dtype), rows, vocabulary, row_stride},
+       pointer<const double>(uniform),
+       temperature,
+       top_k,
+       top_p,
+       min_p,
+       pointer<double>(out)},
+      device, pointer<void>(stream));
+#else
+  throw std::runtime_error("sample_rows: expected a build with CUDA kernels, got one for the CPU");
+#endif
+}
+
 array<double> uniforms_array(const array<std::uint64_t>& seed_B,
                              const array<std::int64_t>& position_B) {
   array<double> uniform_B(seed_B.size());
@@ -38,6 +69,9 @@ void bind_sample_tokens(py::module_& m) {
   m.def("sample_tokens", &sample_tokens_arrays, "data"_a, "dtype"_a, "vocabulary"_a, "row_stride"_a,
         "seed_B"_a.noconvert(), "position_B"_a.noconvert(), "temperature"_a, "top_k"_a, "top_p"_a,
         "min_p"_a, "threads"_a);
+  m.def("sample_rows", &sample_rows_addresses, "data"_a, "dtype"_a, "rows"_a, "vocabulary"_a,
+        "row_stride"_a, "uniform"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "out"_a,
+        "device"_a, "stream"_a, py::call_guard<py::gil_scoped_release>());
   m.def("uniforms", &uniforms_array, "seed_B"_a.noconvert(), "position_B"_a.noconvert());
 }
 

@@ -4,6 +4,8 @@
 #include "bindings/bind.h"
 #include "block.h"
 #include "faulty.h"
+#include "fused_loss.h"
+#include "sample_tokens.h"
 #include "token_stats.h"
 
 namespace pyrl {
@@ -16,12 +18,22 @@ namespace {
 }  // namespace
 
 void token_stats(const TokenStatsArgs&, int) { no_cpu_kernels(); }
+void uniforms(std::span<const std::uint64_t>, std::span<const std::int64_t>, std::span<double>) {
+  no_cpu_kernels();
+}
+void sample_tokens(const LogitMatrix&, std::span<const std::uint64_t>,
+                   std::span<const std::int64_t>, const Truncation&, const SampledTokens&, int) {
+  no_cpu_kernels();
+}
+void fused_loss(const FusedLossArgs&, int) { no_cpu_kernels(); }
 void token_stats_grad(const TokenStatsGradArgs&, int) { no_cpu_kernels(); }
 
 }  // namespace pyrl
 
 PYBIND11_MODULE(cuda_on_cpu, m) {
   pyrl::bind_token_stats(m);
+  pyrl::bind_fused_loss(m);
+  pyrl::bind_sample_tokens(m);
   m.def("run_faulty", &cuda_on_cpu::run_faulty);
   m.def("order_threads", [](std::uint64_t seed) { cuda_on_cpu::block().order_threads(seed); });
   m.def("current_device", &cuda_on_cpu::current_device);
