@@ -330,7 +330,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.set_materialize_grads(False)  # else each other output gets a gradient of zeros
 
 
-def _backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
+    if grad_loss is None:
+        return (None,) * 12
     if torch.is_grad_enabled():  # create_graph=True
         raise NotImplementedError(
             "policy_loss: expected to be differentiated once, got a request for second derivatives"

@@ -211,7 +211,7 @@ def test_float32_columns_and_strided_ones_are_read_as_they_are() -> None:
 
 def test_the_outputs_are_of_the_log_probabilities_type() -> None:
     for dtype in (torch.float32, torch.float64):
-        logprob_T = COLUMNS["logprob_T"].to(dtype).requires_grad_()
+        logprob_T = COLUMNS["logprob_T"].to(dtype, copy=True).requires_grad_()
         result = fixture_loss(replace(PPO, entropy=0.1), logprob_T=logprob_T)
         for value in (result.loss, result.loss_T, result.logprob_grad_T, result.entropy_grad_T):
             assert value.dtype == dtype
