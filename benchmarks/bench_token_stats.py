@@ -151,7 +151,7 @@ def forward(name: str, problem: Problem) -> Variant:
 
 
 def check(name: str, problem: Problem, variant: Variant) -> None:
-    """The gradient of 16 rows, and a peer's too, is that of float64 up to rounding."""
+    """The gradient of 16 rows is that of float64 up to rounding; a peer's within ten times that."""
     rows = torch.linspace(0, len(problem.label_T) - 1, 16).long()
     variant.prepare()
     variant.run()
@@ -167,11 +167,13 @@ def check(name: str, problem: Problem, variant: Variant) -> None:
     )  # fmt: skip
     (few.loss(logprob_T, entropy_T) * 16 / len(problem.label_T)).backward()
     assert wide_TV.grad is not None
-    half = problem.original_TV.dtype != torch.float32
-    tolerance = (0.05 if half else 1e-4) * wide_TV.grad.abs().max().item()
-    if name.startswith("pyrl"):
-        tolerance /= 10
-    torch.testing.assert_close(ours_TV[rows].double(), wide_TV.grad, rtol=0, atol=tolerance)
+    half, own = problem.original_TV.dtype != torch.float32, name.startswith("pyrl")
+    tolerance = (0.005 if half else 1e-5) * wide_TV.grad.abs().max().item()
+    error_T = (ours_TV[rows].double() - wide_TV.grad).abs().amax(dim=1)
+    wrong_T = error_T > (tolerance if own else 10 * tolerance)
+    # A log-prob that a peer has rounded to bfloat16 may fall on the other side of the clip.
+    most = 8 if half and not own else 0
+    assert wrong_T.sum() <= most, f"{name}: {int(wrong_T.sum())} of 16 rows, {error_T.max():.3g}"
     problem.restore()
 
 
