@@ -164,6 +164,10 @@ struct PartSums {
 // with a larger shift. A single logit may exceed the shift by 13, which costs no accuracy.
 inline constexpr double kLargestSum = 4.0 * kBlock;
 
+// What a logit above the shift grows to at a lower second temperature, before its block is summed
+// again.
+inline constexpr double kLargestSecond = 0x1p40;
+
 struct SumOptions {
   double scale;         // exponent_scale(temperature)
   bool extras;          // also the sums of BlockExtras
@@ -195,6 +199,7 @@ PartSums sum_part(const Row& row, std::int64_t begin, std::int64_t end, const Su
       shift_to(maximum);
     }
     const bool largest = maximum_of_block != nullptr;
+    result.masked = result.masked || largest;  // these sums do not tell
     BlockSums sums = kernels.sums(z, n, {scale, result.shift}, result.masked, largest);
     if (!(sums.sum <= kLargestSum)) {
       maximum = kernels.maximum(z, n);
@@ -213,7 +218,14 @@ PartSums sum_part(const Row& row, std::int64_t begin, std::int64_t end, const Su
       maximum_of_block[at / kBlock] = sums.maximum;
     }
     if (options.extras) {
-      const BlockExtras extras = kernels.extras(z, n, {scale, result.shift}, options.second_ratio);
+      const auto extras_of_block = [&] {
+        return kernels.extras(z, n, {scale, result.shift}, options.second_ratio);
+      };
+      BlockExtras extras = extras_of_block();
+      if (!(extras.second <= kLargestSecond)) {
+        shift_to(kernels.maximum(z, n));
+        extras = extras_of_block();
+      }
       result.sum_p2 += extras.sum_p2;
       result.moment_p2 += extras.moment_p2;
       result.second += extras.second;

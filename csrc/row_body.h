@@ -184,7 +184,7 @@ struct RowBody {
     const V least = all(Lanes::kSmallest), constant = all(row.constant), slope = all(row.slope);
     const V threshold = all(row.threshold), inside_constant = all(row.inside_constant);
     const V inside_slope = all(row.inside_slope), offset = all(row.offset);
-    sweep(z, n, [&](V v, int i, int count, int, auto) __attribute__((always_inline)) {
+    sweep(z, n, [&](V v, int i, int count, int, auto part) __attribute__((always_inline)) {
       const V t = Lanes::fms(v, scale, shift);
       V factor = kSlope ? Lanes::fma(slope, t, constant) : constant;
       if constexpr (kNucleus) {
@@ -192,7 +192,7 @@ struct RowBody {
         factor = Lanes::choose(Lanes::at_least(v, threshold), inside, factor);
       }
       V result;
-      if constexpr (kMasked || Lanes::kClamps) {
+      if constexpr (kMasked || Lanes::kClamps || decltype(part)::kTail) {
         const M kept = Lanes::at_least(t, least);
         result = Lanes::mul_where(kept, Lanes::exp2(kept, t), factor);
       } else {
@@ -203,7 +203,8 @@ struct RowBody {
     });
   }
 
-  // Without a slope no infinity meets the weight of a masked token.
+  // Without a slope no infinity meets the weight of a masked token; in the tail one may, because
+  // sums_sweep does not tell of tokens that are masked there.
   static void gradient(const Element* z, Element* dz, int n, const GradientRow& row) {
     const bool nucleus = row.threshold == row.threshold;
     if (nucleus && row.offset != 0) return gradient_sweep<true, true, true, true>(z, dz, n, row);

@@ -144,6 +144,7 @@ void token_stats_one_go(const TokenStatsArgs& args, const RowLoss& loss, void* g
                         std::int64_t grad_row_stride, int threads) {
   const LogitMatrix& logits_TV = args.logits_TV;
   check(args);
+  if (logits_TV.rows == 0) return;  // empty columns have no address
   const auto stat = [&](Stat asked, std::int64_t t) { return args.stat_T[index(asked)][t]; };
   for (const Stat needed : {Stat::logprob, Stat::entropy, Stat::logsumexp}) {
     PYRL_CHECK(args.stat_T[index(needed)] != nullptr,

@@ -2,7 +2,8 @@
 
 For losses that are local to a token: then its gradient is known as soon as its log-prob and entropy
 are, while the row is still in the cache; and from hidden states the logits are computed once, three
-GEMMs in place of four. The results are those of `token_stats` and `policy_loss`, bit for bit.
+GEMMs in place of four. The results are those of `token_stats` and `policy_loss`, on the CPU bit for
+bit.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,7 +35,7 @@ from pyrl.policy_loss import (
     tensor_terms,
     token_columns,
 )
-from pyrl.token_stats import TokenStats, check_rows, record, request
+from pyrl.token_stats import IGNORED_LABEL, TokenStats, check_rows, record, request
 
 
 def fused_policy_loss(
@@ -57,14 +59,18 @@ def fused_policy_loss(
     graph behind them may not need them.
 
     Columns and `terms` as in `policy_loss`. Axes that read the log-probs or entropies of a whole
-    mini-batch need `terms`, of the policy before the update.
+    mini-batch need `terms`, of the policy before the update. A token whose label is -100 takes no
+    part; with `terms`, which know no labels, their mask must leave it out.
+
+    The gradient has the dtype of the logits before the upstream scalar multiplies it: under float16
+    with loss scaling small elements are lost, where `token_stats` and `policy_loss` keep them.
 
     Raises ValueError as `token_stats` and `policy_loss` do, and for a loss that is not local to a
     token: a ratio over a response, bounds by position, or a nucleus entropy.
     """
     check_rows(logits_TV, label_T, inplace=inplace)
     options, _ = request(temperature, softcap=softcap)
-    plan = _plan(loss, terms, columns, mask_T, offset_N1, logits_TV)
+    plan = _plan(loss, terms, columns, mask_T, offset_N1, logits_TV, label_T)
     row_arguments = (label_T, options, plan.columns, plan.spec)
     if not (logits_TV.requires_grad and torch.is_grad_enabled()):
         stats_KT = torch.ops.pyrl.token_stats(logits_TV, label_T, options, ASKED, False)
@@ -100,7 +106,7 @@ def linear_policy_loss(
     """
     head = checked_head(hidden_TH, weight_VH, bias, label_T, chunk)
     options, _ = request(temperature, softcap=softcap)
-    plan = _plan(loss, terms, columns, mask_T, offset_N1, hidden_TH)
+    plan = _plan(loss, terms, columns, mask_T, offset_N1, hidden_TH, label_T)
     inputs = (hidden_TH, weight_VH, bias)
     detached = [None if tensor is None else tensor.detach() for tensor in inputs]
     recording = torch.is_grad_enabled()
@@ -148,6 +154,7 @@ def _plan(
     mask_T: Tensor | None,
     offset_N1: Tensor | None,
     rows: Tensor,
+    label_T: Tensor,
 ) -> _Plan:
     tokens = rows.shape[0]
     unknown_T = rows.new_empty(tokens, dtype=torch.float64)  # before the rows are visited
@@ -159,15 +166,26 @@ def _plan(
     if isinstance(loss.bounds, PositionClip):
         _refuse_loss("PositionClip")
     if terms is None:
+        known_T = label_T != IGNORED_LABEL
+        mask_T = known_T if mask_T is None else mask_T & known_T
         terms = tensor_terms(loss, given, mask_T, offset_N1, None, None)
     if len(terms.advantage_T) != tokens:
         raise ValueError(f"terms: expected those of {tokens} tokens, got {len(terms.advantage_T)}")
     if terms.nucleus_T is not None:
         _refuse_loss("NucleusAnchor")
+    _check_advantages(terms)
     found = token_columns(loss, lowered, terms, given)
     found[TOKEN_COLUMNS.index("weight")] = torch.from_numpy(terms.weight_T)
     wide = [None if c is None else c.to(rows.device, torch.float64).contiguous() for c in found]
     return _Plan(loss, terms, given, wide, lowered.spec)
+
+
+def _check_advantages(terms: Terms) -> None:
+    """Before a row is visited: `inplace` would leave nothing of the logits behind the error."""
+    wrong_T = ~np.isfinite(terms.advantage_T) & (terms.weight_T != 0)
+    if wrong_T.any():
+        t = int(wrong_T.argmax())
+        raise ValueError(f"advantage_T: expected finite numbers, got {terms.advantage_T[t]} at {t}")
 
 
 def _refuse_loss(axis: str) -> None:

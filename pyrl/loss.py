@@ -15,15 +15,8 @@ from numpy.typing import NDArray
 
 from pyrl._core import LossColumns
 from pyrl.aggregate import Aggregate, TokenMean
+from pyrl.loss_check import finite, finite_axes, ordered
 from pyrl.pack import TokenBatch
-
-
-def finite(record: object, *names: str) -> None:
-    """ValueError unless these fields are finite numbers."""
-    for name in names:
-        value = vars(record)[name]
-        if not np.isfinite(value):
-            raise ValueError(f"{type(record).__name__}.{name}: expected a number, got {value}")
 
 
 @dataclass(frozen=True)
@@ -117,6 +110,9 @@ class Range:
     low: float = 0.0
     high: float = 2.0
 
+    def __post_init__(self) -> None:
+        ordered(self, self.low, self.high)
+
 
 @dataclass(frozen=True)
 class PositionClip:
@@ -156,12 +152,18 @@ class TotalVariation:
 
     delta: float = 0.15
 
+    def __post_init__(self) -> None:
+        ordered(self, 0.0, self.delta)
+
 
 @dataclass(frozen=True)
 class BinaryKL:
     """As `TotalVariation`, by the KL divergence of {this token, any other} (DPPO)."""
 
     delta: float = 0.05
+
+    def __post_init__(self) -> None:
+        ordered(self, 0.0, self.delta)
 
 
 # -- surrogates: value V and gradient G of a token, loss = -A V, d loss / d logprob = -A G --
@@ -369,7 +371,7 @@ class Loss:
     penalties: tuple[Penalty | ExpertLeak | EntropySmoothing | NucleusAnchor, ...] = ()
 
     def __post_init__(self) -> None:
-        finite(self, "entropy", "redistribute")
+        finite_axes(self)
         if self.dual is not None and not self.dual > 1:
             raise ValueError(f"loss.dual: expected > 1, got {self.dual}")
 

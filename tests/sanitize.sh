@@ -56,3 +56,5 @@ PYRL_CUDA_ON_CPU="$PWD/build/sanitize/cuda_on_cpu" instrumented_pytest tests/tes
 sampling="sorted or extreme or largest or equal or masked"
 instrumented_pytest tests/test_sample_tokens_truncated.py -k "$sampling"
 PYRL_ISA=scalar instrumented_pytest tests/test_sample_tokens_truncated.py -k "$sampling"
+# The loss and one-go: every loop over tokens, scan and statistic of a mini-batch.
+instrumented_pytest tests/test_policy_loss.py tests/test_policy_loss_traps.py tests/test_fused_loss.py

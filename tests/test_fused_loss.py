@@ -60,6 +60,7 @@ def problem(dtype: torch.dtype) -> tuple[Tensor, Tensor, dict[str, Tensor], dict
 
 
 MASK_T = torch.rand(TOKENS, generator=torch.Generator().manual_seed(7)) > 0.2
+MASK_T[4] = False  # its label is ignored
 OFFSET_N1 = torch.tensor([0, *LENGTHS]).cumsum(0)
 RESPONSES = {"mask_T": MASK_T, "offset_N1": OFFSET_N1}
 
@@ -179,7 +180,7 @@ def test_one_go_from_hidden_states_takes_three_gemms_and_skips_what_is_frozen() 
 def test_another_upstream_gradient_multiplies(inplace: bool) -> None:
     logits_TV, label_T, columns, _ = problem(torch.float64)
     theirs_TV, ours_TV = logits_TV.clone().requires_grad_(), logits_TV.clone().requires_grad_()
-    theirs, _ = two_phase(theirs_TV, label_T, BUSY, columns)
+    theirs, _ = two_phase(theirs_TV, label_T, BUSY, columns | {"mask_T": label_T != -100})
     ours, _ = fused_policy_loss(ours_TV * 1, label_T, 0.9, loss=BUSY, inplace=inplace, **columns)
     torch.testing.assert_close(
         slope(-0.37 * ours.loss, ours_TV),
@@ -288,7 +289,7 @@ def test_bad_columns_say_what_was_expected_and_what_came() -> None:
 @pytest.mark.parametrize("inplace", [False, True])
 def test_compiled_one_go_ops_have_no_breaks_and_the_same_results(inplace: bool) -> None:
     logits_TV, label_T, columns, _ = problem(torch.float32)
-    plan = fused_loss._plan(BUSY, None, columns, None, None, logits_TV)
+    plan = fused_loss._plan(BUSY, None, columns, None, None, logits_TV, label_T)
     arguments = (label_T, request(0.9)[0], plan.columns, plan.spec)
 
     def step(leaf_TV: Tensor) -> Tensor:
@@ -310,7 +311,7 @@ def test_compiled_one_go_ops_have_no_breaks_and_the_same_results(inplace: bool) 
 
 def test_the_one_go_ops_obey_torchs_rules() -> None:
     logits_TV, label_T, columns, _ = problem(torch.float32)
-    plan = fused_loss._plan(BUSY, None, columns, None, None, logits_TV)
+    plan = fused_loss._plan(BUSY, None, columns, None, None, logits_TV, label_T)
     arguments = (label_T, request(0.9)[0], plan.columns, plan.spec)
     ops = torch.ops.pyrl
     torch.library.opcheck(ops.fused_loss.default, (logits_TV, *arguments))
@@ -320,3 +321,76 @@ def test_the_one_go_ops_obey_torchs_rules() -> None:
         ops.linear_fused_loss.default,
         (hidden_TH, weight_VH, bias, *arguments, 7, [True, True, False]),
     )
+
+
+@pytest.mark.parametrize("vocabulary", [1, 10, 64, 67, 2077])
+def test_masked_broken_and_ignored_rows_are_those_of_two_phase(vocabulary: int) -> None:
+    """The last columns of a row lie beyond the last whole vector: a mask there is no NaN."""
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits_TV = torch.randn(7, vocabulary, generator=generator)
+    label_T = torch.zeros(7, dtype=torch.int64)
+    if vocabulary > 1:
+        logits_TV[0, -1] = -math.inf
+        logits_TV[1, vocabulary // 2 :] = -math.inf
+    logits_TV[2] = -math.inf
+    logits_TV[3, -1] = math.nan
+    logits_TV[4, 0] = math.inf
+    label_T[5], label_T[6] = vocabulary, -100
+    columns = {
+        "old_logprob_T": torch.full((7,), -1.0, dtype=torch.float64),
+        "advantage_T": torch.linspace(-1, 1, 7, dtype=torch.float64),
+    }
+    loss = replace(PRESETS["dapo"](), entropy=0.1)
+    theirs_TV, ours_TV = logits_TV.clone().requires_grad_(), logits_TV.clone().requires_grad_()
+    theirs = two_phase(theirs_TV, label_T, loss, columns | {"mask_T": label_T != -100})
+    ours = fused_policy_loss(ours_TV, label_T, 0.9, loss=loss, **columns)
+    ours_grad, theirs_grad = slope(ours[0].loss, ours_TV), slope(theirs[0].loss, theirs_TV)
+    torch.testing.assert_close(ours_grad, theirs_grad, rtol=0, atol=0, equal_nan=True)
+    spoiled = ours_grad.isnan().any(dim=1).tolist()
+    assert spoiled == [False, False, False, True, True, True, False]
+    assert not ours_grad[6].any()
+    assert ours[0].weight == 1.0
+
+
+def test_a_masked_bias_in_the_last_column_spoils_nothing() -> None:
+    generator = torch.Generator().manual_seed(1)
+    hidden_TH = torch.randn(4, 8, generator=generator).requires_grad_()
+    weight_VH, bias = torch.randn(257, 8, generator=generator), torch.zeros(257)
+    bias[-1] = -math.inf
+    out, _ = linear_policy_loss(
+        hidden_TH,
+        weight_VH,
+        torch.arange(4),
+        loss=replace(PRESETS["dapo"](), entropy=0.1),
+        bias=bias,
+        old_logprob_T=torch.full((4,), -5.0),
+        advantage_T=torch.ones(4),
+    )
+    assert slope(out.loss, hidden_TH).isfinite().all()
+
+
+def test_no_tokens_have_no_loss() -> None:
+    empty_T = torch.empty(0, dtype=torch.float64)
+    out, stats = fused_policy_loss(
+        torch.empty(0, 5, requires_grad=True),
+        torch.empty(0, dtype=torch.int64),
+        loss=PRESETS["ppo"](),
+        old_logprob_T=empty_T,
+        advantage_T=empty_T,
+    )
+    assert (out.loss.item(), len(stats.logprob)) == (0, 0)
+
+
+def test_logits_survive_an_advantage_that_is_refused() -> None:
+    logits_TV = torch.randn(2, 9, requires_grad=True) * 1
+    before_TV = logits_TV.detach().clone()
+    with pytest.raises(ValueError, match="advantage_T: expected finite numbers, got nan at 1"):
+        fused_policy_loss(
+            logits_TV,
+            torch.tensor([0, 1]),
+            loss=PRESETS["ppo"](),
+            inplace=True,
+            old_logprob_T=torch.zeros(2),
+            advantage_T=torch.tensor([1.0, math.nan]),
+        )
+    assert logits_TV.equal(before_TV)

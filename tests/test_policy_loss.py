@@ -268,7 +268,8 @@ def test_bad_columns_say_what_was_expected_and_what_came() -> None:
         ({"offset_N1": torch.tensor([0, 4, 6])}, "offset_N1: expected offsets from 0 to 7"),
         ({"offset_N1": torch.tensor([0, 5, 4, 7])}, "offsets that do not fall, got 5 before 4"),
         ({"group_N": torch.tensor([0])}, "group_N: expected 2 entries, got 1"),
-        ({"group_N": torch.tensor([0, -1])}, "group_N: expected numbers from 0, got -1"),
+        ({"group_N": torch.tensor([0, -1])}, "group_N: expected numbers from 0 below 2 (one per"),
+        ({"group_N": torch.tensor([0, 2])}, "response), got 2"),
         (
             {"advantage_T": tensor([1.0] * 6 + [math.nan])},
             "advantage_T: expected finite numbers, got nan at 6",

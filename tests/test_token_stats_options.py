@@ -241,3 +241,11 @@ def test_bad_options_say_what_was_expected_and_what_came() -> None:
     for top_k in (-1, 9):
         with pytest.raises(ValueError, match=f"top_k: expected 0 to 8, got {top_k}"):
             token_stats(logits_TV, label_T, top_k=top_k)
+
+
+def test_a_second_temperature_far_below_the_first_does_not_overflow() -> None:
+    logits_TV = torch.zeros(1, 4096)
+    logits_TV[0, 3000] = 8.3  # beyond the first block
+    stats = token_stats(logits_TV, torch.tensor([3000]), second_temperature=0.01)
+    assert stats.second_logprob is not None
+    assert stats.second_logprob.item() == pytest.approx(0, abs=1e-12)

@@ -44,7 +44,8 @@ struct Columns {
     PYRL_CHECK(static_cast<std::size_t>(group_N->size()) == core.segments.leaves,
                "group_N: expected ", core.segments.leaves, " entries, got ", group_N->size());
     for (const std::int64_t group : view(*group_N))
-      PYRL_CHECK(group >= 0, "group_N: expected numbers from 0, got ", group);
+      PYRL_CHECK(group >= 0 && group < group_N->size(), "group_N: expected numbers from 0 below ",
+                 group_N->size(), " (one per response), got ", group);
     core.group_N = group_N->data();
   }
 
