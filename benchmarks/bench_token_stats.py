@@ -277,7 +277,7 @@ def forward_table(result: Result) -> str:
 
 
 def gates(result: Result) -> list[list[str]]:
-    """What issue and README promise of this problem: name, value, promise."""
+    """What is promised of this problem: name, value, whether it is met."""
     cold, warm = result.cold, result.warm
 
     def over(times: dict[str, Times], peer: str, ours: str) -> float:

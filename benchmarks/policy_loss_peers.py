@@ -87,7 +87,7 @@ def reshaped(loss: axes.Loss, c: Columns, state: axes.LossState) -> Tensor:
             case loss_axes.TokenGroup():
                 reward = c["reward_T"].view(-1, GROUP * c["reward_T"].shape[1])
                 mean, std = reward.mean(1, keepdim=True), reward.std(1, False, keepdim=True)
-                advantage = ((reward - mean) / std).view_as(advantage)
+                advantage = ((reward - mean) / (std + 1e-6)).view_as(advantage)
             case loss_axes.EntropyBand() as band:
                 low, high = band.band(state.progress)
                 entropy = c["entropy_T"].detach().mean().item()
