@@ -21,7 +21,7 @@ ISAS = ["scalar", "avx2", "avx512", "avx512_bf16"]
 def run(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYRL_ISA": isa, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, *arguments], env=environment, capture_output=True, text=True
+        [sys.executable, "-P", *arguments], env=environment, capture_output=True, text=True
     )
 
 
@@ -122,5 +122,5 @@ assert token_stats(logits_TV, label_T).entropy.equal(before)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
 def test_a_child_of_fork_has_threads_of_its_own() -> None:
-    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-P", "-c", FORK], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
