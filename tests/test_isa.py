@@ -21,7 +21,7 @@ ISAS = ["scalar", "avx2", "avx512", "avx512_bf16"]
 def run(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYRL_ISA": isa, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-P", *arguments], env=environment, capture_output=True, text=True
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True
     )
 
 
@@ -45,7 +45,7 @@ def test_the_rounding_instruction_of_bfloat16_gives_the_bits_of_the_integers() -
 
 
 def test_an_unknown_instruction_set_is_refused_with_both_names() -> None:
-    done = run("avx9000", "-c", "import pyrl")
+    done = run("avx9000", "-P", "-c", "import pyrl")
     assert done.returncode != 0
     assert "PYRL_ISA: expected scalar, avx2, avx512 or avx512_bf16" in done.stderr
     assert "got avx9000" in done.stderr
@@ -122,5 +122,6 @@ assert token_stats(logits_TV, label_T).entropy.equal(before)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
 def test_a_child_of_fork_has_threads_of_its_own() -> None:
-    done = subprocess.run([sys.executable, "-P", "-c", FORK], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-P", "-c", FORK]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
