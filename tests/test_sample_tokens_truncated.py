@@ -218,7 +218,7 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
 def test_every_instruction_set_gives_the_same_bits() -> None:
     drawn = {}
     for isa in ("scalar", "avx2", "avx512"):
-        command = [sys.executable, "-c", BITS]
+        command = [sys.executable, "-P", "-c", BITS]
         environment = {**os.environ, "PYRL_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
         done = subprocess.run(command, env=environment, capture_output=True, check=False)
         if done.returncode == 0:
