@@ -88,34 +88,42 @@ void store(const double* values, int n, std::size_t begin, bool wide, void* to) 
   }
 }
 
-void add_weighted(LaneSum& sum, const double* weight, const double* values, int n) {
-  double product[kTokenBlock];
-  for (int i = 0; i < n; ++i) product[i] = weight[i] != 0 ? weight[i] * values[i] : 0.0;
-  add(sum, product, n);
+// Adds `value(i)` of the tokens up to n.
+template <typename Value>
+void add_each(LaneSum& sum, int n, Value value) {
+  double lane[8];
+  for (int j = 0; j < 8; ++j) lane[j] = sum.lane[j];
+  int i = 0;
+  for (; i + 8 <= n; i += 8)
+    for (int j = 0; j < 8; ++j) lane[j] += value(i + j);
+  for (int j = 0; i < n; ++i, ++j) lane[j] += value(i);
+  for (int j = 0; j < 8; ++j) sum.lane[j] = lane[j];
 }
 
 void add_block(const TokenSpec& spec, const TokenColumns& in, int n,
                const TokenLosses<kTokenBlock>& out, PolicySums& sums) {
   const double* weight = column(in, TokenColumn::weight);
-  add_weighted(sums.loss, weight, out.loss, n);
+  add_each(sums.loss, n, [&](int i) { return weight[i] * out.loss[i]; });
   add(sums.weight, weight, n);
   if (spec.bounds != static_cast<double>(BoundsKind::none)) {
-    add_weighted(sums.clipped_low, weight, out.clipped_low, n);
-    add_weighted(sums.clipped_high, weight, out.clipped_high, n);
+    add(sums.clipped_low, out.clipped_low, n);
+    add(sums.clipped_high, out.clipped_high, n);
   }
   if (column(in, TokenColumn::dual) || spec.dual < kInfinity)
-    add_weighted(sums.clipped_dual, weight, out.clipped_dual, n);
-  if (spec.penalty[0] != 0) add_weighted(sums.penalty, weight, out.penalty, n);
-  add_weighted(sums.ratio, weight, out.ratio, n);
+    add(sums.clipped_dual, out.clipped_dual, n);
+  if (spec.penalty[0] != 0)
+    add_each(sums.penalty, n,
+             [&](int i) { return weight[i] != 0 ? weight[i] * out.penalty[i] : 0.0; });
+  add_each(sums.ratio, n, [&](int i) { return weight[i] * out.ratio[i]; });
   if (spec.ratio == static_cast<double>(RatioKind::one)) return;
-  double kl_old[kTokenBlock], ratio[kTokenBlock];
-  for (int i = 0; i < n; ++i) kl_old[i] = (out.ratio[i] - 1.0) - out.log_ratio[i];
-  add_weighted(sums.kl_old, weight, kl_old, n);
-  for (int i = 0; i < n; ++i) ratio[i] = weight[i] != 0 ? out.ratio[i] : 0.0;
+  add_each(sums.kl_old, n,
+           [&](int i) { return weight[i] * ((out.ratio[i] - 1.0) - out.log_ratio[i]); });
   double most[8] = {};
-  for (int i = n; i < (n + 7) / 8 * 8; ++i) ratio[i] = 0;
-  for (int i = 0; i < n; i += 8)
-    for (int j = 0; j < 8; ++j) most[j] = larger(most[j], ratio[i + j]);
+  const auto used = [&](int i) { return weight[i] != 0 ? out.ratio[i] : 0.0; };
+  int i = 0;
+  for (; i + 8 <= n; i += 8)
+    for (int j = 0; j < 8; ++j) most[j] = larger(most[j], used(i + j));
+  for (int j = 0; i < n; ++i, ++j) most[j] = larger(most[j], used(i));
   for (int j = 0; j < 8; ++j) sums.ratio_max.lane[j] = larger(sums.ratio_max.lane[j], most[j]);
 }
 
@@ -125,19 +133,15 @@ bool refused(const TokenSpec& spec, const TokenColumns& in, int n) {
   const double* low = column(in, TokenColumn::low);
   const double* high = column(in, TokenColumn::high);
   LaneSum wrong;  // an integer's `or` would not fit the lanes of the comparisons
-  double found[kTokenBlock];
-  for (int i = 0; i < n; ++i) {
+  add_each(wrong, n, [&](int i) {
     const double used = weight[i] != 0 ? 1.0 : 0.0;
-    found[i] = magnitude(advantage[i]) < kInfinity ? 0.0 : used;
-  }
-  add(wrong, found, n);
-  if (low && high && spec.bounds == static_cast<double>(BoundsKind::radius)) {
-    for (int i = 0; i < n; ++i) {
+    return magnitude(advantage[i]) < kInfinity ? 0.0 : used;
+  });
+  if (low && high && spec.bounds == static_cast<double>(BoundsKind::radius))
+    add_each(wrong, n, [&](int i) {
       const double used = weight[i] != 0 ? 1.0 : 0.0;
-      found[i] = smaller(low[i], high[i]) >= 0 ? 0.0 : used;
-    }
-    add(wrong, found, n);
-  }
+      return smaller(low[i], high[i]) >= 0 ? 0.0 : used;
+    });
   return total(wrong) != 0;
 }
 
@@ -153,7 +157,12 @@ void policy_blocks(const PolicyChunk& chunk, PolicySums& sums) {
     token_losses(args.spec, in, n, out);
     store(out.loss, n, t, args.wide, args.loss_T);
     store(out.logprob_grad, n, t, args.wide, args.logprob_grad_T);
-    store(out.entropy_grad, n, t, args.wide, args.entropy_grad_T);
+    if (args.entropy_grad_T) {
+      const double* weight = column(in, TokenColumn::weight);
+      double slope[kTokenBlock];
+      for (int i = 0; i < n; ++i) slope[i] = entropy_grad(args.spec, weight[i]);
+      store(slope, n, t, args.wide, args.entropy_grad_T);
+    }
     add_block(args.spec, in, n, out, sums);
     sums.refused = sums.refused || refused(args.spec, in, n);
   }
