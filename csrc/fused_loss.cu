@@ -12,7 +12,6 @@ namespace device {
 namespace {
 
 constexpr int kTeams = 2;
-constexpr int kMostParts = 40;  // whose sums fit the static shared memory
 
 // Statistics of row t and the coefficients of its gradient; one thread calls it.
 __device__ RowUpstream visit_token(const FusedLossArgs& args, std::int64_t t, const PartSums& sums,
@@ -76,11 +75,7 @@ void check(const FusedLossArgs& args) {
     throw std::invalid_argument(
         "fused_loss: on a CUDA device expected the outputs logprob, entropy and logsumexp alone");
   }
-  if (parts_of(args.stats.logits_TV.vocabulary) > kMostParts) {
-    throw std::invalid_argument("fused_loss: on a CUDA device expected at most " +
-                                std::to_string(kMostParts * kPart) + " columns, got " +
-                                std::to_string(args.stats.logits_TV.vocabulary));
-  }
+  check_columns("fused_loss", args.stats.logits_TV.vocabulary);
 }
 
 }  // namespace

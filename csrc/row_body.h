@@ -15,14 +15,13 @@
 
 namespace pyrl {
 
-inline constexpr double kInfinity = __builtin_inf();
-
 template <typename Lanes, typename Element>
 struct RowBody {
   using V = typename Lanes::Vector;
   using M = typename Lanes::Mask;
   using R = Real<Element>;
 
+  static constexpr double kInfinity = __builtin_inf();
   static constexpr int kWidth = Lanes::kWidth;
   static constexpr int kUnroll = 4;  // independent sums hide the latency of an addition
 

@@ -23,6 +23,15 @@ __device__ inline std::int64_t part_end(std::int64_t begin, std::int64_t vocabul
   return begin + kPart < vocabulary ? begin + kPart : vocabulary;
 }
 
+inline constexpr int kMostParts = 40;  // whose sums fit the static shared memory of one block
+
+inline void check_columns(const std::string& function, std::int64_t vocabulary) {
+  if (parts_of(vocabulary) <= kMostParts) return;
+  throw std::invalid_argument(function + ": on a CUDA device expected at most " +
+                              std::to_string(kMostParts * kPart) + " columns, got " +
+                              std::to_string(vocabulary));
+}
+
 // For t_j = (z_j - maximum) log2(e) / temperature. NaN and +inf in z make `sum` NaN.
 struct PartSums {
   double maximum;

@@ -13,7 +13,6 @@ namespace pyrl {
 namespace device {
 namespace {
 
-constexpr int kMostParts = 40;  // whose sums fit the static shared memory
 constexpr int kConfidenceTokens = 5;
 constexpr unsigned kColumns = 5;  // of out_KB
 
@@ -164,11 +163,7 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(SampleRowsArgs args, W
 void sample_rows_cuda(const SampleRowsArgs& args, int device, void* stream) {
   using namespace device;
   const LogitMatrix& logits_BV = args.logits_BV;
-  if (parts_of(logits_BV.vocabulary) > kMostParts) {
-    throw std::invalid_argument("sample_tokens: on a CUDA device expected at most " +
-                                std::to_string(kMostParts * kPart) + " columns, got " +
-                                std::to_string(logits_BV.vocabulary));
-  }
+  check_columns("sample_tokens", logits_BV.vocabulary);
   if (logits_BV.rows == 0) return;
   Wanted wanted = {};
   wanted.scale = kLog2E / (args.temperature == 0 ? 1.0 : args.temperature);

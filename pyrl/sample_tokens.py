@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyrl import _core
 from pyrl.engine import Sampling
-from pyrl.row_kernels import ELEMENTS, device_of
+from pyrl.row_kernels import ELEMENTS, adjacent, device_of
 
 _CHUNK_ELEMENTS = 1 << 23
 """Logits that the torch composition holds in float64 at a time: 64 MiB for each intermediate."""
@@ -96,8 +96,7 @@ def _sample_kernel(
     position_B: NDArray[np.int64],
     sampling: Sampling,
 ) -> SampledTokens:
-    if logits_BV.stride(1) != 1:
-        logits_BV = logits_BV.contiguous()
+    logits_BV = adjacent(logits_BV)
     return SampledTokens(
         *_core.sample_tokens(
             data=logits_BV.data_ptr(),
@@ -122,8 +121,7 @@ def sample_rows(
     sampling: Sampling,
 ) -> SampledTokens:
     """The draws of the CUDA kernel, csrc/sample_rows.h; a row that cannot be drawn has token -1."""
-    if logits_BV.stride(1) != 1:
-        logits_BV = logits_BV.contiguous()
+    logits_BV = adjacent(logits_BV)
     uniforms = _core.uniforms(np.ascontiguousarray(seed_B), np.ascontiguousarray(position_B))
     uniform_B = torch.from_numpy(uniforms).to(logits_BV.device)
     columns_KB = uniform_B.new_empty(5, len(uniform_B))

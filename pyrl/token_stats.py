@@ -147,8 +147,8 @@ def request(
     for name, value in {"kept_share": kept_share, "nucleus": nucleus}.items():
         if value is not None and not 0 < value <= 1:
             raise ValueError(f"{name}: expected a number in (0, 1], got {value}")
-    if not 0 <= top_k <= LARGEST_TOP_K:
-        raise ValueError(f"top_k: expected 0 to {LARGEST_TOP_K}, got {top_k}")
+    if top_k not in range(LARGEST_TOP_K + 1):
+        raise ValueError(f"top_k: expected a whole number, 0 to {LARGEST_TOP_K}, got {top_k}")
     asked = (
         *[True] * 3,
         self_certainty,

@@ -246,5 +246,5 @@ def test_bad_hidden_states_say_what_was_expected_and_what_came() -> None:
         linear_token_stats(hidden_TH.long(), weight_VH.long(), label_T)
     with pytest.raises(ValueError, match=r"hidden_TH: expected a CPU or CUDA tensor, got meta"):
         linear_token_stats(hidden_TH.to("meta"), weight_VH.to("meta"), label_T.to("meta"))
-    with pytest.raises(ValueError, match=r"top_k: expected 0 to 8, got 9"):
+    with pytest.raises(ValueError, match=r"top_k: expected a whole number, 0 to 8, got 9"):
         linear_token_stats(hidden_TH, weight_VH, label_T, top_k=9)

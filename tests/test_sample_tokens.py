@@ -277,3 +277,6 @@ def test_bad_arguments_say_what_was_expected_and_what_came() -> None:
         sample_tokens(logits_BV, seed_B, position_B[:2], Sampling())
     with pytest.raises(ValueError, match=r"position_B: expected >= 0, got -4 in row 2"):
         sample_tokens(logits_BV, seed_B, np.array([0, 1, -4]), Sampling())
+    for top_k in (-1, 2.5):
+        with pytest.raises(ValueError, match=f"top_k: expected a whole number >= 0 .* got {top_k}"):
+            Sampling(top_k=top_k)  # type: ignore[arg-type]

@@ -238,8 +238,10 @@ def test_bad_options_say_what_was_expected_and_what_came() -> None:
         for value in (0.0, 1.5, math.nan):
             with pytest.raises(ValueError, match=rf"{name}: expected a number in \(0, 1\], got"):
                 token_stats(logits_TV, label_T, **{name: value})
-    for top_k in (-1, 9):
-        with pytest.raises(ValueError, match=f"top_k: expected 0 to 8, got {top_k}"):
+    for top_k in (-1, 9, 2.5, math.nan):
+        with pytest.raises(
+            ValueError, match=f"top_k: expected a whole number, 0 to 8, got {top_k}"
+        ):
             token_stats(logits_TV, label_T, top_k=top_k)
 
 

@@ -7,6 +7,8 @@
 
 #include <cstdint>
 #include <span>
+#include <stdexcept>
+#include <string>
 
 #include "check.h"
 
@@ -38,5 +40,19 @@ template <typename T>
 std::span<T> view_mutable(array<T>& values) {
   return {values.mutable_data(), static_cast<std::size_t>(values.size())};
 }
+
+// A tensor's data: torch's addresses pass as integers, so that the core does not know torch.
+template <typename T>
+T* pointer(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+#ifndef PYRL_WITH_CUDA
+[[noreturn]] inline void no_cuda_kernels(const std::string& function) {
+  throw std::runtime_error(
+      function +
+      ": expected a build with CUDA kernels for a CUDA tensor, got one for the CPU only");
+}
+#endif
 
 }  // namespace pyrl

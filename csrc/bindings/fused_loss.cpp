@@ -8,11 +8,6 @@
 namespace pyrl {
 namespace {
 
-template <typename T>
-T* pointer(std::uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
 // device < 0: the CPU.
 void fused_loss_any(const FusedLossArgs& args, int threads, int device,
                     [[maybe_unused]] std::uintptr_t stream) {
@@ -20,8 +15,7 @@ void fused_loss_any(const FusedLossArgs& args, int threads, int device,
 #ifdef PYRL_WITH_CUDA
   fused_loss_cuda(args, device, pointer<void>(stream));
 #else
-  throw std::runtime_error(
-      "fused_loss: expected a build with CUDA kernels for a CUDA tensor, got one for the CPU only");
+  no_cuda_kernels("fused_loss");
 #endif
 }
 

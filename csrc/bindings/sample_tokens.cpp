@@ -13,7 +13,7 @@ py::tuple sample_tokens_arrays(std::uintptr_t data, int dtype, std::int64_t voca
   const std::int64_t rows = seed_B.size();
   array<std::int32_t> token_B(rows);
   array<float> logprob_B(rows), truncated_logprob_B(rows), entropy_B(rows), confidence_B(rows);
-  const LogitMatrix logits_BV{reinterpret_cast<const void*>(data), static_cast<Dtype>(dtype), rows,
+  const LogitMatrix logits_BV{pointer<const void>(data), static_cast<Dtype>(dtype), rows,
                               vocabulary, row_stride};
   const SampledTokens out{view_mutable(token_B), view_mutable(logprob_B),
                           view_mutable(truncated_logprob_B), view_mutable(entropy_B),
@@ -24,11 +24,6 @@ py::tuple sample_tokens_arrays(std::uintptr_t data, int dtype, std::int64_t voca
                   out, threads);
   }
   return py::make_tuple(token_B, logprob_B, truncated_logprob_B, entropy_B, confidence_B);
-}
-
-template <typename T>
-T* pointer(std::uintptr_t address) {
-  return reinterpret_cast<T*>(address);
 }
 
 // Addresses on a CUDA device.
@@ -52,7 +47,7 @@ void sample_rows_addresses([[maybe_unused]] std::uintptr_t data, [[maybe_unused]
        pointer<double>(out)},
       device, pointer<void>(stream));
 #else
-  throw std::runtime_error("sample_rows: expected a build with CUDA kernels, got one for the CPU");
+  no_cuda_kernels("sample_rows");
 #endif
 }
 

@@ -14,7 +14,8 @@ inline Column column_of(const std::string& name, const py::array& values, std::s
   PYRL_CHECK(values.ndim() == 1 && static_cast<std::size_t>(values.size()) == tokens, name,
              ": expected ", tokens, " entries, got ", values.size(), " in ", values.ndim(),
              " axes");
-  PYRL_CHECK(values.flags() & py::array::c_style, name, ": expected a contiguous array");
+  PYRL_CHECK(values.flags() & py::array::c_style, name,
+             ": expected a contiguous array, got strides of ", values.strides(0), " bytes");
   Column column;
   if (narrow) column.narrow = static_cast<const float*>(values.data());
   if (wide) column.wide = static_cast<const double*>(values.data());
@@ -37,8 +38,10 @@ inline Segments segments_of(std::size_t tokens, const MaskArray& mask_T,
   if (!offset_N1) return segments;
   const std::int64_t* offset = offset_N1->data();
   const auto leaves = offset_N1->size() - 1;
-  PYRL_CHECK(leaves >= 0 && offset[0] == 0 && offset[leaves] == static_cast<std::int64_t>(tokens),
-             "offset_N1: expected offsets from 0 to ", tokens);
+  PYRL_CHECK(leaves >= 0, "offset_N1: expected offsets from 0 to ", tokens, ", got none");
+  PYRL_CHECK(offset[0] == 0 && offset[leaves] == static_cast<std::int64_t>(tokens),
+             "offset_N1: expected offsets from 0 to ", tokens, ", got ", offset[0], " to ",
+             offset[leaves]);
   for (py::ssize_t leaf = 0; leaf < leaves; ++leaf)
     PYRL_CHECK(offset[leaf] <= offset[leaf + 1],
                "offset_N1: expected offsets that do not fall, got ", offset[leaf], " before ",

@@ -9,22 +9,8 @@ namespace {
 
 LogitMatrix matrix(std::uintptr_t data, int dtype, std::int64_t rows, std::int64_t vocabulary,
                    std::int64_t row_stride) {
-  return {reinterpret_cast<const void*>(data), static_cast<Dtype>(dtype), rows, vocabulary,
-          row_stride};
+  return {pointer<const void>(data), static_cast<Dtype>(dtype), rows, vocabulary, row_stride};
 }
-
-template <typename T>
-T* pointer(std::uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-#ifndef PYRL_WITH_CUDA
-[[noreturn]] void no_cuda_kernels() {
-  throw std::runtime_error(
-      "token_stats: expected a build with CUDA kernels for a CUDA tensor, got one for the CPU "
-      "only");
-}
-#endif
 
 // device < 0: the CPU.
 void token_stats_any(const TokenStatsArgs& args, int threads, int device,
@@ -33,7 +19,7 @@ void token_stats_any(const TokenStatsArgs& args, int threads, int device,
 #ifdef PYRL_WITH_CUDA
   token_stats_cuda(args, device, pointer<void>(stream));
 #else
-  no_cuda_kernels();
+  no_cuda_kernels("token_stats");
 #endif
 }
 
@@ -43,7 +29,7 @@ void token_stats_grad_any(const TokenStatsGradArgs& args, int threads, int devic
 #ifdef PYRL_WITH_CUDA
   token_stats_grad_cuda(args, device, pointer<void>(stream));
 #else
-  no_cuda_kernels();
+  no_cuda_kernels("token_stats");
 #endif
 }
 

@@ -26,8 +26,10 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.temperature < 0:
             raise ValueError(f"temperature: expected >= 0, got {self.temperature}")
-        if self.top_k < 0:
-            raise ValueError(f"top_k: expected >= 0 (0 keeps all tokens), got {self.top_k}")
+        if self.top_k < 0 or self.top_k % 1 != 0:
+            raise ValueError(
+                f"top_k: expected a whole number >= 0 (0 keeps all tokens), got {self.top_k}"
+            )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p: expected 0 < top_p <= 1, got {self.top_p}")
         if not 0 <= self.min_p < 1:
