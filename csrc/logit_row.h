@@ -1,6 +1,6 @@
 // One row of logits in one sweep over blocks that fit the L1 cache. Sums are shifted and in base 2:
 // t = z * scale - shift is rounded once, so a common offset of the logits costs no accuracy. The
-// shift is the largest logit of the part's first block; it moves when a later block lies far above.
+// shift is the largest of the part's first logits; it moves when a block lies far above.
 // A row is always summed in the same parts, whether one thread has them all or several share them.
 #pragma once
 
@@ -164,6 +164,8 @@ struct PartSums {
 // with a larger shift. A single logit may exceed the shift by 13, which costs no accuracy.
 inline constexpr double kLargestSum = 4.0 * kBlock;
 
+inline constexpr int kFirst = 256;  // logits whose largest is near enough to shift their part by
+
 // What a logit above the shift grows to at a lower second temperature, before its block is summed
 // again.
 inline constexpr double kLargestSecond = 0x1p40;
@@ -188,10 +190,11 @@ PartSums sum_part(const Row& row, std::int64_t begin, std::int64_t end, const Su
     };
     double maximum = kNaN;
     if (result.empty()) {
-      maximum = kernels.maximum(z, n);
-      if (maximum_of_block != nullptr) maximum_of_block[at / kBlock] = maximum;
+      maximum = kernels.maximum(z, std::min(n, kFirst));
+      if (!std::isfinite(maximum)) maximum = kernels.maximum(z, n);
       if (std::isnan(maximum)) return result.valid = false;
       if (maximum == kMinusInfinity) {
+        if (maximum_of_block != nullptr) maximum_of_block[at / kBlock] = maximum;
         result.masked = true;
         result.exponent_sum = kMinusInfinity;
         return true;
@@ -201,15 +204,15 @@ PartSums sum_part(const Row& row, std::int64_t begin, std::int64_t end, const Su
     const bool largest = maximum_of_block != nullptr;
     result.masked = result.masked || largest;  // these sums do not tell
     BlockSums sums = kernels.sums(z, n, {scale, result.shift}, result.masked, largest);
+    if (std::isnan(sums.moment)) {
+      result.masked = true;
+      sums = kernels.sums(z, n, {scale, result.shift}, true, largest);
+    }
     if (!(sums.sum <= kLargestSum)) {
       maximum = kernels.maximum(z, n);
       if (std::isnan(maximum)) return result.valid = false;
       shift_to(maximum);
       sums = kernels.sums(z, n, {scale, result.shift}, result.masked, largest);
-    }
-    if (std::isnan(sums.moment)) {
-      result.masked = true;
-      sums = kernels.sums(z, n, {scale, result.shift}, true, largest);
     }
     result.sum += sums.sum;
     result.moment += sums.moment;

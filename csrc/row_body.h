@@ -1,7 +1,8 @@
 // The bodies of the row kernels, over a type of lanes that each instruction set defines (in an
 // unnamed namespace, so that what is instantiated from them stays in its file). Lanes has
 //   Vector, Mask, Scalar (of one lane), kWidth; kSmallest, the exponent below which a weight is 0,
-//   and kClamps, whether exp2 needs a mask for that: if not, a weight of -inf is 0 without one;
+//   and kClamps, whether exp2 needs a mask for that: if not, only a weight of -inf does, which is 0
+//   or NaN without one;
 //   all(x), load(z), load(z, n), store(v, out), store(v, out, n): memory of any element type; what
 //   a short load leaves is -inf; head(v, n): 0 beyond the first n lanes;
 //   add, mul, fma, fms (x y - z), max (y where one of x, y is NaN), tanh;
@@ -202,15 +203,14 @@ struct RowBody {
     });
   }
 
-  // Without a slope no infinity meets the weight of a masked token; in the tail one may, because
-  // sums_sweep does not tell of tokens that are masked there.
+  // The tail is masked in any case: sums_sweep does not tell of tokens that are masked there.
   static void gradient(const Element* z, Element* dz, int n, const GradientRow& row) {
     const bool nucleus = row.threshold == row.threshold;
     if (nucleus && row.offset != 0) return gradient_sweep<true, true, true, true>(z, dz, n, row);
     if (nucleus) return gradient_sweep<true, true, true, false>(z, dz, n, row);
     if (row.offset != 0) return gradient_sweep<true, true, false, true>(z, dz, n, row);
-    if (row.slope == 0) return gradient_sweep<false, false, false, false>(z, dz, n, row);
     if (row.masked) return gradient_sweep<true, true, false, false>(z, dz, n, row);
+    if (row.slope == 0) return gradient_sweep<false, false, false, false>(z, dz, n, row);
     gradient_sweep<false, true, false, false>(z, dz, n, row);
   }
 

@@ -206,6 +206,33 @@ def test_masked_tokens_have_no_mass_and_no_gradient(dtype: torch.dtype) -> None:
     torch.testing.assert_close(ours_TV[:, ::2], kept_TV, rtol=1e-2, atol=1e-6)
 
 
+@pytest.mark.parametrize("masked", [255, 256, 2047, 2048, 16384, 16500])
+@pytest.mark.parametrize("entropy", [0.0, 0.3])
+def test_tokens_that_are_masked_at_the_front_leave_the_others_as_they_are(
+    masked: int, entropy: float
+) -> None:
+    """The first logits of a part give the shift of its sums."""
+    logits_TV, label_T = problem(3, 18000, torch.float32)
+    logits_TV[:, :masked] = -math.inf
+    label_T[:] = 17000
+    logits_TV.requires_grad_()
+    stats = token_stats(logits_TV, label_T)
+    assert_stats(stats, reference.token_stats(logits_TV.detach(), label_T, 1.0), 2e-6)
+    (stats.logprob + entropy * stats.entropy).sum().backward()
+    assert logits_TV.grad is not None
+    assert not logits_TV.grad[:, :masked].any()
+    assert logits_TV.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("above", [6.0, 12.0, 40.0, 300.0])
+def test_a_logit_far_above_the_first_ones_costs_no_accuracy(above: float) -> None:
+    logits_TV, label_T = problem(3, 5000, torch.float32)
+    for token in (300, 2100, 4999):
+        logits_TV[:, token] = above
+        stats = token_stats(logits_TV, label_T)
+        assert_stats(stats, reference.token_stats(logits_TV, label_T, 1.0), 2e-6)
+
+
 def test_a_masked_label_is_impossible_and_a_fully_masked_row_is_empty() -> None:
     logits_TV = torch.tensor([[0.0, -math.inf, 1.0], [-math.inf] * 3], requires_grad=True)
     stats = token_stats(logits_TV, torch.tensor([1, 1]), top_k=5)

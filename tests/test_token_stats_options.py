@@ -250,4 +250,4 @@ def test_a_second_temperature_far_below_the_first_does_not_overflow() -> None:
     logits_TV[0, 3000] = 8.3  # beyond the first block
     stats = token_stats(logits_TV, torch.tensor([3000]), second_temperature=0.01)
     assert stats.second_logprob is not None
-    assert stats.second_logprob.item() == pytest.approx(0, abs=1e-12)
+    assert stats.second_logprob.item() == pytest.approx(0, abs=2e-6)
