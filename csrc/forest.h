@@ -24,7 +24,7 @@ namespace pyrl {
 
 enum class State : std::uint8_t { kOpen = 0, kStopped = 1, kTruncated = 2, kFree = 3 };
 
-constexpr int kPruneReasons = 4;
+constexpr int kPruneReasons = 5;
 
 // One token for each of B distinct open branches.
 struct Append {

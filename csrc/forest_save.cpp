@@ -13,7 +13,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "the byte format is little-endian");
 
 constexpr std::string_view kMagic = "pyrlfrst";
-constexpr std::uint32_t kFormat = 1;
+constexpr std::uint32_t kFormat = 2;
 constexpr std::size_t kHeader = 8 + 4 + 8 + 8;
 
 // FNV-1a: every step is a bijection of the state, so no single changed byte goes unseen.

@@ -303,7 +303,7 @@ class Forest:
     def finish(self, branch_B: NDArray[np.int64], reason_B: NDArray[np.uint8]) -> None:
         """Close open branches: 1 stopped by an end of sequence, 2 truncated at the limit."""
     def prune(self, branch: int, reason: int) -> None:
-        """Forget a branch and free what only it used; reasons 1 to 4 (see pyrl.forest).
+        """Forget a branch and free what only it used; reasons 1 to 5 (see pyrl.forest).
 
         Its weight is lost, not passed on to its siblings.
         """

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from pyrl.advantage import Stage
+from pyrl.answers import Equivalence, Extractor
+from pyrl.budget import Allowance
 from pyrl.engine import Sampling
 from pyrl.fork import Flat, Fork
+from pyrl.leaves import Decode
 from pyrl.loss import Loss
+from pyrl.poll import Poll
 from pyrl.prune import Keep, Prune
 from pyrl.reward import Reward, VoteReward
 from pyrl.select import First, Select
@@ -24,6 +29,14 @@ class Sample:
     """Of these, the leaves that train."""
     max_tokens: int = 1024
     """Response tokens at most."""
+    max_tokens_per_prompt: int = 0
+    """Tokens sampled for one question in a step at most, forks and pruned branches included; what
+    still runs then is cut off. 0: no limit."""
+    max_seconds: float = 0.0
+    """Of sampling in a step; what still runs then is cut off, so that a run with this limit does
+    not replay from its seed. 0: no limit."""
+    stop_when_decided: bool = False
+    """Stop a question when no missing leaf can change its label; leaves that train go on."""
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -36,11 +49,28 @@ class Sample:
             )
         if self.max_tokens < 1:
             raise ValueError(f"sample.max_tokens: expected at least 1, got {self.max_tokens}")
+        if self.max_tokens_per_prompt and self.max_tokens_per_prompt < self.votes:
+            raise ValueError(
+                f"sample.max_tokens_per_prompt: expected 0 (no limit) or at least a token for each "
+                f"of the {self.votes} votes, got {self.max_tokens_per_prompt}"
+            )
+        if not 0 <= self.max_seconds < math.inf:
+            raise ValueError(
+                f"sample.max_seconds: expected >= 0 (0: no limit), got {self.max_seconds}"
+            )
+        if self.stop_when_decided and self.train == self.votes:
+            raise ValueError(
+                f"sample.stop_when_decided: expected train < votes (leaves that train are never "
+                f"stopped), got {self.train} for both"
+            )
         if self.temperature <= 0:
             raise ValueError(f"sample.temperature: expected > 0, got {self.temperature}")
 
     def sampling(self) -> Sampling:
         return Sampling(self.temperature, self.top_k, self.top_p, self.min_p)
+
+    def allowance(self) -> Allowance:
+        return Allowance(self.max_tokens_per_prompt, self.max_seconds)
 
 
 @dataclass(frozen=True)
@@ -56,3 +86,17 @@ class Algorithm:
     reward: Reward = field(default_factory=VoteReward)
     select: Select = field(default_factory=First)
     loss: Loss = field(default_factory=Loss)
+
+    def __post_init__(self) -> None:
+        if self.sample.stop_when_decided and not isinstance(self.vote, Majority):
+            raise ValueError(
+                f"sample.stop_when_decided: expected vote=Majority(), got {self.vote}: "
+                f"what a missing leaf can change is only known where each leaf has one vote"
+            )
+
+    def poll(self, decode: Decode, extractor: Extractor, equivalence: Equivalence) -> Poll | None:
+        """That of one rollout; None unless `sample.stop_when_decided`."""
+        if not self.sample.stop_when_decided:
+            return None
+        assert isinstance(self.vote, Majority)
+        return Poll(self.vote, decode, extractor, equivalence, self.sample.train)

@@ -2,11 +2,13 @@
 
 from pyrl._core import Forest, LeafTable, Path, Segments, StaleHandleError
 
-LOW_CONFIDENCE, TAIL_DECLINE, ENTROPY_SPIKE, BUDGET = 1, 2, 3, 4
-"""Reasons of `Forest.prune` and indices of `Forest.pruned()`; BUDGET also stands for any other."""
+LOW_CONFIDENCE, TAIL_DECLINE, ENTROPY_SPIKE, BUDGET, DECIDED = 1, 2, 3, 4, 5
+"""Reasons of `Forest.prune` and indices of `Forest.pruned()`; BUDGET also stands for any other,
+DECIDED for a vote that the branch cannot change."""
 
 __all__ = [
     "BUDGET",
+    "DECIDED",
     "ENTROPY_SPIKE",
     "LOW_CONFIDENCE",
     "TAIL_DECLINE",

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
+from time import monotonic
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from pyrl._core import Forest, Signals, SignalSpec
-from pyrl.engine import RUNNING, Branches, Engine, Sampled, Sampling
+from pyrl.budget import UNLIMITED, Allowance, Budget, Counts, Trunk
+from pyrl.engine import RUNNING, TRUNCATED, Branches, Engine, Sampled, Sampling
+from pyrl.forest import BUDGET, DECIDED
 from pyrl.fork import Finished, Fork, Site
+from pyrl.poll import Poll
 from pyrl.prune import Prune
 
 
@@ -45,45 +49,13 @@ def make_signals(fork: Fork, prune: Prune) -> Signals | None:
     return Signals(spec) if forks or prunes else None
 
 
-@dataclass
-class Trunk:
-    """The branches that grew from one independent sample of a prompt."""
-
-    tree: int
-    begin: dict[int, int]
-    """Each branch (the trunk first) and the position where it left its parent."""
-    running: int = 1
-    round: int = 0
-
-
-@dataclass
-class Budget:
-    """What one prompt may still spend."""
-
-    leaves: int
-    """Leaves still to be opened."""
-    respawns: int
-    """Pruned branches that may still be replaced; with none left nothing more is pruned."""
-    trunks: int = 0
-    running: int = 0
-
-
-@dataclass
-class Counts:
-    """What happened in one rollout; the source of the tree/* metrics."""
-
-    sampled_tokens: int = 0
-    trunks: int = 0
-    forks: int = 0
-    siblings: int = 0
-    pruned: dict[int, int] = field(default_factory=dict)
-
-
 class Rollout:
     """Grow the trees of some prompts until each has `votes` finished leaves.
 
     A fork enters the running batch at once; a pruned branch leaves it at once; whatever is missing
-    at the end is filled up with independent samples. `seed` makes a rollout replay exactly.
+    at the end is filled up with independent samples. `seed` makes a rollout replay exactly, unless
+    it is limited in time. A prompt ends earlier, with at least one leaf, when its allowance is
+    spent, or when its poll is decided and the leaves that train are there.
     """
 
     def __init__(
@@ -98,6 +70,8 @@ class Rollout:
         prune: Prune,
         signals: Signals | None,
         seed: int,
+        allowance: Allowance = UNLIMITED,
+        poll: Poll | None = None,
         answer_start: Callable[[NDArray[np.int32]], int] = len,
         on_tokens: Callable[[int], None] = lambda tokens: None,
     ) -> None:
@@ -107,6 +81,8 @@ class Rollout:
             )
         self.engine, self.fork, self.prune, self.signals = engine, fork, prune, signals
         self.votes, self.limit, self.seed = votes, limit, seed
+        self.allowance, self.poll = allowance, poll
+        self.deadline = math.inf
         self.answer_start, self.on_tokens = answer_start, on_tokens
         self.forest = Forest()
         self.prompts = list(prompts)
@@ -123,6 +99,8 @@ class Rollout:
 
     def run(self) -> Forest:
         """All leaves of all prompts; on an exception the engine forgets every branch."""
+        if self.allowance.seconds:
+            self.deadline = monotonic() + self.allowance.seconds
         try:
             if self.signals is not None:
                 self._warm_up(self.signals)
@@ -145,9 +123,12 @@ class Rollout:
         each = -(-spec.warmup_traces // len(self.prompts))
         for tree in range(len(self.prompts)):
             self._spawn(tree, each)
+        poll, self.poll = self.poll, None  # the calibration wants whole samples
         while self.engine_step():
             pass
+        self.poll = poll
         signals.calibrate()
+        self._stop_decided(range(len(self.prompts)))
 
     def _drain(self) -> bool:
         """Run until nothing is open, then fill up; False once every prompt has its leaves."""
@@ -165,8 +146,7 @@ class Rollout:
         seeds = [derive_seed(self.seed, tree, budget.trunks + i) for i in range(count)]
         branches = [self.forest.add_trunk(tree, seed) for seed in seeds]
         budget.trunks += count
-        budget.leaves -= count
-        budget.running += count
+        budget.open(branches)
         self.counts.trunks += count
         self.engine.submit(
             Branches(
@@ -182,9 +162,13 @@ class Rollout:
 
     def engine_step(self) -> bool:
         """One token for every running branch, and what follows from it; False when none runs."""
+        self._keep_allowance()
         sampled = self.engine.step()
         if not len(sampled.branch_B):
             return False
+        if self.allowance.tokens:
+            for branch in sampled.branch_B.tolist():
+                self.budgets[self.trunk_of[branch].tree].tokens += 1
         done_B = sampled.finish_B != RUNNING
         ended = [
             self.trunk_of[branch] if self.retain else self.trunk_of.pop(branch)
@@ -203,6 +187,9 @@ class Rollout:
         if self.signals is not None:
             self._decide(self.signals, sampled)
         self.forest.finish(sampled.branch_B[done_B], sampled.finish_B[done_B])
+        for trunk in ended:
+            self.budgets[trunk.tree].finished += 1
+        self._stop_decided({trunk.tree for trunk in ended})
         for trunk in ended:
             self._ended(trunk)
         return True
@@ -244,23 +231,93 @@ class Rollout:
             trunk.begin[child] = site.at
             self.trunk_of[child] = trunk
         trunk.running += count
-        budget.running += count
-        budget.leaves -= count
+        budget.open(children_B.tolist())
         self.counts.forks += 1
         self.counts.siblings += count
         return children_B
 
     def _prune(self, branch: int, reason: int) -> None:
         """Drop a branch; its leaf goes to a new trunk."""
-        trunk = self.trunk_of.pop(branch)
-        del trunk.begin[branch]
-        self.forest.prune(branch, reason)
-        self.engine.abort(np.array([branch], np.int64))
-        budget = self.budgets[trunk.tree]
+        budget = self.budgets[self.trunk_of[branch].tree]
         budget.respawns -= 1
         budget.leaves += 1
         self.counts.pruned[reason] = self.counts.pruned.get(reason, 0) + 1
-        self._ended(trunk)
+        self.forest.prune(branch, reason)
+        self._leave([branch])
+
+    def _keep_allowance(self) -> None:
+        """Cut the prompts that the next step would take beyond what they may spend."""
+        late = monotonic() > self.deadline
+        if not (late or self.allowance.tokens):
+            return
+        for tree, budget in enumerate(self.budgets):
+            spent = 0 < self.allowance.tokens < budget.tokens + budget.running
+            if (late or spent) and (budget.running or budget.leaves):
+                if not budget.spent:
+                    self.counts.out_of_time += late
+                    self.counts.out_of_tokens += not late
+                budget.spent = True
+                self._cut(tree)
+
+    def _cut(self, tree: int) -> None:
+        """End what runs with what it has; a prompt without a leaf waits for one with a token."""
+        budget = self.budgets[tree]
+        budget.respawns = 0
+        budget.leaves = 0 if budget.running or budget.finished else 1
+        running = self._running(tree)
+        begun = [b for b in running if self.forest.length(b) > self.trunk_of[b].begin[b]]
+        empty = [b for b in running if b not in begun]
+        if not begun and not budget.finished:
+            del empty[:1]
+        self.forest.finish(np.array(begun, np.int64), np.full(len(begun), TRUNCATED, np.uint8))
+        for branch in empty:
+            self.forest.prune(branch, BUDGET)
+        budget.finished += len(begun)
+        self.counts.cut += len(begun)
+        self.counts.dropped += len(empty)
+        self._leave(begun + empty)
+
+    def _stop_decided(self, trees: Iterable[int]) -> None:
+        """Stop prompts whose label no missing leaf can change; the leaves that train go on."""
+        if self.poll is None:
+            return
+        for tree in trees:
+            budget = self.budgets[tree]
+            missing = self.votes - budget.finished
+            if budget.decided or budget.spent or not missing:
+                continue
+            budget.decided = self.poll.decided(self.forest, tree, missing)
+            if budget.decided:
+                self._stop(tree, self.poll.train)
+
+    def _stop(self, tree: int, train: int) -> None:
+        """Prune what runs and open nothing, apart from the prompt's first `train` leaves."""
+        budget = self.budgets[tree]
+        running = set(self._running(tree))
+        alive = running.union(self.forest.leaves(tree).tolist())
+        others = [branch for branch in budget.branches if branch in alive][train:]
+        unneeded = [branch for branch in others if branch in running]
+        unopened = budget.leaves - max(0, train - len(alive))
+        budget.leaves -= unopened
+        self.counts.decided += unopened + len(unneeded) > 0
+        self.counts.unneeded += len(unneeded)
+        self.counts.unopened += unopened
+        for branch in unneeded:
+            self.forest.prune(branch, DECIDED)
+        self._leave(unneeded)
+
+    def _running(self, tree: int) -> list[int]:
+        """Branches of a prompt that run or wait for a row, in the order in which they opened."""
+        return [b for b in self.forest.open().tolist() if self.forest.tree_of(b) == tree]
+
+    def _leave(self, branches: list[int]) -> None:
+        """Take running branches out of the engine."""
+        self.engine.abort(np.array(branches, np.int64))
+        trunks = [self.trunk_of.pop(branch) for branch in branches]
+        for trunk, branch in zip(trunks, branches, strict=True):
+            del trunk.begin[branch]
+        for trunk in trunks:
+            self._ended(trunk)
 
     def _ended(self, trunk: Trunk) -> None:
         """One branch less; the last one of a trunk lets it fork again or gives its cache back."""
@@ -269,12 +326,12 @@ class Rollout:
         if trunk.running or not trunk.begin or not self.retain:
             return
         leaves = tuple(trunk.begin)
-        sites = self.fork.at_end(
-            Finished(self.forest, leaves, tuple(trunk.begin.values()), self._answer, trunk.round)
-        )
-        trunk.round += 1
-        for site in sites:
-            self._fork_finished(site)
+        if self.budgets[trunk.tree].leaves:
+            begin = tuple(trunk.begin.values())
+            finished = Finished(self.forest, leaves, begin, self._answer, trunk.round)
+            trunk.round += 1
+            for site in self.fork.at_end(finished):
+                self._fork_finished(site)
         if not trunk.running:
             self.engine.abort(np.array(leaves, np.int64))
             for leaf in leaves:

@@ -1,12 +1,18 @@
-"""Step metrics: lengths and rewards of a step's leaves."""
+"""Step metrics: lengths and rewards of a step's leaves, and some of them for reading."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pyrl.answers import Answers
 from pyrl.engine import TRUNCATED
 from pyrl.leaves import Leaves
+from pyrl.prompts import Prompt
+from pyrl.report import Completion
+from pyrl.vote import Votes
 
 
 def completion_metrics(leaves: Leaves) -> dict[str, float]:
@@ -25,3 +31,24 @@ def reward_metrics(group_N: NDArray[np.int64], reward_N: NDArray[np.float64]) ->
     if not spread:
         return {}
     return {"reward": float(reward_N[known_N].mean()), "reward_std": float(np.mean(spread))}
+
+
+def first_completions(
+    prompts: Sequence[Prompt],
+    leaves: Leaves,
+    answers: Answers,
+    votes: Votes,
+    reward_N: NDArray[np.float64],
+) -> tuple[Completion, ...]:
+    """The first leaf of each of the step's first questions, for reading."""
+    first_G = np.searchsorted(leaves.group_N, np.arange(min(4, len(prompts)))).tolist()
+    return tuple(
+        Completion(
+            prompts[g].text,
+            leaves.text_N[n],
+            answers.answer_N[n],
+            votes.label_G[g],
+            None if np.isnan(reward_N[n]) else float(reward_N[n]),
+        )
+        for g, n in enumerate(first_G)
+    )

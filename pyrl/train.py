@@ -31,7 +31,7 @@ from pyrl.report.metrics import Row, plain_row, read_metrics
 from pyrl.reward import FunctionReward, label_metrics, vote_metrics
 from pyrl.rollout import Rollout, answer_start, derive_seed, make_signals
 from pyrl.run_directory import RunError, claim, find_start
-from pyrl.step_metrics import completion_metrics, reward_metrics
+from pyrl.step_metrics import completion_metrics, first_completions, reward_metrics
 from pyrl.tree_metrics import tree_metrics
 from pyrl.vote import FlipCounter, Votes
 
@@ -136,7 +136,9 @@ class Trainer:
         seconds = time.monotonic() - started
         self.seconds += seconds
         metrics |= {"step_time": seconds, "num_tokens": self.tokens}
-        return Unlogged(plain_row(metrics), _first(prompts, leaves, answers, votes, reward_N))
+        return Unlogged(
+            plain_row(metrics), first_completions(prompts, leaves, answers, votes, reward_N)
+        )
 
     def _rollout(self, prompts: Sequence[Prompt]) -> Rollout:
         sample = self.algorithm.sample
@@ -150,6 +152,8 @@ class Trainer:
             prune=self.algorithm.prune,
             signals=self.signals,
             seed=derive_seed(self.run.seed, self.step),
+            allowance=sample.allowance(),
+            poll=self.algorithm.poll(self.decode, self.extractor, self.equivalence),
             answer_start=lambda tokens: answer_start(tokens, self.tokenizer),
             on_tokens=self._on_tokens,
         )
@@ -362,27 +366,6 @@ class Trainer:
     def _on_tokens(self, tokens: int) -> None:
         self.progress.tokens(tokens)
         self.interrupt.check()
-
-
-def _first(
-    prompts: Sequence[Prompt],
-    leaves: Leaves,
-    answers: Answers,
-    votes: Votes,
-    reward_N: NDArray[np.float64],
-) -> tuple[Completion, ...]:
-    """The first leaf of each of the step's first questions, for reading."""
-    first_G = np.searchsorted(leaves.group_N, np.arange(min(4, len(prompts)))).tolist()
-    return tuple(
-        Completion(
-            prompts[g].text,
-            leaves.text_N[n],
-            answers.answer_N[n],
-            votes.label_G[g],
-            None if np.isnan(reward_N[n]) else float(reward_N[n]),
-        )
-        for g, n in enumerate(first_G)
-    )
 
 
 def _metrics(scores: Sequence[Evaluation]) -> Row:

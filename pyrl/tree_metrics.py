@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pyrl._core import Forest
+from pyrl.budget import UNLIMITED
 from pyrl.leaves import Leaves
 from pyrl.rollout import Rollout
 
@@ -35,6 +36,15 @@ def tree_metrics(forest: Forest, leaves: Leaves, rollout: Rollout) -> dict[str, 
             f"tree/pruned_{name}": float(counts.pruned.get(reason, 0))
             for reason, name in REASONS.items()
         }
+    if rollout.allowance != UNLIMITED:
+        metrics["tree/out_of_tokens"] = counts.out_of_tokens / len(rollout.prompts)
+        metrics["tree/out_of_time"] = counts.out_of_time / len(rollout.prompts)
+        metrics["tree/cut_leaves"] = float(counts.cut)
+        metrics["tree/dropped"] = float(counts.dropped)
+    if rollout.poll is not None:
+        metrics["tree/decided"] = counts.decided / len(rollout.prompts)
+        metrics["tree/unneeded"] = float(counts.unneeded)
+        metrics["tree/unopened"] = float(counts.unopened)
     return metrics
 
 

@@ -61,6 +61,18 @@ class Majority:
     def __call__(self, leaves: Leaves, answers: Answers) -> Votes:
         return _elect(leaves, answers, np.ones(len(answers.answer_N)), self.tie)
 
+    def undecided(self, class_N: NDArray[np.int64], missing: int) -> int:
+        """Least number of further leaves after which the label of a prompt can be certain.
+
+        `class_N`: classes of the leaves so far, -1 without answer; `missing`: those to come. 0: the
+        first is ahead of the second by more than `missing`, so no leaf can change the label, and
+        no tie is possible.
+        """
+        count = np.sort(np.bincount(class_N[class_N >= 0], minlength=2))
+        lead = int(count[-1] - count[-2])
+        # Each leaf adds at most one to the lead and takes one from what is missing.
+        return max(0, (missing - lead) // 2 + 1)
+
 
 @dataclass(frozen=True)
 class Weighted:

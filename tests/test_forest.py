@@ -90,7 +90,7 @@ def test_pruning_frees_only_what_no_other_branch_uses() -> None:
     forest.prune(fork, 2)
     stats = forest.stats()
     assert (stats["pages"], stats["tokens_live"], stats["tokens"]) == (0, 0, 264)
-    assert forest.pruned().tolist() == [0, 1, 1, 0, 0]
+    assert forest.pruned().tolist() == [0, 1, 1, 0, 0, 0]
 
 
 def test_freed_pages_are_used_again() -> None:
@@ -274,8 +274,8 @@ def test_fork_finish_and_prune_say_what_is_wrong() -> None:
         forest.finish(handles(branch), np.ones(2, np.uint8))
     with pytest.raises(ValueError, match="finish: expected distinct branches"):
         finish(forest, branch, branch)
-    for reason in (0, 5):
-        with pytest.raises(ValueError, match=f"a reason from 1 to 4, got {reason}"):
+    for reason in (0, 6):
+        with pytest.raises(ValueError, match=f"a reason from 1 to 5, got {reason}"):
             forest.prune(branch, reason)
     assert forest.save() == before
     finish(forest, branch)

@@ -85,8 +85,8 @@ class Twins:
     def prune(self, choice: int) -> None:
         number = self.pick(choice, list(self.model.live))
         if number is not None:
-            self.model.prune(number, 1 + choice % 4)
-            self.forest.prune(self.handle[number], 1 + choice % 4)
+            self.model.prune(number, 1 + choice % 5)
+            self.forest.prune(self.handle[number], 1 + choice % 5)
             self.stale.append(self.handle[number])
 
     def misuse(self, choice: int) -> None:

@@ -113,7 +113,7 @@ def test_a_rule_that_raises_leaves_the_engine_empty(where: str) -> None:
 
     engine = random_toy(end=0.3)
     with pytest.raises(Interrupted):
-        rollout(engine, prompts(1, 1), fork=Broken()).run()
+        rollout(engine, prompts(1, 1), fork=Broken(), votes=20).run()
     assert_forgotten(engine)
 
 

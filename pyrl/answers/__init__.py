@@ -42,6 +42,7 @@ __all__ = [
     "Whole",
     "classify",
     "extractor_named",
+    "read_answer",
 ]
 
 
@@ -64,12 +65,16 @@ class Answers:
         return Answers(answer_N, self.class_N[index_N], self.unknown, self.equivalence)
 
 
+def read_answer(text: str, finish: int, extractor: Extractor) -> str | None:
+    """The answer of a response that ended with `finish` (engine.STOPPED or TRUNCATED)."""
+    return None if finish == TRUNCATED and extractor.needs_end else extractor(text)
+
+
 def classify(leaves: Leaves, extractor: Extractor, equivalence: Equivalence) -> Answers:
     """Extract the answers and sort those of each prompt into classes, in leaf order."""
-    truncated_N = leaves.finish_N == TRUNCATED
     answer_N = tuple(
-        None if cut and extractor.needs_end else extractor(text)
-        for text, cut in zip(leaves.text_N, truncated_N, strict=True)
+        read_answer(text, finish, extractor)
+        for text, finish in zip(leaves.text_N, leaves.finish_N.tolist(), strict=True)
     )
     unknown = equivalence.unknown
     class_N = np.full(len(answer_N), -1, np.int64)

@@ -127,7 +127,7 @@ class History {
     if (twins_.empty()) return;
     const std::size_t index = below(twins_.size());
     const std::int64_t branch = twins_[index].branch;
-    forest_.prune(branch, 1 + static_cast<std::int64_t>(below(4)));
+    forest_.prune(branch, 1 + static_cast<std::int64_t>(below(5)));
     twins_.erase(twins_.begin() + static_cast<std::ptrdiff_t>(index));
     try {
       forest_.length(branch);

@@ -1,0 +1,50 @@
+"""Poll: the vote of a prompt while its leaves finish, to see when the rest cannot change it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pyrl._core import Forest
+from pyrl.answers import Equivalence, Extractor, read_answer
+from pyrl.leaves import Decode
+from pyrl.vote import Majority
+
+
+class Poll:
+    """Reads answers as leaves finish, by the code that votes later; true answers never enter.
+
+    One poll is for one rollout. `train`: leaves of a prompt, the first in order, that run to their
+    end whatever the vote says, because they train.
+    """
+
+    def __init__(
+        self,
+        vote: Majority,
+        decode: Decode,
+        extractor: Extractor,
+        equivalence: Equivalence,
+        train: int,
+    ) -> None:
+        self.vote, self.decode, self.extractor = vote, decode, extractor
+        self.equivalence, self.train = equivalence, train
+        self._answer: dict[int, str | None] = {}
+        self._due: dict[int, int] = {}
+        """Finished leaves of a prompt before which there is no use in counting again."""
+
+    def decided(self, forest: Forest, tree: int, missing: int) -> bool:
+        """Whether `missing` more leaves, whatever they say, leave the label of a prompt alone."""
+        leaf_N = forest.leaves(tree)
+        # A lead is at most all leaves.
+        if len(leaf_N) < max(self._due.get(tree, 0), missing + 1):
+            return False
+        self._read(forest, [leaf for leaf in leaf_N.tolist() if leaf not in self._answer])
+        class_N = self.equivalence.classes([self._answer[leaf] for leaf in leaf_N.tolist()])
+        more = self.vote.undecided(class_N, missing)
+        self._due[tree] = len(leaf_N) + more
+        return more == 0
+
+    def _read(self, forest: Forest, leaves: list[int]) -> None:
+        texts = self.decode([forest.path(leaf).tokens for leaf in leaves])
+        finish_N = forest.leaf_table(np.array(leaves, np.int64)).finish_N.tolist()
+        for leaf, text, finish in zip(leaves, texts, finish_N, strict=True):
+            self._answer[leaf] = read_answer(text, finish, self.extractor)
