@@ -94,6 +94,7 @@ EAGER, COMPILE, BUFFER, IN_PLACE = (
     "pyrl two-phase, in place",
 )
 ONE_GO = "pyrl one-go, in place"
+CALLS = "pyrl two-phase, in place, without the loss"
 STATS: dict[str, Callable[[], Stats]] = {
     EAGER: lambda: eager,
     COMPILE: lambda: eager,
@@ -110,6 +111,8 @@ def gradient(name: str, problem: Problem) -> Variant:
     """Forward, loss and backward; a peer that is not installed raises ImportError."""
     if name == ONE_GO:
         return one_go(problem)
+    if name == CALLS:
+        return calls_alone(problem)
     stats = STATS[name]()
 
     def loss(logits_TV: Tensor) -> Tensor:
@@ -134,6 +137,18 @@ def one_go(problem: Problem) -> Variant:
             inplace=True,
         )
         out.loss.backward()
+
+    return Variant(run, problem.restore)
+
+
+def calls_alone(problem: Problem) -> Variant:
+    """token_stats in place and its backward pass, given the upstream gradients: without the loss,
+    whose temporaries are torch's."""
+    upstream_T = torch.full_like(problem.advantage_T, 1e-3, dtype=torch.float64)
+
+    def run() -> None:
+        stats = pyrl.token_stats(problem.logits_TV, problem.label_T, inplace=True)
+        torch.autograd.backward((stats.logprob, stats.entropy), (upstream_T, upstream_T))
 
     return Variant(run, problem.restore)
 
@@ -235,7 +250,7 @@ def measured(shape: str, dtype: str, rounds: int) -> Result:
     )
     extra = {
         name: in_a_fresh_process(["--work", "memory", "--variant", name, *size])["bytes"]
-        for name in GRADIENT
+        for name in [*GRADIENT, CALLS]
     }
     times = ({n: Times(**t) for n, t in r["times"].items()} for r in (cold, warm, forwards))
     return Result(shape, dtype, *times, cold["moved"], extra)
@@ -297,7 +312,7 @@ def gates(result: Result) -> list[list[str]]:
         one_go = result.share(warm, ONE_GO, "update", 2)
         promises.append(("one-go, % of update bandwidth", 100 * one_go, 60))
     rows = [[name, f"{value:.1f}", gate(value, least=least)] for name, value, least in promises]
-    for name in (IN_PLACE, ONE_GO):
+    for name in (CALLS, ONE_GO):
         extra = result.extra[name] or 0
         rows.append(
             [f"{name}, extra KiB", f"{extra / 1024:.0f}", gate(extra / 1024, most=allowed / 1024)]
