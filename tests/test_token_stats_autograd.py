@@ -94,7 +94,8 @@ def test_logits_that_their_own_graph_needs_are_refused_after_an_in_place_backwar
 
 def test_logits_that_cannot_be_overwritten_are_refused() -> None:
     logits_TV, label_T = problem()
-    for view_TV in (logits_TV.T.contiguous().T, logits_TV[:1].expand(5, 33)):
+    apart_TV = logits_TV.repeat(1, 2)[:, ::2]
+    for view_TV in (logits_TV.T.contiguous().T, logits_TV[:1].expand(5, 33), apart_TV):
         with pytest.raises(ValueError, match="with inplace=True expected adjacent columns and row"):
             token_stats(view_TV, label_T, inplace=True)
         token_stats(view_TV, label_T)
