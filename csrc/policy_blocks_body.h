@@ -2,178 +2,243 @@
 #pragma once
 
 #include "policy_blocks.h"
+#include "policy_lanes.h"
 
 namespace pyrl {
 namespace {
 
-// Walks along responses while blocks of tokens are filled.
+// The columns of eight tokens from t on.
+struct Group {
+  const Column* columns;
+  std::size_t t;
+  // Of these tokens, in place of a column; null: none.
+  const double* log_ratio;
+  const double* low;
+  const double* high;
+  const double* dual;
+
+  PYRL_METHOD const double* own(TokenColumn name) const {
+    if (name == TokenColumn::log_ratio) return log_ratio;
+    if (name == TokenColumn::low) return low;
+    if (name == TokenColumn::high) return high;
+    return name == TokenColumn::dual ? dual : nullptr;
+  }
+  PYRL_METHOD bool has(TokenColumn name) const {
+    return own(name) || columns[static_cast<int>(name)];
+  }
+  PYRL_METHOD Lanes operator()(TokenColumn name) const {
+    if (own(name)) return load(own(name));
+    const Column& column = columns[static_cast<int>(name)];
+    return column.wide ? load(column.wide + t) : load(column.narrow + t);
+  }
+};
+
+// Walks along responses: what a token takes from its response and its position there.
 struct Cursor {
   std::size_t leaf;
   std::int64_t position = 0;  // tokens of the response so far that take part
-};
+  double weight[kLanes] = {}, low[kLanes] = {}, high[kLanes] = {}, dual[kLanes] = {};
 
-struct Buffers {
-  double column[kTokenColumns][kTokenBlock];
-};
+  // Weights of the tokens t to t + n; of those up to kLanes: 0.
+  PYRL_METHOD Lanes weights(const PolicyChunk& chunk, std::size_t t, int n) {
+    const PolicyLossArgs& args = *chunk.args;
+    const std::int64_t* offset_N1 = args.segments.offset_N1;
+    const auto stop = static_cast<std::int64_t>(t) + kLanes;
+    if (n == kLanes && !chunk.low && !args.segments.mask_T && stop <= offset_N1[leaf + 1])
+      return args.weight_N[leaf];
+    for (int i = 0; i < kLanes; ++i)
+      weight[i] = i < n ? next(chunk, t + static_cast<std::size_t>(i), i) : 0.0;
+    return load(weight);
+  }
 
-double* buffer_of(Buffers& buffers, TokenColumn name) {
-  return buffers.column[static_cast<int>(name)];
-}
-
-// Weights and bounds of tokens that depend on the response and the position in it alone.
-void fill_by_response(const PolicyChunk& chunk, std::size_t begin, int n, Cursor& cursor,
-                      Buffers& buffers) {
-  const PolicyLossArgs& args = *chunk.args;
-  double* weight = buffer_of(buffers, TokenColumn::weight);
-  double* low = buffer_of(buffers, TokenColumn::low);
-  double* high = buffer_of(buffers, TokenColumn::high);
-  double* dual = buffer_of(buffers, TokenColumn::dual);
-  for (int i = 0; i < n;) {
-    const std::int64_t t = static_cast<std::int64_t>(begin) + i;
-    while (args.segments.offset_N1[cursor.leaf + 1] <= t) {
-      ++cursor.leaf;
-      cursor.position = 0;
-    }
-    const std::int64_t rest = args.segments.offset_N1[cursor.leaf + 1] - t;
-    const int stop = rest < n - i ? i + static_cast<int>(rest) : n;
-    if (args.weight_N)
-      for (int j = i; j < stop; ++j) weight[j] = args.weight_N[cursor.leaf];
-    for (; chunk.low && i < stop; ++i) {
-      const std::int64_t position = cursor.position;
+ private:
+  double next(const PolicyChunk& chunk, std::size_t t, int i) {
+    const Segments& segments = chunk.args->segments;
+    for (; segments.offset_N1[leaf + 1] <= static_cast<std::int64_t>(t); ++leaf) position = 0;
+    if (chunk.low) {
       low[i] = chunk.low[position];
       high[i] = chunk.high[position];
       dual[i] = chunk.dual[position];
-      const std::uint8_t* mask_T = args.segments.mask_T;
-      cursor.position = position + (mask_T ? mask_T[begin + static_cast<std::size_t>(i)] != 0 : 1);
     }
-    i = stop;
+    const bool used = segments.used(t);
+    position += used;
+    return used ? chunk.args->weight_N[leaf] : 0.0;
   }
+};
+
+Group group_of(const PolicyChunk& chunk, const Cursor& cursor) {
+  Group group{chunk.args->column, chunk.begin, chunk.log_ratio, nullptr, nullptr, nullptr};
+  if (!chunk.low) return group;
+  group.low = cursor.low;
+  group.high = cursor.high;
+  if (chunk.args->position.dual > 0) group.dual = cursor.dual;
+  return group;
 }
 
-TokenColumns block_columns(const PolicyChunk& chunk, std::size_t begin, int n, Cursor& cursor,
-                           Buffers& buffers) {
+// The last tokens of a chunk, fewer than eight, and zeros.
+struct Rest {
+  double values[kTokenColumns][kLanes] = {};
+  Column columns[kTokenColumns];
+
+  Rest(const Column* from, std::size_t t, int n) {
+    for (int c = 0; c < kTokenColumns; ++c) {
+      if (!from[c]) continue;
+      for (int i = 0; i < n; ++i) values[c][i] = from[c][t + static_cast<std::size_t>(i)];
+      columns[c].wide = values[c];
+    }
+  }
+};
+
+struct Output {
+  void* values;  // null: not asked for
+  bool wide;
+
+  PYRL_METHOD void put(const Lanes& lanes, std::size_t t, int n) const {
+    if (!values) return;
+    if (n == kLanes && wide) return store(lanes, static_cast<double*>(values) + t);
+    if (n == kLanes) return store(lanes, static_cast<float*>(values) + t);
+    double rest[kLanes];
+    store(lanes, rest);
+    for (int i = 0; i < n; ++i, ++t) {
+      if (wide)
+        static_cast<double*>(values)[t] = rest[i];
+      else
+        static_cast<float*>(values)[t] = static_cast<float>(rest[i]);
+    }
+  }
+};
+
+// PolicySums in registers.
+struct Sums {
+  Lanes loss, weight, below, above, capped, kl_old, penalty, ratio, ratio_max;
+  Mask refused;
+
+  PYRL_METHOD explicit Sums(const PolicySums& from)
+      : loss(load(from.loss.lane)),
+        weight(load(from.weight.lane)),
+        below(load(from.clipped_low.lane)),
+        above(load(from.clipped_high.lane)),
+        capped(load(from.clipped_dual.lane)),
+        kl_old(load(from.kl_old.lane)),
+        penalty(load(from.penalty.lane)),
+        ratio(load(from.ratio.lane)),
+        ratio_max(load(from.ratio_max.lane)),
+        refused(Lanes(0.0) < Lanes(0.0)) {}
+
+  PYRL_METHOD void add(const TokenTerm<Lanes>& term, const token::Kinds& kinds,
+                       const TokenSpec& spec, const Lanes& w) {
+    const Lanes zero = 0.0;
+    loss = loss + w * term.loss;
+    weight = weight + w;
+    below = below + select(term.below, w, zero);
+    above = above + select(term.above, w, zero);
+    if (kinds.capped) capped = capped + select(term.capped, w, zero);
+    if (spec.penalty[0] != 0) penalty = penalty + select(w != 0.0, w * term.penalty, zero);
+    ratio = ratio + w * term.ratio;
+    if (kinds.one) return;
+    kl_old = kl_old + w * ((term.ratio - 1.0) - term.log_ratio);
+    ratio_max = larger(ratio_max, select(w != 0.0, term.ratio, zero));
+  }
+
+  PYRL_METHOD void check(const Group& in, const TokenSpec& spec, const Lanes& advantage,
+                         const Lanes& w) {
+    const Mask used = w != 0.0;
+    refused = refused | (used & (advantage - advantage != 0.0));  // not finite
+    if (in.has(TokenColumn::low) && in.has(TokenColumn::high) &&
+        spec.bounds == static_cast<double>(BoundsKind::radius)) {
+      const Lanes least = smaller(in(TokenColumn::low), in(TokenColumn::high));
+      refused = refused | (used & !((least > 0.0) | (least == 0.0)));
+    }
+  }
+
+  void save(PolicySums& to) const {
+    store(loss, to.loss.lane);
+    store(weight, to.weight.lane);
+    store(below, to.clipped_low.lane);
+    store(above, to.clipped_high.lane);
+    store(capped, to.clipped_dual.lane);
+    store(kl_old, to.kl_old.lane);
+    store(penalty, to.penalty.lane);
+    store(ratio, to.ratio.lane);
+    store(ratio_max, to.ratio_max.lane);
+    double flags[kLanes];
+    store(select(refused, 1.0, 0.0), flags);
+    for (const double flag : flags) to.refused = to.refused || flag != 0;
+  }
+};
+
+PYRL_INLINE void visit_tokens(const token::Kinds& kinds, const PolicyChunk& chunk,
+                              PolicySums& result) {
   const PolicyLossArgs& args = *chunk.args;
-  TokenColumns in;
-  for (int c = 0; c < kTokenColumns; ++c) {
-    const Column& column = args.column[c];
-    const bool given = column.narrow || column.wide;
-    in.column[c] = given ? read(column, begin, n, buffers.column[c]) : nullptr;
+  const TokenSpec spec = args.spec;  // a copy: the outputs are doubles too
+  const Output loss{args.loss_T, args.wide}, logprob_grad{args.logprob_grad_T, args.wide},
+      entropy_slope{args.entropy_grad_T, args.wide};
+  const int rest_size = static_cast<int>((chunk.end - chunk.begin) % kLanes);
+  const Rest rest(args.column, chunk.end - static_cast<std::size_t>(rest_size), rest_size);
+  Sums sums(result);
+  Cursor cursor{chunk.leaf};
+  Group group = group_of(chunk, cursor);
+  for (std::size_t t = chunk.begin; t < chunk.end; t += kLanes) {
+    const int n = static_cast<int>(std::min<std::size_t>(kLanes, chunk.end - t));
+    if (n == kLanes) {
+      group.t = t;
+    } else {
+      group.t = 0;
+      group.columns = rest.columns;
+    }
+    if (chunk.log_ratio) group.log_ratio = chunk.log_ratio + (t - chunk.begin);
+    const Lanes weight = cursor.weights(chunk, t, n);
+    const Lanes advantage = group(TokenColumn::advantage);
+    const TokenTerm<Lanes> term = token_term(kinds, spec, group, advantage, weight);
+    loss.put(term.loss, t, n);
+    logprob_grad.put(term.logprob_grad, t, n);
+    if (args.entropy_grad_T) entropy_slope.put(entropy_grad(spec, weight), t, n);
+    sums.add(term, kinds, spec, weight);
+    sums.check(group, spec, advantage, weight);
   }
-  const auto filled = [&](TokenColumn name) {
-    in.column[static_cast<int>(name)] = buffer_of(buffers, name);
-  };
-  if (args.weight_N || chunk.low) fill_by_response(chunk, begin, n, cursor, buffers);
-  if (chunk.low) {
-    filled(TokenColumn::low);
-    filled(TokenColumn::high);
-    if (args.position.dual > 0) filled(TokenColumn::dual);
-  }
-  if (chunk.log_ratio)
-    in.column[static_cast<int>(TokenColumn::log_ratio)] = chunk.log_ratio + (begin - chunk.begin);
-  double* weight = buffer_of(buffers, TokenColumn::weight);
-  if (!args.weight_N && column(in, TokenColumn::weight) != weight)
-    for (int i = 0; i < n; ++i) weight[i] = column(in, TokenColumn::weight)[i];
-  filled(TokenColumn::weight);
-  if (args.segments.mask_T)
-    for (int i = 0; i < n; ++i) weight[i] = args.segments.mask_T[begin + i] ? weight[i] : 0.0;
-  return in;
+  sums.save(result);
 }
 
-void store(const double* values, int n, std::size_t begin, bool wide, void* to) {
-  if (!to) return;
-  if (wide) {
-    for (int i = 0; i < n; ++i) static_cast<double*>(to)[begin + i] = values[i];
-  } else {
-    for (int i = 0; i < n; ++i) static_cast<float*>(to)[begin + i] = static_cast<float>(values[i]);
-  }
-}
-
-// Adds `value(i)` of the tokens up to n.
-template <typename Value>
-void add_each(LaneSum& sum, int n, Value value) {
-  double lane[8];
-  for (int j = 0; j < 8; ++j) lane[j] = sum.lane[j];
-  int i = 0;
-  for (; i + 8 <= n; i += 8)
-    for (int j = 0; j < 8; ++j) lane[j] += value(i + j);
-  for (int j = 0; i < n; ++i, ++j) lane[j] += value(i);
-  for (int j = 0; j < 8; ++j) sum.lane[j] = lane[j];
-}
-
-void add_block(const TokenSpec& spec, const TokenColumns& in, int n,
-               const TokenLosses<kTokenBlock>& out, PolicySums& sums) {
-  const double* weight = column(in, TokenColumn::weight);
-  add_each(sums.loss, n, [&](int i) { return weight[i] * out.loss[i]; });
-  add(sums.weight, weight, n);
-  if (spec.bounds != static_cast<double>(BoundsKind::none)) {
-    add(sums.clipped_low, out.clipped_low, n);
-    add(sums.clipped_high, out.clipped_high, n);
-  }
-  if (column(in, TokenColumn::dual) || spec.dual < kInfinity)
-    add(sums.clipped_dual, out.clipped_dual, n);
-  if (spec.penalty[0] != 0)
-    add_each(sums.penalty, n,
-             [&](int i) { return weight[i] != 0 ? weight[i] * out.penalty[i] : 0.0; });
-  add_each(sums.ratio, n, [&](int i) { return weight[i] * out.ratio[i]; });
-  if (spec.ratio == static_cast<double>(RatioKind::one)) return;
-  add_each(sums.kl_old, n,
-           [&](int i) { return weight[i] * ((out.ratio[i] - 1.0) - out.log_ratio[i]); });
-  double most[8] = {};
-  const auto used = [&](int i) { return weight[i] != 0 ? out.ratio[i] : 0.0; };
-  int i = 0;
-  for (; i + 8 <= n; i += 8)
-    for (int j = 0; j < 8; ++j) most[j] = larger(most[j], used(i + j));
-  for (int j = 0; i < n; ++i, ++j) most[j] = larger(most[j], used(i));
-  for (int j = 0; j < 8; ++j) sums.ratio_max.lane[j] = larger(sums.ratio_max.lane[j], most[j]);
-}
-
-bool refused(const TokenSpec& spec, const TokenColumns& in, int n) {
-  const double* weight = column(in, TokenColumn::weight);
-  const double* advantage = column(in, TokenColumn::advantage);
-  const double* low = column(in, TokenColumn::low);
-  const double* high = column(in, TokenColumn::high);
-  LaneSum wrong;  // an integer's `or` would not fit the lanes of the comparisons
-  add_each(wrong, n, [&](int i) {
-    const double used = weight[i] != 0 ? 1.0 : 0.0;
-    return magnitude(advantage[i]) < kInfinity ? 0.0 : used;
-  });
-  if (low && high && spec.bounds == static_cast<double>(BoundsKind::radius))
-    add_each(wrong, n, [&](int i) {
-      const double used = weight[i] != 0 ? 1.0 : 0.0;
-      return smaller(low[i], high[i]) >= 0 ? 0.0 : used;
-    });
-  return total(wrong) != 0;
+// A loop of its own, of which `kinds` takes the constants.
+template <SurrogateKind surrogate, bool one>
+void visit_plain(token::Kinds kinds, const PolicyChunk& chunk, PolicySums& sums) {
+  kinds.surrogate = surrogate;
+  kinds.one = one;
+  kinds.plain = true;
+  visit_tokens(kinds, chunk, sums);
 }
 
 void policy_blocks(const PolicyChunk& chunk, PolicySums& sums) {
-  const PolicyLossArgs& args = *chunk.args;
-  Cursor cursor{chunk.leaf};
-  Buffers buffers;
-  TokenLosses<kTokenBlock> out;
-  for (std::size_t t = chunk.begin; t < chunk.end; t += kTokenBlock) {
-    const std::size_t rest = chunk.end - t;
-    const int n = rest < kTokenBlock ? static_cast<int>(rest) : kTokenBlock;
-    const TokenColumns in = block_columns(chunk, t, n, cursor, buffers);
-    token_losses(args.spec, in, n, out);
-    store(out.loss, n, t, args.wide, args.loss_T);
-    store(out.logprob_grad, n, t, args.wide, args.logprob_grad_T);
-    if (args.entropy_grad_T) {
-      const double* weight = column(in, TokenColumn::weight);
-      double slope[kTokenBlock];
-      for (int i = 0; i < n; ++i) slope[i] = entropy_grad(args.spec, weight[i]);
-      store(slope, n, t, args.wide, args.entropy_grad_T);
-    }
-    add_block(args.spec, in, n, out, sums);
-    sums.refused = sums.refused || refused(args.spec, in, n);
+  const Cursor cursor{chunk.leaf};
+  const token::Kinds kinds = token::kinds_of(chunk.args->spec, group_of(chunk, cursor));
+  using Kind = SurrogateKind;
+  const bool logp = kinds.surrogate == Kind::mask_logp;
+  if (!kinds.plain || (kinds.one && !logp)) return visit_tokens(kinds, chunk, sums);
+  if (kinds.one) return visit_plain<Kind::mask_logp, true>(kinds, chunk, sums);
+  switch (kinds.surrogate) {
+    case Kind::ppo:
+      return visit_plain<Kind::ppo, false>(kinds, chunk, sums);
+    case Kind::mask_logp:
+      return visit_plain<Kind::mask_logp, false>(kinds, chunk, sums);
+    case Kind::clamp_logp:
+      return visit_plain<Kind::clamp_logp, false>(kinds, chunk, sums);
+    case Kind::gppo:
+      return visit_plain<Kind::gppo, false>(kinds, chunk, sums);
+    case Kind::sigmoid:
+      return visit_plain<Kind::sigmoid, false>(kinds, chunk, sums);
   }
 }
 
 void exp_values(double* values, int n) {
-  for (int i = 0; i < n; ++i) values[i] = exp_of(values[i]);
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(exp_of(load(values + i)), values + i);
+  for (; i < n; ++i) values[i] = exp_of(values[i]);
 }
 
 void log_values(double* values, int n) {
-  for (int i = 0; i < n; ++i) values[i] = log_of(values[i]);
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(log_of(load(values + i)), values + i);
+  for (; i < n; ++i) values[i] = log_of(values[i]);
 }
 
 }  // namespace

@@ -5,16 +5,22 @@
 #include <cstddef>
 #include <cstdint>
 
+// Never a function of its own, of which the linker would keep one for all instruction sets.
+#define PYRL_METHOD inline __attribute__((always_inline))
+
 namespace pyrl {
 
 inline constexpr int kTokenBlock = 128;
+inline constexpr int kLanes = 8;  // interleaved parts of a sum
 
 struct Column {
   const float* narrow = nullptr;
   const double* wide = nullptr;
 
-  explicit operator bool() const { return narrow || wide; }
-  double operator[](std::size_t t) const { return wide ? wide[t] : static_cast<double>(narrow[t]); }
+  PYRL_METHOD explicit operator bool() const { return narrow || wide; }
+  PYRL_METHOD double operator[](std::size_t t) const {
+    return wide ? wide[t] : static_cast<double>(narrow[t]);
+  }
 };
 
 // Tokens begin to begin + n, n <= kTokenBlock: in place, or widened into the buffer.
@@ -31,12 +37,12 @@ struct Segments {
   const std::int64_t* offset_N1 = nullptr;
   std::size_t leaves = 0;
 
-  bool used(std::size_t t) const { return !mask_T || mask_T[t]; }
+  PYRL_METHOD bool used(std::size_t t) const { return !mask_T || mask_T[t]; }
 };
 
-// A sum in token order, in eight interleaved parts: the same for every instruction set.
+// A sum in token order, in interleaved parts: the same for every instruction set.
 struct LaneSum {
-  double lane[8] = {};
+  double lane[kLanes] = {};
 };
 
 static inline void add(LaneSum& sum, const double* values, int n) {

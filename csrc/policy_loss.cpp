@@ -41,9 +41,10 @@ void for_responses(const Segments& segments, Visit visit) {
 
 [[noreturn]] void refuse(const PolicyLossArgs& args) {
   const auto at = [&](TokenColumn name) { return args.column[static_cast<int>(name)]; };
+  std::size_t leaf = 0;
   for (std::size_t t = 0; t < args.segments.tokens; ++t) {
-    if (!args.segments.used(t)) continue;
-    if (at(TokenColumn::weight) && at(TokenColumn::weight)[t] == 0) continue;
+    while (args.segments.offset_N1[leaf + 1] <= static_cast<std::int64_t>(t)) ++leaf;
+    if (!args.segments.used(t) || args.weight_N[leaf] == 0) continue;
     const double advantage = at(TokenColumn::advantage)[t];
     PYRL_CHECK(std::isfinite(advantage), "advantage_T: expected finite numbers, got ", advantage,
                " at ", t);
@@ -95,7 +96,8 @@ PolicyLossTotals policy_loss(const PolicyLossArgs& args) {
       chunk.begin = static_cast<std::size_t>(args.segments.offset_N1[first]);
       chunk.end = static_cast<std::size_t>(args.segments.offset_N1[last]);
       chunk.leaf = first;
-      log_ratio.resize(std::max(log_ratio.size(), chunk.end - chunk.begin));
+      // And what the last eight tokens read beyond.
+      log_ratio.resize(std::max(log_ratio.size(), chunk.end - chunk.begin + kLanes));
       chunk.log_ratio = log_ratio.data();
       scan_log_ratio(args.scan, args.spec.pre_clip, at(TokenColumn::logprob),
                      at(TokenColumn::anchor), at(TokenColumn::advantage), args.segments, first,

@@ -18,13 +18,12 @@ struct PositionBounds {
 
 struct PolicyLossArgs {
   Segments segments;
-  Column column[kTokenColumns];      // as TokenColumn; `weight` may be left to weight_N
+  Column column[kTokenColumns];      // as TokenColumn, without the weight
   const double* weight_N = nullptr;  // of each token of a response; the mask selects
   TokenSpec spec;
   Scan scan = Scan::none;
   PositionBounds position;
-  // Outputs of the same type, one per token; entropy_grad_T may be null where no coefficient is
-  // set.
+  // Outputs of the same type, one per token; null where not asked for.
   bool wide = false;
   void* loss_T = nullptr;          // not multiplied by the weight
   void* logprob_grad_T = nullptr;  // d(sum weight loss) / d logprob

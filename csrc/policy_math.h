@@ -1,11 +1,12 @@
-// exp, expm1 and log in double from additions, multiplications and selects alone, so that a loop
-// over tokens vectorises and every instruction set, and every number of tokens, gives the same
-// bits. Internal linkage: each file may be compiled for another instruction set. C++17, also nvcc.
+// exp, expm1 and log in double from additions, multiplications and selects alone, so that every
+// instruction set, and every number of tokens, gives the same bits. Internal linkage: each file may
+// be compiled for another instruction set. C++17, also nvcc.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #ifndef PYRL_HD
 #ifdef __CUDACC__
@@ -15,7 +16,7 @@
 #endif
 #endif
 
-// Into the loop over tokens, which vectorises only without a call.
+// Into the loop over tokens, whose values stay in registers.
 #ifdef __CUDACC__
 #define PYRL_INLINE static __forceinline__ __host__ __device__
 #else
@@ -26,73 +27,99 @@ namespace pyrl {
 
 inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-// NaN stays NaN.
-PYRL_INLINE double clamped(double x, double low, double high) {
-  const double above = x < low ? low : x;
-  return above > high ? high : above;
+// What the templates below need of a Real, which is a double or several (policy_lanes.h).
+PYRL_INLINE double select(bool flag, double yes, double no) { return flag ? yes : no; }
+
+inline constexpr double kRound = 0x1.8p52 + 1023;  // adding it leaves an integer in the low bits
+
+// 2^n, of n + kRound.
+PYRL_INLINE double power_of_two(double shifted) {
+  std::uint64_t bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  const std::uint64_t power = bits << 52;
+  std::memcpy(&shifted, &power, sizeof power);
+  return shifted;
+}
+
+// x = mantissa 2^exponent, the mantissa in [sqrt(1/2), sqrt(2)).
+template <typename Real>
+struct Scientific {
+  Real mantissa, exponent;
+};
+
+inline constexpr std::uint64_t kRootBits = 0x3ff0000000000000 - 0x3fe6a09e667f3bcd;
+
+PYRL_INLINE Scientific<double> scientific(double x) {
+  std::uint64_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const std::uint64_t biased = (bits + kRootBits) >> 52;
+  const std::uint64_t mantissa = bits - ((biased - 1023) << 52);
+  // An integer below 2^51 as a double without a conversion, which AVX2 lacks.
+  const std::uint64_t shifted = biased + 0x4330000000000000;
+  Scientific<double> parts;
+  std::memcpy(&parts.mantissa, &mantissa, sizeof mantissa);
+  std::memcpy(&parts.exponent, &shifted, sizeof shifted);
+  parts.exponent -= 0x1p52 + 1023.0;
+  return parts;
 }
 
 PYRL_INLINE double larger(double a, double b) { return a < b ? b : a; }
 PYRL_INLINE double smaller(double a, double b) { return b < a ? b : a; }
-PYRL_INLINE double magnitude(double x) { return x < 0 ? -x : x; }
+
+// NaN stays NaN.
+template <typename Real>
+PYRL_INLINE Real clamped(Real x, double low, double high) {
+  return smaller(larger(x, Real(low)), Real(high));
+}
+
+template <typename Real>
+PYRL_INLINE Real magnitude(Real x) {
+  return select(x < 0.0, -x, x);
+}
 
 // exp(x) to 1e-13 of it, = scale (1 + rest), with scale a power of two and rest = exp(r) - 1, |r|
 // <= ln(2) / 2.
+template <typename Real>
 struct ExpParts {
-  double scale, rest;
+  Real scale, rest;
 };
 
-PYRL_INLINE ExpParts exp_parts(double x) {
-  constexpr double kRound = 0x1.8p52;  // adding it leaves an integer in the low bits
-  const double near = clamped(x, -708.0, 709.0);
-  const double shifted = near * 0x1.71547652b82fep+0 + kRound;
-  const double n = shifted - kRound;
-  const double r = near - n * 0x1.62e42fefa39efp-1;  // rounded to 6e-14, where |x| is largest
-  std::int64_t bits;
-  std::memcpy(&bits, &shifted, sizeof bits);
-  const std::int64_t power = (bits + 1023) << 52;
-  ExpParts parts;
-  std::memcpy(&parts.scale, &power, sizeof power);
+template <typename Real>
+PYRL_INLINE ExpParts<Real> exp_parts(Real x) {
+  const Real near = clamped(x, -708.0, 709.0);
+  const Real shifted = near * 0x1.71547652b82fep+0 + kRound;
+  const Real n = shifted - kRound;
+  const Real r = near - n * 0x1.62e42fefa39efp-1;  // rounded to 6e-14, where |x| is largest
   // (exp(r) - 1 - r) / r^2 by Chebyshev polynomials, to 4e-13 of it.
   // In pairs, for short chains of operations.
-  const double r2 = r * r, r4 = r2 * r2;
-  const double low = (0x1.fffffffffe062p-2 + 0x1.5555555553b7bp-3 * r) +
-                     (0x1.55555565c8785p-5 + 0x1.1111111c47feap-7 * r) * r2;
-  const double high = (0x1.6c166bdcedacdp-10 + 0x1.a019ada12fcf2p-13 * r) +
-                      (0x1.a136c15467d5ap-16 + 0x1.72c72f2e5ee1ep-19 * r) * r2;
-  parts.rest = r + r2 * (low + high * r4);
-  return parts;
+  const Real r2 = r * r, r4 = r2 * r2;
+  const Real low = (0x1.fffffffffe062p-2 + 0x1.5555555553b7bp-3 * r) +
+                   (0x1.55555565c8785p-5 + 0x1.1111111c47feap-7 * r) * r2;
+  const Real high = (0x1.6c166bdcedacdp-10 + 0x1.a019ada12fcf2p-13 * r) +
+                    (0x1.a136c15467d5ap-16 + 0x1.72c72f2e5ee1ep-19 * r) * r2;
+  return {power_of_two(shifted), r + r2 * (low + high * r4)};
 }
 
 // Between 3e-308 (also for smaller results) and 8e307.
-PYRL_INLINE double exp_of(double x) {
-  const ExpParts e = exp_parts(x);
+template <typename Real>
+PYRL_INLINE Real exp_of(Real x) {
+  const ExpParts<Real> e = exp_parts(x);
   return e.scale + e.scale * e.rest;
 }
 
-PYRL_INLINE double expm1_of(double x) {
-  const ExpParts e = exp_parts(x);
+template <typename Real>
+PYRL_INLINE Real expm1_of(Real x) {
+  const ExpParts<Real> e = exp_parts(x);
   return (e.scale - 1.0) + e.scale * e.rest;
 }
 
 // Of a normal number > 0.
-PYRL_INLINE double log_of(double x) {
-  std::int64_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  // The exponent such that the mantissa lies in [sqrt(1/2), sqrt(2)).
-  const std::int64_t raised = bits + (0x3ff0000000000000 - 0x3fe6a09e667f3bcd);
-  const std::int64_t biased = static_cast<std::int64_t>(static_cast<std::uint64_t>(raised) >> 52);
-  const std::int64_t mantissa = bits - ((biased - 1023) << 52);
-  double m;
-  std::memcpy(&m, &mantissa, sizeof m);
-  // An integer below 2^51 as a double without a conversion, which AVX2 lacks.
-  const std::int64_t shifted_bits = biased + 0x4330000000000000;
-  double shifted;
-  std::memcpy(&shifted, &shifted_bits, sizeof shifted);
-  const double exponent = shifted - (0x1p52 + 1023.0);
-  const double f = (m - 1.0) / (m + 1.0);
-  const double g = f * f;
-  double sum = 1.0 / 21.0;
+template <typename Real>
+PYRL_INLINE Real log_of(Real x) {
+  const Scientific<Real> parts = scientific(x);
+  const Real f = (parts.mantissa - 1.0) / (parts.mantissa + 1.0);
+  const Real g = f * f;
+  Real sum = 1.0 / 21.0;
   sum = sum * g + 1.0 / 19.0;
   sum = sum * g + 1.0 / 17.0;
   sum = sum * g + 1.0 / 15.0;
@@ -102,8 +129,8 @@ PYRL_INLINE double log_of(double x) {
   sum = sum * g + 1.0 / 7.0;
   sum = sum * g + 1.0 / 5.0;
   sum = sum * g + 1.0 / 3.0;
-  const double tail = 2.0 * (f * g * sum) + exponent * 0x1.a39ef35793c76p-33;
-  return exponent * 0x1.62e42feep-1 + (2.0 * f + tail);
+  const Real tail = 2.0 * (f * g * sum) + parts.exponent * 0x1.a39ef35793c76p-33;
+  return parts.exponent * 0x1.62e42feep-1 + (2.0 * f + tail);
 }
 
 }  // namespace pyrl

@@ -1,4 +1,4 @@
-// Penalties on the distance of a log-probability from a target, for a block of tokens. C++17.
+// Penalties on the distance of a log-probability from a target. C++17.
 #pragma once
 
 #include "policy_math.h"
@@ -19,54 +19,35 @@ enum class Penalty : int {
 
 namespace token {
 
-template <int kMax>
-struct Terms {
-  double value[kMax], slope[kMax];
+template <typename Real>
+struct Divergence {
+  Real value, slope;
 };
 
-template <int kMax>
-PYRL_HD static inline void divergence(Penalty kind, double leak, const double* logprob,
-                                      const double* target, const double* scale, int n,
-                                      Terms<kMax>& terms) {
-  double* value = terms.value;
-  double* slope = terms.slope;
-  for (int i = 0; i < n; ++i) {
-    const double d = logprob[i] - target[i];
-    value[i] = d;
-    slope[i] = kind == Penalty::k1_plus ? d : 1.0;
+template <typename Real>
+PYRL_INLINE Divergence<Real> divergence(Penalty kind, double leak, Real d, Real scale) {
+  if (kind == Penalty::abs)
+    return {magnitude(d), select(d > 0.0, Real(1.0), select(d < 0.0, Real(-1.0), Real(0.0)))};
+  if (kind == Penalty::k2) return {d * d * 0.5, d};
+  if (kind == Penalty::k3 || kind == Penalty::k3_plus) {
+    const Real near = clamped(d, -20.0, 20.0);
+    const Real grown = expm1_of(-near);
+    const Real raw = grown + near;
+    const Real bent = select((near == d) & !(raw > 10.0), -grown, Real(0.0));
+    return {smaller(raw, Real(10.0)), kind == Penalty::k3 ? bent : d};
   }
-  if (kind == Penalty::abs) {
-    for (int i = 0; i < n; ++i) {
-      slope[i] = value[i] > 0 ? 1.0 : (value[i] < 0 ? -1.0 : 0.0);
-      value[i] = magnitude(value[i]);
-    }
-  } else if (kind == Penalty::k2) {
-    for (int i = 0; i < n; ++i) {
-      slope[i] = value[i];
-      value[i] = value[i] * value[i] * 0.5;
-    }
-  } else if (kind == Penalty::k3 || kind == Penalty::k3_plus) {
-    for (int i = 0; i < n; ++i) {
-      const double d = value[i], near = clamped(d, -20.0, 20.0);
-      const double grown = expm1_of(-near);
-      const double raw = grown + near;
-      const double bent = near == d ? (raw > 10.0 ? 0.0 : -grown) : 0.0;
-      value[i] = smaller(raw, 10.0);
-      slope[i] = kind == Penalty::k3 ? bent : d;
-    }
-  } else if (kind == Penalty::leaky) {
-    for (int i = 0; i < n; ++i) {
-      const double side = scale ? scale[i] : 1.0;
-      slope[i] = side * value[i] > 0 ? 1.0 : leak;
-      value[i] *= slope[i];
-    }
+  if (kind == Penalty::leaky) {
+    const Real slope = select(scale * d > 0.0, Real(1.0), Real(leak));
+    return {d * slope, slope};
   }
-  // A select, not a product: the divergence of a token that is left out may be infinite.
-  if (!scale) return;
-  for (int i = 0; i < n; ++i) {
-    value[i] = scale[i] != 0 ? scale[i] * value[i] : 0.0;
-    slope[i] = scale[i] != 0 ? scale[i] * slope[i] : 0.0;
-  }
+  return {d, kind == Penalty::k1_plus ? d : Real(1.0)};
+}
+
+// A select, not a product: the divergence of a token that is left out may be infinite.
+template <typename Real>
+PYRL_INLINE Divergence<Real> scaled(Divergence<Real> of, Real scale) {
+  const auto counts = scale != 0.0;
+  return {select(counts, scale * of.value, Real(0.0)), select(counts, scale * of.slope, Real(0.0))};
 }
 
 }  // namespace token

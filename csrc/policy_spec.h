@@ -71,20 +71,9 @@ struct TokenSpec {
 
 inline constexpr int kTokenSpecSize = sizeof(TokenSpec) / sizeof(double);
 
+// A column per name; null where the loss does not use it.
 struct TokenColumns {
   const double* column[kTokenColumns];
 };
-
-PYRL_HD static inline const double* column(const TokenColumns& in, TokenColumn name) {
-  return in.column[static_cast<int>(name)];
-}
-
-// The columns from token t on.
-PYRL_HD static inline TokenColumns from(const TokenColumns& in, std::int64_t t) {
-  TokenColumns result = in;
-  for (int c = 0; c < kTokenColumns; ++c)
-    if (in.column[c]) result.column[c] = in.column[c] + t;
-  return result;
-}
 
 }  // namespace pyrl

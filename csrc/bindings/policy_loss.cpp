@@ -14,9 +14,9 @@ TokenSpec spec_of(const std::vector<double>& numbers) {
 }
 
 py::tuple loss(const std::vector<std::optional<py::array>>& columns, const MaskArray& mask_T,
-               const OffsetArray& offset_N1, const std::optional<array<double>>& weight_N,
+               const array<std::int64_t>& offset_N1, const array<double>& weight_N,
                const std::vector<double>& spec, int scan, const std::vector<double>& position,
-               py::array loss_T, py::array logprob_grad_T,
+               std::optional<py::array> loss_T, std::optional<py::array> logprob_grad_T,
                std::optional<py::array> entropy_grad_T) {
   PYRL_CHECK(columns.size() == static_cast<std::size_t>(kTokenColumns) && columns[0],
              "columns: expected ", kTokenColumns, " of them, the first not None");
@@ -26,24 +26,24 @@ py::tuple loss(const std::vector<std::optional<py::array>>& columns, const MaskA
   for (int c = 0; c < kTokenColumns; ++c)
     if (const auto& values = columns[static_cast<std::size_t>(c)])
       args.column[c] = column_of("columns[" + std::to_string(c) + "]", *values, tokens);
-  if (weight_N) {
-    PYRL_CHECK(offset_N1 && weight_N->size() + 1 == offset_N1->size(),
-               "weight_N: expected one weight per response");
-    args.weight_N = weight_N->data();
-  }
+  PYRL_CHECK(weight_N.size() + 1 == offset_N1.size(),
+             "weight_N: expected one weight per response, ", args.segments.leaves, ", got ",
+             weight_N.size());
+  args.weight_N = weight_N.data();
   args.spec = spec_of(spec);
   args.scan = static_cast<Scan>(scan);
-  PYRL_CHECK(args.scan == Scan::none || offset_N1, "offset_N1: expected offsets for this ratio");
   PYRL_CHECK(position.size() == 4, "position: expected 4 numbers, got ", position.size());
   args.position = {position[0], position[1], position[2], position[3]};
-  const auto output = [&](const char* name, py::array& values) {
-    const Column column = column_of(name, values, tokens);
-    args.wide = column.wide != nullptr;
-    return values.mutable_data();
+  args.wide = args.column[0].wide != nullptr;
+  const auto output = [&](const char* name, std::optional<py::array>& values) -> void* {
+    if (!values) return nullptr;
+    const Column column = column_of(name, *values, tokens);
+    PYRL_CHECK((column.wide != nullptr) == args.wide, name, ": expected the type of columns[0]");
+    return values->mutable_data();
   };
-  args.logprob_grad_T = output("logprob_grad_T", logprob_grad_T);
-  if (entropy_grad_T) args.entropy_grad_T = output("entropy_grad_T", *entropy_grad_T);
   args.loss_T = output("loss_T", loss_T);
+  args.logprob_grad_T = output("logprob_grad_T", logprob_grad_T);
+  args.entropy_grad_T = output("entropy_grad_T", entropy_grad_T);
   PolicyLossTotals totals;
   {
     py::gil_scoped_release release;
