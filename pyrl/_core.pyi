@@ -463,13 +463,13 @@ _Column = NDArray[np.float32] | NDArray[np.float64]
 def policy_loss(
     columns: Sequence[_Column | None],
     mask_T: NDArray[np.bool_] | None,
-    offset_N1: NDArray[np.int64] | None,
-    weight_N: NDArray[np.float64] | None,
+    offset_N1: NDArray[np.int64],
+    weight_N: NDArray[np.float64],
     spec: Sequence[float],
     scan: int,
     position: Sequence[float],
-    loss_T: _Column,
-    logprob_grad_T: _Column,
+    loss_T: _Column | None,
+    logprob_grad_T: _Column | None,
     entropy_grad_T: _Column | None,
 ) -> tuple[float, ...]: ...
 

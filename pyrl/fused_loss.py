@@ -49,6 +49,7 @@ def fused_policy_loss(
     terms: Terms | None = None,
     softcap: float | None = None,
     inplace: bool = False,
+    per_token: bool = False,
     **columns: Unpack[Columns],
 ) -> tuple[PolicyLoss, TokenStats]:
     """`policy_loss` of the `token_stats` of these logits, whose gradient is computed on the way.
@@ -58,9 +59,9 @@ def fused_policy_loss(
     gradient over the logits at once: their values are gone when this function returns, and the
     graph behind them may not need them.
 
-    Columns and `terms` as in `policy_loss`. Axes that read the log-probs or entropies of a whole
-    mini-batch need `terms`, of the policy before the update. A token whose label is -100 takes no
-    part; with `terms`, which know no labels, their mask must leave it out.
+    Columns, `terms` and `per_token` as in `policy_loss`. Axes that read the log-probs or entropies
+    of a whole mini-batch need `terms`, of the policy before the update. A token whose label is -100
+    takes no part; with `terms`, which know no labels, their mask must leave it out.
 
     The gradient has the dtype of the logits before the upstream scalar multiplies it: under float16
     with loss scaling small elements are lost, where `token_stats` and `policy_loss` keep them.
@@ -70,7 +71,7 @@ def fused_policy_loss(
     """
     check_rows(logits_TV, label_T, inplace=inplace)
     options, _ = request(temperature, softcap=softcap)
-    plan = _plan(loss, terms, columns, mask_T, offset_N1, logits_TV, label_T)
+    plan = _plan(loss, terms, columns, mask_T, offset_N1, logits_TV, label_T, per_token)
     row_arguments = (label_T, options, plan.columns, plan.spec)
     if not (logits_TV.requires_grad and torch.is_grad_enabled()):
         stats_KT = torch.ops.pyrl.token_stats(logits_TV, label_T, options, ASKED, False)
@@ -95,6 +96,7 @@ def linear_policy_loss(
     offset_N1: Tensor | None = None,
     terms: Terms | None = None,
     softcap: float | None = None,
+    per_token: bool = False,
     **columns: Unpack[Columns],
 ) -> tuple[PolicyLoss, TokenStats]:
     """`fused_policy_loss` of hidden @ weight.T + bias: three GEMMs, a chunk of tokens at a time.
@@ -106,7 +108,7 @@ def linear_policy_loss(
     """
     head = checked_head(hidden_TH, weight_VH, bias, label_T, chunk)
     options, _ = request(temperature, softcap=softcap)
-    plan = _plan(loss, terms, columns, mask_T, offset_N1, hidden_TH, label_T)
+    plan = _plan(loss, terms, columns, mask_T, offset_N1, hidden_TH, label_T, per_token)
     inputs = (hidden_TH, weight_VH, bias)
     detached = [None if tensor is None else tensor.detach() for tensor in inputs]
     recording = torch.is_grad_enabled()
@@ -135,6 +137,7 @@ class _Plan:
     columns: list[Tensor | None]
     """float64, contiguous, on the device of the logits; in the order of TOKEN_COLUMNS."""
     spec: list[float]
+    per_token: bool
 
     def result(
         self, stats_KT: Tensor, inputs: list[Tensor], gradients: list[Tensor]
@@ -142,11 +145,17 @@ class _Plan:
         """The record of `policy_loss`, differentiable in `inputs`."""
         stats = record(stats_KT, ASKED)
         out = policy_loss(
-            stats.logprob, stats.entropy, loss=self.loss, terms=self.terms, **self.given
+            stats.logprob,
+            stats.entropy,
+            loss=self.loss,
+            terms=self.terms,
+            per_token=self.per_token,
+            **self.given,
         )
         return replace(out, loss=with_gradient(out.loss, inputs, gradients)), stats
 
 
+@torch.compiler.disable
 def _plan(
     loss: Loss,
     terms: Terms | None,
@@ -155,6 +164,7 @@ def _plan(
     offset_N1: Tensor | None,
     rows: Tensor,
     label_T: Tensor,
+    per_token: bool,
 ) -> _Plan:
     tokens = rows.shape[0]
     unknown_T = rows.new_empty(tokens, dtype=torch.float64)  # before the rows are visited
@@ -177,7 +187,7 @@ def _plan(
     found = token_columns(loss, lowered, terms, given)
     found[TOKEN_COLUMNS.index("weight")] = torch.from_numpy(terms.weight_T)
     wide = [None if c is None else c.to(rows.device, torch.float64).contiguous() for c in found]
-    return _Plan(loss, terms, given, wide, lowered.spec)
+    return _Plan(loss, terms, given, wide, lowered.spec, per_token)
 
 
 def _check_advantages(terms: Terms) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
@@ -28,29 +29,64 @@ class PolicyLoss:
 
     loss: Tensor
     """Sum over tokens of weight times loss, differentiable in logprob and the entropies."""
-    loss_T: Tensor
-    """Per token, before aggregation; detached. 0 where the token takes no part."""
+    loss_T: Tensor | None
+    """Per token, before aggregation; detached. 0 where the token takes no part; None if not asked
+    for."""
     logprob_grad_T: Tensor
-    """d loss / d logprob_T, detached."""
+    """d loss / d logprob_T, detached: the memory that a backward pass hands out, so read only."""
     entropy_grad_T: Tensor
-    """d loss / d entropy_T, detached."""
+    """d loss / d entropy_T, likewise."""
     nucleus_grad_T: Tensor | None
     """d loss / d nucleus_entropy_T, detached; None without such a term."""
-    weight: float
-    """Sum of the weights: what to weigh these numbers by when micro-batches are combined."""
-    clipped_low: float
-    """Share with a negative advantage and a ratio below the bounds."""
-    clipped_high: float
-    """Share with a positive advantage and a ratio above the bounds."""
-    clipped_dual: float
-    """Share with a negative advantage whose loss is capped by the dual clip."""
-    kl_old: float
-    """Mean of r - 1 - log r, an estimate of KL(old || current) (nats)."""
-    kl_ref: float
-    """Mean of the chosen estimator of the KL divergence to the reference (nats); NaN without."""
-    ratio_mean: float
-    ratio_max: float
-    """Over tokens with a positive weight."""
+    totals: Tensor
+    """float64 [8] on the CPU: the weight, six sums times the weight, the largest ratio; the numbers
+    below, which are read from here when asked for."""
+    has_reference: bool
+    """`ref_logprob_T` was given."""
+
+    @property
+    def weight(self) -> float:
+        """Sum of the weights: what to weigh these numbers by when micro-batches are combined."""
+        return self.totals[0].item()
+
+    @property
+    def clipped_low(self) -> float:
+        """Share with a negative advantage and a ratio below the bounds."""
+        return self._mean(1)
+
+    @property
+    def clipped_high(self) -> float:
+        """Share with a positive advantage and a ratio above the bounds."""
+        return self._mean(2)
+
+    @property
+    def clipped_dual(self) -> float:
+        """Share with a negative advantage whose loss is capped by the dual clip."""
+        return self._mean(3)
+
+    @property
+    def kl_old(self) -> float:
+        """Mean of r - 1 - log r, an estimate of KL(old || current) (nats)."""
+        return self._mean(4)
+
+    @property
+    def kl_ref(self) -> float:
+        """Mean of the estimator of the KL divergence to the reference (nats); NaN without."""
+        return self._mean(5) if self.has_reference else nan
+
+    @property
+    def ratio_mean(self) -> float:
+        """Of the ratio."""
+        return self._mean(6)
+
+    @property
+    def ratio_max(self) -> float:
+        """Over tokens with a positive weight."""
+        return self.totals[7].item() if self.weight else nan
+
+    def _mean(self, total: int) -> float:
+        weight = self.weight
+        return self.totals[total].item() / weight if weight else nan
 
 
 class Columns(TypedDict, total=False):
@@ -90,6 +126,7 @@ def policy_loss(
     group_N: Tensor | None = None,
     state: LossState | None = None,
     terms: Terms | None = None,
+    per_token: bool = False,
     **columns: Unpack[Columns],
 ) -> PolicyLoss:
     """The loss of T tokens of N responses that lie one after the other.
@@ -98,9 +135,10 @@ def policy_loss(
     `offset_N1` (int64) is where each response begins, and the end of the last; it may be left out
     where nothing depends on responses. Tokens outside `mask_T` (bool) take no part, whatever they
     hold. `terms` (`loss_terms`) stands for what is computed once per mini-batch when these tokens
-    are a part of it: then advantages, mask, offsets and state are its own. Columns are float32 or
-    float64, each, and read in place where contiguous, else from a copy. Statistics and sums run in
-    float64 in token order, on the CPU: tensors of another device are copied there and back.
+    are a part of it: then advantages, mask, offsets and state are its own, and torch.compile finds
+    no graph break. `per_token` asks for `PolicyLoss.loss_T`. Columns are float32 or float64, each,
+    and read in place where contiguous, else from a copy. Statistics and sums run in float64 in
+    token order, on the CPU: tensors of another device are copied there and back.
 
     Raises ValueError for a column that is missing, or of another dtype, length or device, and for
     an advantage that is not finite or a radius below 0.
@@ -112,14 +150,12 @@ def policy_loss(
         raise ValueError(
             f"terms: expected those of {len(logprob_T)} tokens, got {len(terms.advantage_T)}"
         )
-    nucleus_entropy_T = None
-    if terms.nucleus_T is not None:
-        nucleus_entropy_T = _given(named, "NucleusAnchor", "nucleus_entropy_T")
     lowered = lower(loss, "ref_logprob_T" in named)
-    outputs = _loss_op(
+    nucleus = terms.nucleus_T is not None
+    loss_value, loss_T, logprob_grad_T, entropy_grad_T, totals = _loss_op(
         logprob_T,
         entropy_T,
-        nucleus_entropy_T,
+        _given(named, "NucleusAnchor", "nucleus_entropy_T") if nucleus else None,
         token_columns(loss, lowered, terms, named),
         _tensor(terms.mask_T),
         torch.from_numpy(terms.offset_N1),
@@ -129,8 +165,17 @@ def policy_loss(
         lowered.spec,
         lowered.scan,
         lowered.position,
+        per_token,
     )
-    return _record(outputs, terms, "ref_logprob_T" in named)
+    return PolicyLoss(
+        loss=loss_value,
+        loss_T=loss_T if per_token else None,
+        logprob_grad_T=logprob_grad_T,
+        entropy_grad_T=entropy_grad_T if loss.entropy else _zeros_like(logprob_grad_T),
+        nucleus_grad_T=_tensor(terms.nucleus_T),
+        totals=totals,
+        has_reference="ref_logprob_T" in named,
+    )
 
 
 def token_columns(
@@ -176,6 +221,7 @@ def _given(columns: Mapping[str, Tensor], axis: str, name: str) -> Tensor:
     return columns[name]
 
 
+@torch.compiler.disable
 def tensor_terms(
     loss: Loss,
     columns: Mapping[str, Tensor],
@@ -184,7 +230,7 @@ def tensor_terms(
     group_N: Tensor | None,
     state: LossState | None,
 ) -> Terms:
-    """`loss_terms` of tensors."""
+    """`loss_terms` of tensors: numpy's, so a graph that is compiled breaks here."""
     if "advantage_T" not in columns:
         raise ValueError("policy_loss: needs the column advantage_T, or terms")
     for name, tensor, dtype in (
@@ -203,30 +249,6 @@ def tensor_terms(
         offset_N1=None if offset_N1 is None else _host(offset_N1),
         group_N=None if group_N is None else _host(group_N),
         state=state,
-    )
-
-
-def _record(outputs: tuple[Tensor, ...], terms: Terms, has_reference: bool) -> PolicyLoss:
-    loss, loss_T, logprob_grad_T, entropy_grad_T, totals = outputs
-    nan = float("nan")
-    weight, *sums, ratio_max = totals.tolist()
-    low, high, dual, kl_old, kl_ref, ratio = (s / weight if weight else nan for s in sums)
-    if len(entropy_grad_T) != len(loss_T):  # no coefficient
-        entropy_grad_T = loss_T.new_zeros(()).expand(loss_T.shape)
-    return PolicyLoss(
-        loss=loss,
-        loss_T=loss_T,
-        logprob_grad_T=logprob_grad_T,
-        entropy_grad_T=entropy_grad_T,
-        nucleus_grad_T=_tensor(terms.nucleus_T),
-        weight=weight,
-        clipped_low=low,
-        clipped_high=high,
-        clipped_dual=dual,
-        kl_old=kl_old,
-        kl_ref=kl_ref if has_reference else nan,
-        ratio_mean=ratio,
-        ratio_max=ratio_max if weight else nan,
     )
 
 
@@ -253,6 +275,11 @@ def _tensor(values: NDArray[Any] | None) -> Tensor | None:
     return None if values is None else torch.from_numpy(values)
 
 
+def _zeros_like(tensor: Tensor) -> Tensor:
+    """Without memory."""
+    return tensor.new_zeros(()).expand(tensor.shape)
+
+
 def _host(tensor: Tensor) -> NDArray[Any]:
     return np.ascontiguousarray(tensor.detach().cpu().numpy())
 
@@ -274,11 +301,13 @@ def _loss_op(
     spec: Sequence[float],
     scan: int,
     position: Sequence[float],
+    per_token: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     arrays = [None if column is None else _host(column) for column in columns]
     arrays[0], arrays[1] = _host(logprob), _host(entropy)
-    outputs = [torch.empty(logprob.shape, dtype=logprob.dtype) for _ in range(2)]
-    entropy_grad_T = torch.empty(len(logprob) if spec[-1] else 0, dtype=logprob.dtype)
+    loss_T, logprob_grad_T, entropy_grad_T = (
+        torch.empty(size, dtype=logprob.dtype) for size in _sizes(logprob, per_token, spec)
+    )
     loss, *totals = _core.policy_loss(
         columns=arrays,
         mask_T=None if mask is None else _host(mask),
@@ -287,8 +316,8 @@ def _loss_op(
         spec=spec,
         scan=scan,
         position=position,
-        loss_T=outputs[0].numpy(),
-        logprob_grad_T=outputs[1].numpy(),
+        loss_T=loss_T.numpy() if per_token else None,
+        logprob_grad_T=logprob_grad_T.numpy(),
         entropy_grad_T=entropy_grad_T.numpy() if spec[-1] else None,
     )
     if nucleus is not None:  # coef gap^2 = the sum of 2 coef gap weight, times gap / 2
@@ -296,11 +325,17 @@ def _loss_op(
     device = logprob.device
     return (
         torch.tensor(loss, dtype=logprob.dtype, device=device),
-        outputs[0].to(device),
-        outputs[1].to(device),
+        loss_T.to(device),
+        logprob_grad_T.to(device),
         entropy_grad_T.to(device),
         torch.tensor(totals, dtype=torch.float64),
     )
+
+
+def _sizes(logprob: Tensor, per_token: bool, spec: Sequence[float]) -> tuple[int, int, int]:
+    """Of loss_T, logprob_grad_T and entropy_grad_T, empty where not asked for."""
+    tokens = logprob.shape[0]
+    return tokens * per_token, tokens, tokens * (spec[-1] != 0)
 
 
 @_loss_op.register_fake
@@ -317,11 +352,13 @@ def _(
     spec: Sequence[float],
     scan: int,
     position: Sequence[float],
+    per_token: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     totals = torch.empty(8, dtype=torch.float64, device="cpu")
-    entropy_grad_T = torch.empty_like(logprob) if spec[-1] else logprob.new_empty(0)
-    rest = torch.empty_like(logprob), torch.empty_like(logprob), entropy_grad_T, totals
-    return logprob.new_empty(()), *rest
+    loss_T, logprob_grad_T, entropy_grad_T = (
+        logprob.new_empty(size) for size in _sizes(logprob, per_token, spec)
+    )
+    return logprob.new_empty(()), loss_T, logprob_grad_T, entropy_grad_T, totals
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -332,15 +369,26 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
-        return (None,) * 12
+        return (None,) * 13
     if torch.is_grad_enabled():  # create_graph=True
         raise NotImplementedError(
             "policy_loss: expected to be differentiated once, got a request for second derivatives"
         )
     logprob_grad_T, entropy_grad_T, nucleus_T = ctx.saved_tensors
-    entropy_grad = grad_loss * entropy_grad_T if len(entropy_grad_T) else None
+    entropy_grad = _times(grad_loss, entropy_grad_T) if len(entropy_grad_T) else None
     nucleus_grad = None if nucleus_T is None else grad_loss * nucleus_T.to(grad_loss)
-    return grad_loss * logprob_grad_T, entropy_grad, nucleus_grad, *[None] * 9
+    return _times(grad_loss, logprob_grad_T), entropy_grad, nucleus_grad, *[None] * 10
+
+
+def _times(factor: Tensor, gradient: Tensor) -> Tensor:
+    """Without a pass over memory where the loss itself is differentiated.
+
+    What is handed out shares the version of what is saved: written to in place, a second backward
+    pass through a retained graph is refused by autograd. Not while compiling: values are unknown.
+    """
+    if type(factor) is Tensor and factor.device.type == "cpu" and factor.item() == 1:
+        return gradient.detach()
+    return factor * gradient
 
 
 _loss_op.register_autograd(_backward, setup_context=_save)

@@ -41,7 +41,8 @@ PPO = ppo()
 def fixture_loss(loss: Loss = PPO, **changes: Any) -> PolicyLoss:
     """The loss of the two responses; of the reference's log-probs only where it reads them."""
     columns = {k: v for k, v in COLUMNS.items() if k != "ref_logprob_T" or loss.has_reference}
-    return policy_loss(**(columns | RESPONSES | {"loss": loss, "state": STATE} | changes))
+    given: dict[str, Any] = {"loss": loss, "state": STATE, "per_token": True}
+    return policy_loss(**(columns | RESPONSES | given | changes))
 
 
 def unit(loss: Loss) -> Loss:

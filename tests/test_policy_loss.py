@@ -118,6 +118,7 @@ def test_k3_is_bounded_at_large_differences() -> None:
         logprob_T,
         logprob_T,
         loss=unit(replace(PPO, kl=KL(1.0))),
+        per_token=True,
         old_logprob_T=logprob_T,
         advantage_T=logprob_T,
         ref_logprob_T=tensor([0.1, -0.1, 1.0, 8.0, -30.0]),
@@ -247,9 +248,10 @@ def test_the_op_obeys_torchs_rules() -> None:
         spec += [1.0, 1.0, math.inf, *[0.0] * 8, entropy_coef]
         weight_N = torch.ones(2, dtype=torch.float64)
         rest = (columns, None, RESPONSES["offset_N1"], weight_N, None, 0.0, spec, 0, [0.0] * 4)
+        per_token = entropy_coef != 0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # opcheck reads .grad of the copies that it makes
-            torch.library.opcheck(op, (logprob_T, COLUMNS["entropy_T"], None, *rest))
+            torch.library.opcheck(op, (logprob_T, COLUMNS["entropy_T"], None, *rest, per_token))
 
 
 # -- bad input --

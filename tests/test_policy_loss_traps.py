@@ -150,12 +150,15 @@ def test_results_do_not_depend_on_the_passes(name: str) -> None:
     torch.testing.assert_close(torch.cat(parts[::-1]), whole.logprob_grad_T)
     alone = policy_loss(
         loss=loss,
+        per_token=True,
         offset_N1=torch.tensor([0, 4]),
         group_N=torch.tensor([0]),
         state=LossState(entropy=0.3, nucleus_entropy=2.0),
         **{k: v[:4] for k, v in COLUMNS.items() if k != "ref_logprob_T"},
     )
     if name in ("kl_cov", "hapo", "aepo_agentic", "dcpo"):
+        assert alone.loss_T is not None
+        assert whole.loss_T is not None
         assert alone.loss_T.tolist() != whole.loss_T[:4].tolist()  # the statistic is the batch's
 
 
@@ -185,7 +188,12 @@ def test_the_dual_clip_caps_the_reshaped_advantage() -> None:
     loss = replace(unit(PPO), dual=3.0, reshape=(EntropyZ(0.2),))
     old_T = tensor([-4.0, -4.0])
     result = policy_loss(
-        tensor([-1.0, -1.0]), entropy_T, loss=loss, old_logprob_T=old_T, advantage_T=advantage_T
+        tensor([-1.0, -1.0]),
+        entropy_T,
+        loss=loss,
+        per_token=True,
+        old_logprob_T=old_T,
+        advantage_T=advantage_T,
     )
     near(result.loss_T, [3 * (1 - 0.2 / math.sqrt(2)), 3 * (1 + 0.2 / math.sqrt(2))])
 

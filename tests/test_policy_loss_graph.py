@@ -1,0 +1,70 @@
+"""The loss in a graph of autograd or torch.compile: one graph, the same results, no shared memory
+that is spoiled unnoticed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from policy_fixture import COLUMNS, PPO, RESPONSES, STATE, fixture_loss
+from torch import Tensor
+from torch.autograd import grad
+
+from pyrl.loss_terms import Terms, loss_terms
+from pyrl.policy_loss import policy_loss
+from pyrl.presets import PRESETS
+
+
+@pytest.mark.parametrize("name", ["ppo", "gspo", "kl_cov", "epo"])
+def test_compiled_with_terms_it_is_one_graph_with_the_same_results(name: str) -> None:
+    loss = replace(PRESETS[name](), entropy=0.01)
+    old_T, fixed_T = COLUMNS["old_logprob_T"], COLUMNS["entropy_T"]
+
+    def terms_of(advantage_T: Tensor) -> Terms:
+        columns = COLUMNS | {"advantage_T": advantage_T}
+        del columns["ref_logprob_T"], columns["expert_logprob_T"]
+        return loss_terms(
+            loss,
+            {k: v.numpy() for k, v in columns.items()},
+            offset_N1=RESPONSES["offset_N1"].numpy(),
+            group_N=RESPONSES["group_N"].numpy(),
+            state=STATE,
+        )
+
+    def step(logprob_T: Tensor, entropy_T: Tensor, terms: Terms) -> tuple[Tensor, Tensor]:
+        out = policy_loss(logprob_T, entropy_T, loss=loss, old_logprob_T=old_T, terms=terms)
+        return 2 * out.loss, out.totals
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for advantage_T in (COLUMNS["advantage_T"], -COLUMNS["advantage_T"]):
+        results = []
+        for run in (step, compiled):
+            leaves = [COLUMNS["logprob_T"].clone().requires_grad_(), fixed_T.clone()]
+            leaves[1].requires_grad_()
+            value, totals = run(*leaves, terms_of(advantage_T))
+            results.append([value, totals, *torch.autograd.grad(value, leaves)])
+        for ours, compiled_ours in zip(*results, strict=True):
+            assert compiled_ours.equal(ours)
+
+
+def test_compiled_without_terms_the_graph_breaks_and_the_results_stay() -> None:
+    def step(logprob_T: Tensor) -> Tensor:
+        columns = {k: COLUMNS[k] for k in ("entropy_T", "old_logprob_T", "advantage_T")}
+        return policy_loss(logprob_T, loss=PPO, **columns).loss
+
+    logprob_T = COLUMNS["logprob_T"].clone().requires_grad_()
+    expected, value = step(logprob_T), torch.compile(step, backend="aot_eager")(logprob_T)
+    assert value.equal(expected)
+    assert grad(value, logprob_T)[0].equal(grad(expected, logprob_T)[0])
+
+
+def test_the_handed_out_gradient_is_not_spoiled_unnoticed() -> None:
+    logprob_T = COLUMNS["logprob_T"].clone().requires_grad_()
+    value = fixture_loss(logprob_T=logprob_T).loss
+    (first_T,) = grad(value, logprob_T, retain_graph=True)
+    again_T = grad(value, logprob_T, retain_graph=True)[0].clone()
+    assert again_T.equal(first_T)
+    first_T.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        grad(value, logprob_T)
