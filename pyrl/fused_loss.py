@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrl.graph import untraced
 from pyrl.linear_token_stats import checked_head
 from pyrl.loss import Loss, PositionClip
 from pyrl.loss_spec import TOKEN_COLUMNS, lower
@@ -155,7 +156,7 @@ class _Plan:
         return replace(out, loss=with_gradient(out.loss, inputs, gradients)), stats
 
 
-@torch.compiler.disable
+@untraced
 def _plan(
     loss: Loss,
     terms: Terms | None,

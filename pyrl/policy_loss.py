@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrl import _core
+from pyrl.graph import untraced
 from pyrl.loss import BinaryKL, Loss, LossState, TotalVariation
 from pyrl.loss_spec import TOKEN_COLUMNS, Lowered, lower
 from pyrl.loss_terms import Terms, loss_terms
@@ -221,7 +222,7 @@ def _given(columns: Mapping[str, Tensor], axis: str, name: str) -> Tensor:
     return columns[name]
 
 
-@torch.compiler.disable
+@untraced
 def tensor_terms(
     loss: Loss,
     columns: Mapping[str, Tensor],
@@ -230,7 +231,7 @@ def tensor_terms(
     group_N: Tensor | None,
     state: LossState | None,
 ) -> Terms:
-    """`loss_terms` of tensors: numpy's, so a graph that is compiled breaks here."""
+    """`loss_terms` of tensors, which numpy computes."""
     if "advantage_T" not in columns:
         raise ValueError("policy_loss: needs the column advantage_T, or terms")
     for name, tensor, dtype in (
