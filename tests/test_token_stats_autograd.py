@@ -141,10 +141,13 @@ def test_a_compiled_graph_has_no_breaks_and_the_same_results(backend: str, inpla
         torch.testing.assert_close(eager, graph)
 
 
+@pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("strided", ["expanded", "transposed", "every other", "flipped"])
-def test_upstream_gradients_of_any_stride_are_read_as_what_they_are(strided: str) -> None:
+def test_upstream_gradients_of_any_stride_are_read_as_what_they_are(
+    strided: str, inplace: bool
+) -> None:
     leaf_TV, label_T = problem()
-    stats_KT = torch.ops.pyrl.token_stats(leaf_TV.requires_grad_(), label_T, *request(1.0), False)
+    leaf_TV.requires_grad_()
     generator = torch.Generator().manual_seed(5)
     upstream_KT = {
         "expanded": torch.randn(3, 1, generator=generator, dtype=torch.float64).expand(3, 5),
@@ -153,11 +156,21 @@ def test_upstream_gradients_of_any_stride_are_read_as_what_they_are(strided: str
         "flipped": torch.randn(6, 5, generator=generator, dtype=torch.float64)[1::2],
     }[strided]
     assert not upstream_KT.is_contiguous()
-    strided_TV, dense_TV = (
-        torch.autograd.grad(stats_KT, leaf_TV, upstream, retain_graph=True)[0]
-        for upstream in (upstream_KT, upstream_KT.clone(memory_format=torch.contiguous_format))
+    slopes = []
+    for upstream in (upstream_KT, upstream_KT.clone(memory_format=torch.contiguous_format)):
+        stats_KT = torch.ops.pyrl.token_stats(leaf_TV * 1, label_T, *request(1.0), inplace)
+        slopes.append(torch.autograd.grad(stats_KT, leaf_TV, upstream)[0])
+    assert slopes[0].equal(slopes[1])
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_labels_may_be_strided(inplace: bool) -> None:
+    logits_TV, label_T = problem()
+    apart_T = torch.stack([label_T, label_T.flip(0)], dim=1)[:, 0]
+    assert not apart_T.is_contiguous()
+    assert slope(logits_TV, apart_T, inplace=inplace).equal(
+        slope(logits_TV, label_T, inplace=inplace)
     )
-    assert strided_TV.equal(dense_TV)
 
 
 def test_a_statistic_without_an_upstream_gradient_counts_as_zero() -> None:
