@@ -57,12 +57,7 @@ def sample_tokens(
     Raises ValueError for wrong shapes, dtypes or devices, and FloatingPointError for rows with NaN
     or +inf or without a finite entry (-inf masks a token).
     """
-    _check(logits_BV, seed_B, position_B)
-    if logits_BV.device.type == "cpu":
-        sample = _sample_kernel
-    else:
-        sample = sample_rows if _core.build_info()["cuda"] else sample_tokens_composed
-    sampled = sample(logits_BV.detach(), seed_B, position_B, sampling)
+    sampled = draw_tokens(logits_BV, seed_B, position_B, sampling)
     broken = np.flatnonzero(sampled.token_B < 0)
     if broken.size:
         raise FloatingPointError(
@@ -70,6 +65,21 @@ def sample_tokens(
             f"got {broken.size} of {len(seed_B)} rows that are not: {broken[:8].tolist()}"
         )
     return sampled
+
+
+def draw_tokens(
+    logits_BV: Tensor,
+    seed_B: NDArray[np.uint64],
+    position_B: NDArray[np.int64],
+    sampling: Sampling,
+) -> SampledTokens:
+    """`sample_tokens`, but a row that cannot be drawn has token -1 in place of the exception."""
+    _check(logits_BV, seed_B, position_B)
+    if logits_BV.device.type == "cpu":
+        draw = _sample_kernel
+    else:
+        draw = sample_rows if _core.build_info()["cuda"] else sample_tokens_composed
+    return draw(logits_BV.detach(), seed_B, position_B, sampling)
 
 
 def _check(logits_BV: Tensor, seed_B: NDArray[np.uint64], position_B: NDArray[np.int64]) -> None:

@@ -67,6 +67,8 @@ class Sampled:
     """Mass of the five most probable tokens, in (0, 1]."""
     finish_B: NDArray[np.uint8]
     """RUNNING, STOPPED or TRUNCATED after this token."""
+    truncated_logprob_B: NDArray[np.float32]
+    """Of the drawn token in what top-k, top-p and min-p leave of it (nats); 0 when greedy."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,10 @@ class Work:
     prompt_tokens: int
     decode_tokens: int
     copied_tokens: int
-    """Cache entries that forks took over by copy instead of computing them."""
+    """Cache entries that forks took over instead of computing them."""
+    recomputed_tokens: int = 0
+    """Of the above, those that another branch had computed before: what did not fill a block of
+    the cache, or was evicted from it."""
 
 
 class Engine(Protocol):

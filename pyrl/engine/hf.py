@@ -248,7 +248,8 @@ class HFEngine:
         branch_B = np.array([entry.branch for entry in rows], np.int64)
         if not rows:
             none = np.empty(0, np.float32)
-            return Sampled(branch_B, np.empty(0, np.int32), none, none, none, np.empty(0, np.uint8))
+            ids = np.empty(0, np.int32)
+            return Sampled(branch_B, ids, none, none, none, np.empty(0, np.uint8), none)
         hidden_B = self._cache.last_hidden(np.array([entry.path.slot for entry in rows], np.int64))
         drawn = sample_tokens(
             self._model.get_output_embeddings()(hidden_B),
@@ -275,6 +276,7 @@ class HFEngine:
             drawn.entropy_B,
             drawn.confidence_B,
             finish_B.astype(np.uint8),
+            drawn.truncated_logprob_B,
         )
 
     def _dequeue(self, count: int) -> Iterator[_Branch]:
@@ -347,10 +349,11 @@ def _check_logits(model: PreTrainedModel) -> None:
 
     hook = head.register_forward_hook(loud)
     with torch.no_grad():
-        token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
-        logits = model(input_ids=token, use_cache=False).logits
+        # Several tokens: one may be padding, whose embedding, and so its logits, are 0.
+        token_1T = torch.arange(min(4, head.out_features), device=model.device)[None]
+        logits = model(input_ids=token_1T, use_cache=False).logits
         hook.remove()
-        hidden = model.get_decoder()(input_ids=token, use_cache=False).last_hidden_state
+        hidden = model.get_decoder()(input_ids=token_1T, use_cache=False).last_hidden_state
     if not (torch.equal(seen[0], hidden) and torch.equal(seen[1], logits)):
         raise ValueError(
             f"{type(model).__name__} changes its hidden states or its logits (soft-capping, "

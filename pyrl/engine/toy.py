@@ -135,6 +135,7 @@ class ToyEngine:
             drawn.entropy_B,
             drawn.confidence_B,
             finish_B.astype(np.uint8),
+            drawn.truncated_logprob_B,
         )
 
     def load_weights(

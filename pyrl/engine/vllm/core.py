@@ -1,0 +1,183 @@
+"""vLLM's engine core, in this process or in one of its own that is watched."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pyrl.engine import Sampling
+from pyrl.engine.vllm import release
+from pyrl.engine.vllm.channel import Channel, Frame
+from pyrl.engine.vllm.options import VLLMOptions
+
+_T = TypeVar("_T")
+
+CHANNEL_RECORDS = 1 << 18
+"""10 MiB: 256 steps of 1024 branches that nobody has read."""
+START_SECONDS = 1800.0
+"""Loading and compiling a large model takes its time."""
+
+
+class EngineFailure(RuntimeError):
+    """The engine died, hung, or answered what cannot be."""
+
+
+class Core:
+    """An engine core with its channel; closed, or failed, it leaves nothing behind.
+
+    Raises EngineError for a model or an option that vLLM refuses; EngineFailure from every method
+    if the engine is in a process of its own and that dies or is silent for too long.
+    """
+
+    def __init__(self, model: str, max_rows: int, dtype: str, options: VLLMOptions) -> None:
+        self._options = options
+        self._watch = _Watch() if options.own_process else None
+        self._folder = Path(tempfile.mkdtemp(prefix="pyrl-", dir=_memory_folder()))
+        self._client: Any = None
+        with ExitStack() as undo, _own_threads():
+            undo.callback(self.close)
+            self._channel = Channel.create(self._folder / "channel", CHANNEL_RECORDS)
+            config = _configuration(model, max_rows, dtype, options)
+            self._client = self._within(
+                START_SECONDS, lambda: release.launch(config, own_process=options.own_process)
+            )
+            patience = options.step_seconds if options.own_process else 0.0
+            self._rpc("pyrl_open", str(self._folder / "channel"), patience)
+            undo.pop_all()
+        self.max_model_len: int = config.model_config.max_model_len
+        self.vocabulary: int = config.model_config.get_vocab_size()
+        self.block_size: int = config.cache_config.block_size
+
+    def start(self, sampling: Sampling) -> None:
+        """Draw from this distribution from now on."""
+        values = sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p
+        self._rpc("pyrl_sampling", *values)
+
+    def add(
+        self, name: str, tokens: list[int], max_tokens: int, stop: list[int], extra: dict[str, Any]
+    ) -> None:
+        """Queue a request."""
+        request = release.request(name, tokens, max_tokens, stop, extra)
+        self._call(lambda: self._client.add_request(request))
+
+    def abort(self, names: list[str]) -> None:
+        """Drop requests, wherever they are."""
+        self._call(lambda: self._client.abort_requests(names))
+
+    def outputs(self) -> list[release.EngineCoreOutput]:
+        """What the next step gave each request that drew or ended in it."""
+        outputs: list[release.EngineCoreOutput] = self._call(self._client.get_output).outputs
+        return outputs
+
+    def frame(self) -> Frame | None:
+        """The oldest frame of drawn tokens that was not read."""
+        return self._channel.read()
+
+    def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> dict[str, int]:
+        """Replace the weights and forget every cached prefix; the digests of what arrived."""
+        source: Any = list(weights)
+        if self._watch is not None:
+            source = str(_write(dict(source), self._folder / "weights.safetensors"))
+        received: dict[str, int] = self._rpc("pyrl_load", source, version)[0]
+        if not self._call(lambda: self._client.reset_prefix_cache()):
+            raise EngineFailure("the prefix cache was not reset: requests still hold its blocks")
+        return received
+
+    def close(self) -> None:
+        """Stop the engine and its processes, however they are, and remove its files."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.shutdown(timeout=2.0)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _rpc(self, method: str, *values: Any) -> list[Any]:
+        answers: list[Any] = self._call(
+            lambda: self._client.collective_rpc(method, args=values, kwargs={})
+        )
+        return answers
+
+    def _call(self, function: Callable[[], _T]) -> _T:
+        return self._within(self._options.step_seconds, function)
+
+    def _within(self, seconds: float, function: Callable[[], _T]) -> _T:
+        if self._watch is None:
+            return function()
+        return self._watch.call(function, seconds)
+
+
+class _Watch:
+    """Calls functions that may never return, on a thread that may be left behind."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPool(1)  # of daemon threads: a hung one does not keep Python from ending
+
+    def call(self, function: Callable[[], _T], seconds: float) -> _T:
+        try:
+            return self._thread.apply_async(function).get(seconds)
+        except multiprocessing.TimeoutError:
+            raise EngineFailure(f"the engine has not answered for {seconds:g} s") from None
+        except release.EngineDeadError as error:
+            raise EngineFailure("the engine's process has died; its messages are above") from error
+
+
+@contextmanager
+def _own_threads() -> Iterator[None]:
+    """Keep torch's number of threads: in this process vLLM sets it once, and then for good."""
+    threads, set_num_threads = torch.get_num_threads(), torch.set_num_threads
+    try:
+        yield
+    finally:
+        torch.set_num_threads = set_num_threads
+        torch.set_num_threads(threads)
+
+
+def _memory_folder() -> str | None:
+    """Where files are memory; None, the usual place of temporary files, without such a place."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+def _configuration(
+    model: str, max_rows: int, dtype: str, options: VLLMOptions
+) -> release.VllmConfig:
+    cpu = release.on_cpu()
+    gib = options.kv_cache_gib if options.kv_cache_gib or not cpu else 4.0
+    arguments: dict[str, Any] = {
+        "model": model,
+        "dtype": options.dtype or dtype,
+        "max_num_seqs": max_rows,
+        "max_model_len": options.max_model_len,
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+        "kv_cache_memory_bytes": None if gib is None else int(gib * 2**30),
+        "tensor_parallel_size": options.tensor_parallel_size,
+        "distributed_executor_backend": "uni" if options.tensor_parallel_size == 1 else None,
+        "enforce_eager": cpu if options.eager is None else options.eager,
+        "block_size": options.block_size or (32 if cpu else None),
+        "enable_prefix_caching": True,
+        "skip_tokenizer_init": True,
+        # A step's tokens are known before the next one is scheduled: forks enter, pruned leave.
+        "async_scheduling": False,
+        "worker_extension_cls": "pyrl.engine.vllm.worker.WorkerExtension",
+        "disable_log_stats": True,
+    }
+    taps = ("pyrl.engine.vllm.tap:Tap", "pyrl.engine.vllm.tap:TapV2")
+    try:
+        return release.configuration(arguments, taps, own_process=options.own_process)
+    except (ValueError, OSError, NotImplementedError) as error:
+        raise release.EngineError(f"vLLM {release.VERSION} cannot load {model}: {error}") from error
+
+
+def _write(weights: dict[str, Tensor], path: Path) -> Path:
+    """A file of weights, replaced whole; tied weights are written under each of their names."""
+    new = path.with_suffix(".new")
+    save_file({name: tensor.detach().cpu().clone() for name, tensor in weights.items()}, new)
+    return new.replace(path)

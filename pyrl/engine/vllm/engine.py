@@ -1,0 +1,396 @@
+"""Who samples, at scale: vLLM, stepped by hand, so that forks enter and pruned branches leave it.
+
+A branch is a request; a fork is a request whose prompt ends with the tokens that it shares, which
+vLLM finds in its prefix cache up to the last whole block.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyrl.engine import RUNNING, STOPPED, TRUNCATED, Branches, Sampled, Sampling, Work
+from pyrl.engine.vllm.channel import RECORD
+from pyrl.engine.vllm.core import Core, EngineFailure
+from pyrl.engine.vllm.options import VLLMOptions
+from pyrl.engine.vllm.release import EngineCoreOutput
+from pyrl.engine.vllm.tap import KEY
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class _Branch:
+    branch: int
+    ticket: int
+    """The name of its request: counts up and is never used again."""
+    prompt: NDArray[np.int32]
+    seed: int
+    limit: int
+    retain: bool
+    shared: int
+    """Tokens of its path that another request has computed."""
+
+
+class _Table:
+    """What changes with each token, for all branches since the engine was idle: arrays by ticket."""
+
+    def __init__(self, base: int) -> None:
+        self.base = base
+        self.branch_R = np.empty(0, np.int64)
+        self.limit_R = np.empty(0, np.int64)
+        self.length_R = np.empty(0, np.int64)
+        self.running_R = np.empty(0, bool)
+        self._token_RT = np.empty((0, 0), np.int32)
+
+    def add(self, entry: _Branch, tokens: NDArray[np.int32]) -> None:
+        row = entry.ticket - self.base
+        if row >= len(self.branch_R):
+            self._grow(max(64, 2 * row), self._token_RT.shape[1])
+        self.branch_R[row], self.limit_R[row] = entry.branch, entry.limit
+        self.length_R[row], self.running_R[row] = len(tokens), True
+        self._write(np.array([row]), tokens[None])
+
+    def append(self, row_B: NDArray[np.int64], token_B: NDArray[np.int32]) -> None:
+        length = int(self.length_R[row_B].max()) + 1
+        if length > self._token_RT.shape[1]:
+            self._grow(len(self.branch_R), max(64, 2 * length))
+        self._token_RT[row_B, self.length_R[row_B]] = token_B
+        self.length_R[row_B] += 1
+
+    def tokens(self, ticket: int, count: int | None = None) -> NDArray[np.int32]:
+        row = ticket - self.base
+        return self._token_RT[row, : self.length_R[row] if count is None else count].copy()
+
+    def _write(self, row_B: NDArray[np.int64], token_BT: NDArray[np.int32]) -> None:
+        if token_BT.shape[1] > self._token_RT.shape[1]:
+            self._grow(len(self.branch_R), 2 * token_BT.shape[1])
+        self._token_RT[row_B, : token_BT.shape[1]] = token_BT
+
+    def _grow(self, rows: int, width: int) -> None:
+        old, self._token_RT = self._token_RT, np.zeros((rows, width), np.int32)
+        self._token_RT[: old.shape[0], : old.shape[1]] = old
+        more = rows - len(self.branch_R)
+        for name in ("branch_R", "limit_R", "length_R", "running_R"):
+            setattr(self, name, np.pad(getattr(self, name), (0, more)))
+
+
+class VLLMEngine:
+    """`Engine` over vLLM. `model`: a directory or a hub id; `eos`: token ids that end a response.
+
+    `max_rows`: branches that run at once; further ones wait. `dtype`: of weights and cache unless
+    the options say otherwise. With `options.own_process` an engine that dies or hangs is started
+    again with the current weights, and every unfinished branch goes on from its last token with
+    its own seed; the caller notices nothing but the time.
+
+    vLLM answers that process's steps as they come: forks and prunes reach it a step or two later,
+    what it has sampled in between of a pruned branch is dropped, and thresholds that follow the
+    order of tokens are not replayed by seed. In this process every step waits for its decisions.
+
+    Raises EngineError for a release, model or option that does not fit; EngineFailure if the
+    restarts are used up.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        eos: Collection[int],
+        *,
+        max_rows: int = 256,
+        dtype: str = "float32",
+        options: VLLMOptions | None = None,
+    ) -> None:
+        if max_rows < 1:
+            raise ValueError(f"max_rows: expected at least 1, got {max_rows}")
+        self._model, self._max_rows, self._dtype = model, max_rows, dtype
+        self._options = options or VLLMOptions()
+        self._eos = sorted(eos)
+        self._core = self._launch()
+        self._sampling: Sampling | None = None
+        self._version = 0
+        self._weights: list[tuple[str, Tensor]] | None = None
+        self._digests: dict[str, int] = {}
+        self._known: dict[int, _Branch] = {}
+        self._by_ticket: dict[int, _Branch] = {}
+        """Of the running and the queued."""
+        self._tickets = 0
+        self._table = _Table(0)
+        self._computed: set[bytes] = set()
+        """Prompts that the current weights have read."""
+        self._failures = 0
+        self._work = Work(0, 0, 0)
+        self.preempted = 0
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids that the model knows."""
+        return self._core.vocabulary
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in a block of the cache: what a fork computes again is less."""
+        return self._core.block_size
+
+    def start(self, sampling: Sampling) -> None:
+        if self._by_ticket:
+            raise RuntimeError(
+                f"start: {len(self._by_ticket)} branches are running; abort them first"
+            )
+        self._core.start(sampling)
+        self._sampling = sampling
+
+    def submit(self, branches: Branches) -> None:
+        prompts = [np.asarray(prompt, np.int32) for prompt in branches.prompts]
+        self._check(prompts, branches)
+        fields = (branches.branch_B, branches.prompt_B, branches.seed_B, branches.limit_B)
+        new = []
+        for branch, p, seed, limit in zip(*(x.tolist() for x in fields), strict=True):
+            prompt = prompts[p]
+            shared = prompt.size if prompt.tobytes() in self._computed else 0
+            self._computed.add(prompt.tobytes())
+            new.append(_Branch(branch, -1, prompt, seed, limit, branches.retain, shared))
+        self._enter(new, np.empty(0, np.int32))
+
+    def fork(
+        self, parent: int, keep: int, branch_B: NDArray[np.int64], seed_B: NDArray[np.uint64]
+    ) -> None:
+        source = self._find(parent)
+        length = int(self._table.length_R[source.ticket - self._table.base])
+        finished = source.ticket not in self._by_ticket
+        last = length - finished
+        if not 0 <= keep <= last:
+            state = "finished" if finished else "running"
+            raise ValueError(f"fork: expected keep in 0..{last} ({state} parent), got {keep}")
+        # Of a path's last token the model has not seen the parent's copy either.
+        shared = source.prompt.size + min(keep, length - 1)
+        new = [
+            _Branch(branch, -1, source.prompt, seed, source.limit, source.retain, shared)
+            for branch, seed in zip(branch_B.tolist(), seed_B.tolist(), strict=True)
+        ]
+        self._enter(new, self._table.tokens(source.ticket, keep))
+
+    def abort(self, branch_B: NDArray[np.int64]) -> None:
+        entries = [self._find(branch) for branch in dict.fromkeys(branch_B.tolist())]
+        running = [entry.ticket for entry in entries if entry.ticket in self._by_ticket]
+        for entry in entries:
+            del self._known[entry.branch]
+        for ticket in running:
+            self._close(ticket)
+        if running:
+            self._core.abort([str(ticket) for ticket in running])
+
+    def step(self) -> Sampled:
+        if self._sampling is None:
+            raise RuntimeError("step: call start first")
+        while self._by_ticket:
+            try:
+                sampled = self._take(self._core.outputs())
+            except EngineFailure as failure:
+                self._restart(failure)
+                continue
+            if len(sampled.branch_B):
+                self._failures = 0
+                return sampled
+        return self._sampled(np.empty(0, RECORD))
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]] | None, version: int) -> None:
+        """Take all weights by their names in a checkpoint, tied ones under each of their names.
+
+        RuntimeError while branches are running, queued or retained: their caches would be stale.
+        ValueError for None: this engine shares no memory with the learner.
+        """
+        if self._known:
+            raise RuntimeError(
+                f"load_weights: {len(self._known)} branches are running, queued or retained; "
+                "abort them first"
+            )
+        if weights is None:
+            raise ValueError("load_weights: vLLM keeps weights of its own; expected named tensors")
+        self._weights = list(weights)
+        self._digests = self._core.load(self._weights, version)
+        self._version = version
+        self._computed.clear()
+
+    def weight_version(self) -> int:
+        return self._version
+
+    def received(self) -> dict[str, int]:
+        """The digests of the weights that last arrived, by name."""
+        return dict(self._digests)
+
+    def work(self) -> Work:
+        return self._work
+
+    def close(self) -> None:
+        """Stop vLLM and its processes; the engine is of no use then."""
+        self._core.close()
+
+    def _launch(self) -> Core:
+        return Core(self._model, self._max_rows, self._dtype, self._options)
+
+    def _check(self, prompts: Sequence[NDArray[np.int32]], branches: Branches) -> None:
+        for p, prompt in enumerate(prompts):
+            if not prompt.size or prompt.min() < 0 or prompt.max() >= self.vocabulary:
+                raise ValueError(
+                    f"submit: prompt {p}: expected at least one token, and ids below "
+                    f"{self.vocabulary}, got {prompt}"
+                )
+        if not all(0 <= p < len(prompts) for p in branches.prompt_B):
+            raise ValueError(
+                f"submit: expected prompt_B in 0..{len(prompts) - 1}, got {branches.prompt_B}"
+            )
+        size_P = np.array([prompt.size for prompt in prompts])
+        room_B = self._core.max_model_len - size_P[branches.prompt_B]
+        for b in np.flatnonzero((branches.limit_B < 1) | (branches.limit_B > room_B)).tolist():
+            raise ValueError(
+                f"submit: branch {branches.branch_B[b]}: expected a limit of at least 1 that with "
+                f"its prompt of {size_P[branches.prompt_B[b]]} tokens fits vllm.max_model_len = "
+                f"{self._core.max_model_len}, got {branches.limit_B[b]}"
+            )
+
+    def _find(self, branch: int) -> _Branch:
+        if branch not in self._known:
+            raise ValueError(f"branch {branch} is unknown: never submitted, finished or aborted")
+        return self._known[branch]
+
+    def _enter(self, new: list[_Branch], tokens: NDArray[np.int32]) -> None:
+        """Give branches tickets and queue their requests; `tokens`: responses so far."""
+        ids = {entry.branch: entry for entry in new}
+        if len(ids) < len(new) or ids.keys() & self._known.keys():
+            raise ValueError("expected branch identifiers that are not in use, each once")
+        if not self._known:
+            self._table = _Table(self._tickets)
+        self._known.update(ids)
+        for entry in new:
+            self._request(entry, tokens)
+
+    def _request(self, entry: _Branch, tokens: NDArray[np.int32]) -> None:
+        entry.ticket = self._tickets
+        self._tickets += 1
+        self._by_ticket[entry.ticket] = entry
+        self._table.add(entry, tokens)
+        self._core.add(
+            str(entry.ticket),
+            entry.prompt.tolist() + tokens.tolist(),
+            entry.limit - len(tokens),
+            self._eos,
+            {KEY: [entry.ticket, entry.seed, len(tokens), entry.prompt.size]},
+        )
+
+    def _close(self, ticket: int) -> None:
+        del self._by_ticket[ticket]
+        self._table.running_R[ticket - self._table.base] = False
+
+    def _take(self, outputs: Sequence[EngineCoreOutput]) -> Sampled:
+        """The tokens of one step, from the channel; vLLM says whose they are."""
+        drew = [output for output in outputs if output.new_token_ids]
+        ticket_B = np.array([int(output.request_id) for output in drew], np.int64)
+        records_B = self._read(ticket_B)
+        wrong = [
+            output.request_id
+            for output, record in zip(drew, records_B, strict=True)
+            if output.new_token_ids != [max(0, record["token"])]
+        ]
+        if wrong:
+            raise EngineFailure(f"requests {wrong[:8]} were given other tokens than were drawn")
+        alive_B = np.array([ticket in self._by_ticket for ticket in ticket_B.tolist()], bool)
+        self._count([output for output, alive in zip(drew, alive_B, strict=True) if alive])
+        ended = {int(output.request_id) for output in outputs if output.finish_reason is not None}
+        sampled = self._sampled(np.sort(records_B[alive_B], order="ticket"))
+        if ended & self._by_ticket.keys():
+            raise EngineFailure(f"requests {sorted(ended)[:8]} ended before their branches")
+        return sampled
+
+    def _read(self, ticket_B: NDArray[np.int64]) -> NDArray[np.void]:
+        """The records of these requests' tokens, in their order; a frame may hold more: aborted ones."""
+        records_B = np.empty(len(ticket_B), RECORD)
+        order_B = np.argsort(ticket_B)
+        missing_B = np.ones(len(ticket_B), bool)
+        while missing_B.any():
+            frame = self._core.frame()
+            if frame is None:
+                raise EngineFailure(
+                    f"no numbers arrived for requests {ticket_B[missing_B][:8].tolist()}"
+                )
+            if frame.version != self._version:
+                raise EngineFailure(
+                    f"tokens were drawn with weights of version {frame.version}, expected "
+                    f"{self._version}"
+                )
+            place_R = np.searchsorted(ticket_B, frame.records_B["ticket"], sorter=order_B)
+            index_R = order_B[np.minimum(place_R, len(ticket_B) - 1)]
+            found_R = ticket_B[index_R] == frame.records_B["ticket"]
+            records_B[index_R[found_R]] = frame.records_B[found_R]
+            missing_B[index_R[found_R]] = False
+        return records_B
+
+    def _sampled(self, records_B: NDArray[np.void]) -> Sampled:
+        """Write drawn tokens into the table, and close the branches that end with them."""
+        row_B = records_B["ticket"] - self._table.base
+        token_B = records_B["token"].copy()
+        if (broken_B := token_B < 0).any():
+            raise FloatingPointError(
+                "expected logits without NaN or +inf and a finite entry in each row, got "
+                f"{broken_B.sum()} of {len(token_B)} rows that are not"
+            )
+        if len(row_B):
+            self._table.append(row_B, token_B)
+        spent_B = self._table.length_R[row_B] == self._table.limit_R[row_B]
+        stopped_B = np.isin(token_B, self._eos)
+        finish_B = np.where(stopped_B, STOPPED, np.where(spent_B, TRUNCATED, RUNNING))
+        for ticket in records_B["ticket"][finish_B != RUNNING].tolist():
+            entry = self._by_ticket[ticket]
+            self._close(ticket)
+            if not entry.retain:
+                del self._known[entry.branch]
+        return Sampled(
+            self._table.branch_R[row_B],
+            token_B,
+            records_B["logprob"].copy(),
+            records_B["entropy"].copy(),
+            records_B["confidence"].copy(),
+            finish_B.astype(np.uint8),
+            records_B["truncated_logprob"].copy(),
+        )
+
+    def _restart(self, failure: EngineFailure) -> None:
+        """A new engine with the current weights; unfinished branches go on where they are."""
+        self._core.close()
+        self._failures += 1
+        if not self._options.own_process or self._failures > self._options.restarts:
+            raise EngineFailure(f"{failure} (restarts in a row: {self._failures - 1})")
+        logger.warning("vLLM is started again: %s", failure)
+        self._core = self._launch()
+        if self._weights is not None:
+            self._core.load(self._weights, self._version)
+        if self._sampling is not None:
+            self._core.start(self._sampling)
+        self._computed.clear()
+        unfinished = list(self._by_ticket.values())
+        paths = [self._table.tokens(entry.ticket) for entry in unfinished]
+        for entry, tokens in zip(unfinished, paths, strict=True):
+            self._close(entry.ticket)
+            entry.shared = entry.prompt.size + len(tokens)
+            self._request(entry, tokens)
+
+    def _count(self, outputs: Sequence[EngineCoreOutput]) -> None:
+        """Forward tokens: a token drawn after a prefill cost the prefill, any other cost one."""
+        prefilled = [output for output in outputs if output.prefill_stats is not None]
+        computed = cached = again = 0
+        for output in prefilled:
+            entry, stats = self._by_ticket[int(output.request_id)], output.prefill_stats
+            computed += stats.num_computed_tokens
+            cached += stats.num_cached_tokens
+            again += max(0, entry.shared - stats.num_cached_tokens)
+        old = self._work
+        self._work = Work(
+            old.prompt_tokens + computed,
+            old.decode_tokens + len(outputs) - len(prefilled),
+            old.copied_tokens + cached,
+            old.recomputed_tokens + again,
+        )

