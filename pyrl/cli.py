@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import rich
 import tyro
 
+from pyrl.engine import EngineError, EngineFailure
+
 if TYPE_CHECKING:
     from pyrl.report import Progress, Report
 
@@ -45,12 +47,15 @@ class Demo:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command; exit 0, 2 for bad input with a message, 130 after Ctrl-C."""
+    """Run a command; exit 0, 2 for bad input, 3 for an engine that failed, 130 after Ctrl-C."""
     args = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         sys.exit(_command(args))
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+    except EngineFailure as error:
+        print(f"pyrl: {error}", file=sys.stderr)
+        sys.exit(3)
+    except (ValueError, OSError, ImportError, FloatingPointError, EngineError) as error:
         # A reward function's own error carries its name in a note.
         for line in (error, *vars(error).get("__notes__", ())):
             print(f"pyrl: {line}", file=sys.stderr)

@@ -26,6 +26,8 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
+from pyrl.engine.vllm.options import VLLMOptions
+
 
 class ConfigError(ValueError):
     """A settings file that cannot be used; the message names the file and the setting."""
@@ -79,8 +81,10 @@ class Run:
     """"auto" (a GPU if there is one), "cpu", "cuda", "cuda:1"..."""
     threads: int | None = None
     """CPU threads; None takes all cores."""
-    engine: Literal["hf"] = "hf"
-    """Who samples."""
+    engine: Literal["hf", "vllm"] = "hf"
+    """Who samples: transformers with the learner's own weights, or vLLM."""
+    vllm: VLLMOptions = VLLMOptions()
+    """How vLLM runs the model."""
     max_rows: int = 256
     """Branches that the engine samples at the same time."""
     chat: bool | None = None

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pyrl.answers import EQUIVALENCES, Equivalence, Extractor, classify, extractor_named
 from pyrl.engine import Engine, Sampling
-from pyrl.engine.hf import HFEngine
+from pyrl.engine.launch import launch
+from pyrl.engine.vllm.options import VLLMOptions
 from pyrl.fork import Flat
 from pyrl.leaves import Decode, Leaves, collect
 from pyrl.models import load_model
@@ -84,6 +85,10 @@ class EvalSettings:
     max_rows: int = 256
     """Branches that the engine samples at the same time."""
     device: str = "auto"
+    engine: Literal["hf", "vllm"] = "hf"
+    """Who samples."""
+    vllm: VLLMOptions = VLLMOptions()
+    """How vLLM runs the model."""
 
 
 class Evaluator:
@@ -193,7 +198,17 @@ def evaluate_model(settings: EvalSettings, progress: Progress) -> Evaluation:
     extractor, eos = answer_format(
         model, tokenizer, settings.data, settings.extractor, settings.stop
     )
-    engine = HFEngine(model, eos, max_rows=settings.max_rows)
+    engine, sync = launch(
+        settings.engine,
+        settings.vllm,
+        model,
+        settings.model,
+        eos,
+        max_rows=settings.max_rows,
+        dtype="float32",
+        probe_T=prompts[0].tokens,
+    )
+    sync(0)
     evaluator = Evaluator(
         engine,
         decoder(tokenizer),

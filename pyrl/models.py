@@ -61,14 +61,10 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise ModelError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-    if name == "demo":
-        return _load(str(demo.MODEL), DTYPES[dtype])
-    if name == "smollm2":
-        return _load(str(smollm2_directory()), DTYPES[dtype])
-    path = Path(name).expanduser()
-    if path.exists():
-        check_checkpoint(path)
-        return _load(str(path), DTYPES[dtype])
+    location = model_location(name)
+    if isinstance(location, Path):
+        check_checkpoint(location)
+        return _load(str(location), DTYPES[dtype])
     if not _may_be_hub_id(name):
         raise ModelError(f"{name}: no such directory")
     try:
@@ -77,6 +73,16 @@ def load_model(
         raise ModelError(
             f"{name}: no such directory, and not loaded as a Hugging Face hub id: {error}"
         ) from error
+
+
+def model_location(name: str) -> Path | str:
+    """The directory of a model that `load_model` knows, or the hub id that it is."""
+    if name == "demo":
+        return demo.MODEL
+    if name == "smollm2":
+        return smollm2_directory()
+    path = Path(name).expanduser()
+    return path if path.exists() else name
 
 
 def check_checkpoint(path: Path) -> None:

@@ -31,6 +31,7 @@ FREE = frozenset(
         "eval_data",
         "eval_samples",
         "loggers",
+        "vllm",
     }
 )
 """What a resumed run may change: how long, where and how it is watched, not what it learns."""
@@ -80,7 +81,7 @@ def _check_same(run: Run, path: Path) -> None:
     different = [
         f"{name} (was {before.get(name)!r}, is {given.get(name)!r})"
         for name in {**before, **given}
-        if name not in FREE and before.get(name) != given.get(name)
+        if name.partition(".")[0] not in FREE and before.get(name) != given.get(name)
     ]
     if different:
         raise RunError(

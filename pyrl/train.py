@@ -18,7 +18,8 @@ from pyrl.advantage import advantages
 from pyrl.algorithm import Algorithm
 from pyrl.answers import EQUIVALENCES, Answers, classify
 from pyrl.config import Run
-from pyrl.engine.hf import HFEngine
+from pyrl.engine import EngineFailure
+from pyrl.engine.launch import launch
 from pyrl.evaluate import Evaluator, Scoring, answer_format, decoder, find_device
 from pyrl.interrupt import Interrupt
 from pyrl.learner import Learner
@@ -64,7 +65,8 @@ class Trainer:
         if run.threads:
             torch.set_num_threads(run.threads)
         device = find_device(run.device)
-        self.model, self.tokenizer = load_model(str(found.path) if found else run.model)
+        source = str(found.path) if found else run.model
+        self.model, self.tokenizer = load_model(source)
         initial = load_model(run.model)[0].to(device) if self.algorithm.loss.has_reference else None
         self.learner = Learner(self.model.to(device), initial, run)
         self.decode = decoder(self.tokenizer)
@@ -78,7 +80,16 @@ class Trainer:
             self.model, self.tokenizer, run.data, run.extractor, run.stop
         )
         self.equivalence = EQUIVALENCES[run.equivalence]()
-        self.engine = HFEngine(self.model, eos, max_rows=run.max_rows)
+        self.engine, self.sync = launch(
+            run.engine,
+            run.vllm,
+            self.model,
+            source,
+            eos,
+            max_rows=run.max_rows,
+            dtype=run.dtype,
+            probe_T=self.prompts[0].tokens,
+        )
         self.signals = make_signals(self.algorithm.fork, self.algorithm.prune)
         self.evaluator = Evaluator(
             self.engine, self.decode, self.extractor, self.equivalence, run.seed, self._on_tokens
@@ -97,6 +108,7 @@ class Trainer:
         self.interrupt = Interrupt()
         if found:
             self._restore(found)
+        self.sync(self.step)
 
     # ---- one step
 
@@ -111,7 +123,7 @@ class Trainer:
         started = time.monotonic()
         self.progress.phase("sampling")
         rollout = self._rollout(prompts)
-        forest = rollout.run()
+        forest = self._grow(rollout)
         leaves = collect(forest, self.decode)
         self.progress.phase("scoring")
         answers = classify(leaves, self.extractor, self.equivalence)
@@ -128,7 +140,7 @@ class Trainer:
                 f"--extractor ({self.run.extractor}) and --sample.max-tokens."
             )
         self.step += 1
-        self.engine.load_weights(None, self.step)
+        metrics |= self.sync(self.step)
         self.tokens += rollout.counts.sampled_tokens
         self.sketches = self.signals.save() if self.signals else b""
         metrics |= completion_metrics(leaves) | tree_metrics(forest, leaves, rollout)
@@ -157,6 +169,18 @@ class Trainer:
             answer_start=lambda tokens: answer_start(tokens, self.tokenizer),
             on_tokens=self._on_tokens,
         )
+
+    def _grow(self, rollout: Rollout) -> Forest:
+        """The rollout's trees; if the engine fails for good, what has grown is saved."""
+        try:
+            return rollout.run()
+        except EngineFailure as failure:
+            path = self.run.output / "forest_in_flight"
+            path.write_bytes(rollout.forest.save())
+            raise EngineFailure(
+                f"step {self.step + 1}: {failure}. What had grown is in {path}; the same command "
+                "with --resume goes on after the last checkpoint"
+            ) from failure
 
     def _advantages(
         self,
@@ -308,7 +332,6 @@ class Trainer:
         self.sketches = found.signals()
         if self.signals is not None:
             self.signals.load(self.sketches)
-        self.engine.load_weights(None, self.step)
 
     # ---- data
 

@@ -13,6 +13,14 @@ RUNNING, STOPPED, TRUNCATED = 0, 1, 2
 """Values of `Sampled.finish_B`: open, ended by an end-of-sequence token, ended by its limit."""
 
 
+class EngineError(RuntimeError):
+    """The engine cannot do what it is asked for; the message says what to install or change."""
+
+
+class EngineFailure(RuntimeError):
+    """The engine died, hung, or answered what cannot be."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """The distribution that tokens are drawn from. Temperature 0 is greedy."""

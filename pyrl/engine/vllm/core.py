@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import shutil
 import tempfile
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pyrl.engine import Sampling
+from pyrl.engine import EngineError, EngineFailure, Sampling
 from pyrl.engine.vllm import release
 from pyrl.engine.vllm.channel import Channel, Frame
 from pyrl.engine.vllm.options import VLLMOptions
@@ -26,10 +27,6 @@ CHANNEL_RECORDS = 1 << 18
 """10 MiB: 256 steps of 1024 branches that nobody has read."""
 START_SECONDS = 1800.0
 """Loading and compiling a large model takes its time."""
-
-
-class EngineFailure(RuntimeError):
-    """The engine died, hung, or answered what cannot be."""
 
 
 class Core:
@@ -54,6 +51,7 @@ class Core:
             patience = options.step_seconds if options.own_process else 0.0
             self._rpc("pyrl_open", str(self._folder / "channel"), patience)
             undo.pop_all()
+            atexit.register(self.close)
         self.max_model_len: int = config.model_config.max_model_len
         self.vocabulary: int = config.model_config.get_vocab_size()
         self.block_size: int = config.cache_config.block_size
@@ -93,11 +91,19 @@ class Core:
             raise EngineFailure("the prefix cache was not reset: requests still hold its blocks")
         return received
 
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can be asked of it any more."""
+        return self._client is None
+
     def close(self) -> None:
         """Stop the engine and its processes, however they are, and remove its files."""
+        atexit.unregister(self.close)
         client, self._client = self._client, None
         if client is not None:
             client.shutdown(timeout=2.0)
+        if self._watch is not None:
+            self._watch.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _rpc(self, method: str, *values: Any) -> list[Any]:
@@ -119,7 +125,7 @@ class _Watch:
     """Calls functions that may never return, on a thread that may be left behind."""
 
     def __init__(self) -> None:
-        self._thread = ThreadPool(1)  # of daemon threads: a hung one does not keep Python from ending
+        self._thread = ThreadPool(1)  # a daemon: a hung call does not keep Python from ending
 
     def call(self, function: Callable[[], _T], seconds: float) -> _T:
         try:
@@ -128,6 +134,9 @@ class _Watch:
             raise EngineFailure(f"the engine has not answered for {seconds:g} s") from None
         except release.EngineDeadError as error:
             raise EngineFailure("the engine's process has died; its messages are above") from error
+
+    def close(self) -> None:
+        self._thread.terminate()
 
 
 @contextmanager
@@ -173,7 +182,7 @@ def _configuration(
     try:
         return release.configuration(arguments, taps, own_process=options.own_process)
     except (ValueError, OSError, NotImplementedError) as error:
-        raise release.EngineError(f"vLLM {release.VERSION} cannot load {model}: {error}") from error
+        raise EngineError(f"vLLM {release.VERSION} cannot load {model}: {error}") from error
 
 
 def _write(weights: dict[str, Tensor], path: Path) -> Path:

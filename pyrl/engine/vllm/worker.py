@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -14,13 +13,7 @@ from pyrl.engine import Sampling
 from pyrl.engine.vllm import release
 from pyrl.engine.vllm.channel import Channel
 from pyrl.engine.vllm.tap import DRAWINGS, Drawing
-
-
-def digest(tensor: Tensor) -> int:
-    """Of all bits of a tensor, whatever the order of summation: equal tensors, equal digests."""
-    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    bits = tensor.detach().contiguous().view(whole[tensor.element_size()]).flatten()
-    return int(bits.sum(dtype=torch.int64))
+from pyrl.sync import digest
 
 
 class WorkerExtension:

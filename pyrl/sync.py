@@ -1,0 +1,134 @@
+"""Sync: carry the learner's weights to the engine, and prove that they arrived."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pyrl.engine import Branches, Engine, EngineFailure, Sampling
+
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.1}
+"""Largest difference (nats) of a probe's log-prob or entropy, by the dtype that the engine computes
+in, from the learner in float32. A float32 engine is off by 1e-4 at most, one in bfloat16 by 0.2."""
+
+PROBE_TOKENS = 40
+"""More than a block of the engine's cache, so that a prefix that outlived its weights shows."""
+
+
+class SyncError(EngineFailure):
+    """The engine does not compute with the learner's weights; the message has the numbers."""
+
+
+class Remote(Engine, Protocol):
+    """An engine with weights of its own."""
+
+    def received(self) -> dict[str, int]:
+        """The `digest` of each tensor that arrived last, by name."""
+
+
+class Shared:
+    """Of an engine that computes with the learner's own tensors: there is nothing to carry."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __call__(self, version: int) -> dict[str, float]:
+        """Tell the engine that the weights have changed."""
+        self._engine.load_weights(None, version)
+        return {}
+
+
+class Sync:
+    """Carries all weights of `model` to an engine that has its own, and probes it.
+
+    Every tensor is compared bit by bit (by a digest that the receiver computes), which finds one
+    that is stale or damaged on the way. Then the engine draws the next token after two beginnings
+    of `probe_T` (token ids, longer than a block of its cache), and log-prob and entropy are
+    compared with the model's: that finds what arrived and is not used, such as the head of tied
+    embeddings, and prefixes cached from older weights. The drawn tokens differ with each version.
+    """
+
+    def __init__(
+        self, engine: Remote, model: PreTrainedModel, probe_T: NDArray[np.int32], dtype: str
+    ) -> None:
+        self._engine, self._model, self._dtype = engine, model, dtype
+        self._probe_T = np.resize(probe_T, PROBE_TOKENS).astype(np.int32)
+
+    def __call__(self, version: int) -> dict[str, float]:
+        """Sync; seconds and the largest difference of the probe (nats). SyncError if it failed."""
+        started = time.monotonic()
+        weights = self._model.state_dict()
+        self._engine.load_weights(weights.items(), version)
+        self._compare(weights, version)
+        difference = self._probe(version)
+        return {
+            "sync/seconds": time.monotonic() - started,
+            "sync/difference": difference,
+        }
+
+    def _compare(self, weights: dict[str, Tensor], version: int) -> None:
+        received = self._engine.received()
+        wrong = [name for name, tensor in weights.items() if received.get(name) != digest(tensor)]
+        if wrong or self._engine.weight_version() != version:
+            raise SyncError(
+                f"sync of version {version} (the engine says {self._engine.weight_version()}): "
+                f"{len(wrong)} of {len(weights)} tensors arrived stale or damaged: "
+                f"{', '.join(wrong[:8])}"
+            )
+
+    def _probe(self, version: int) -> float:
+        length_B = np.array([PROBE_TOKENS // 4, PROBE_TOKENS])
+        branch_B = np.arange(len(length_B))
+        self._engine.start(Sampling())
+        self._engine.submit(
+            Branches(
+                prompts=[self._probe_T[:length] for length in length_B],
+                prompt_B=branch_B,
+                branch_B=branch_B,
+                seed_B=np.array([version, version + 1], np.uint64),
+                limit_B=np.ones(len(length_B), np.int64),
+            )
+        )
+        largest = 0.0
+        while len((sampled := self._engine.step()).branch_B):
+            expected_B2 = self._expected(length_B[sampled.branch_B], sampled.token_B)
+            drawn_B2 = np.stack([sampled.logprob_B, sampled.entropy_B], axis=1)
+            difference_B2 = np.abs(drawn_B2 - expected_B2)
+            if not (difference_B2 <= TOLERANCE[self._dtype]).all():
+                raise SyncError(
+                    f"sync of version {version}: all tensors arrived, and the engine computes with "
+                    "others (a tied head, or a cached prefix?). Log-prob and entropy of its tokens "
+                    f"{drawn_B2.tolist()}, of the learner {expected_B2.tolist()}: they differ by "
+                    f"{difference_B2.max():.2g} nats, at most {TOLERANCE[self._dtype]} is right "
+                    f"for {self._dtype}"
+                )
+            largest = max(largest, float(difference_B2.max()))
+        return largest
+
+    def _expected(
+        self, length_B: NDArray[np.int64], token_B: NDArray[np.int32]
+    ) -> NDArray[np.float64]:
+        """Log-prob of each token and entropy after so many tokens of the probe, by the learner."""
+        ids_1T = torch.from_numpy(self._probe_T).to(self._model.device, torch.int64)[None]
+        training = self._model.training
+        self._model.eval()
+        with torch.no_grad():
+            logits_TV = self._model(input_ids=ids_1T, use_cache=False).logits[0].cpu()
+        self._model.train(training)
+        logprob_BV = logits_TV[length_B - 1].double().log_softmax(-1)
+        chosen_B = logprob_BV[np.arange(len(token_B)), token_B]
+        entropy_B = torch.special.entr(logprob_BV.exp()).sum(-1)
+        return torch.stack([chosen_B, entropy_B], dim=1).numpy()
+
+
+def digest(tensor: Tensor) -> int:
+    """The sum of all 8-byte words of a tensor: whatever the order of summation, it is the same."""
+    data = tensor.detach().contiguous().view(torch.uint8).flatten()
+    words = data[: data.numel() // 8 * 8].view(torch.int64)
+    return int(words.sum()) + int(data[words.numel() * 8 :].sum())
