@@ -20,6 +20,7 @@ from pyrl.engine import EngineError, EngineFailure, Sampling
 from pyrl.engine.vllm import release
 from pyrl.engine.vllm.channel import Channel, Frame
 from pyrl.engine.vllm.options import VLLMOptions
+from pyrl.engine.vllm.tap import KEY
 
 _T = TypeVar("_T")
 
@@ -50,6 +51,7 @@ class Core:
             )
             patience = options.step_seconds if options.own_process else 0.0
             self._rpc("pyrl_open", str(self._folder / "channel"), patience)
+            self._try(model)
             undo.pop_all()
             atexit.register(self.close)
         self.max_model_len: int = config.model_config.max_model_len
@@ -105,6 +107,19 @@ class Core:
         if self._watch is not None:
             self._watch.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _try(self, model: str) -> None:
+        """Draw one token: some models load and cannot run, as with heads of a size without a kernel.
+
+        EngineError with vLLM's reason.
+        """
+        self.add("try", [0], 1, [], {KEY: [-1, 0, 0, 1]})
+        try:
+            while not self.outputs():
+                pass
+        except (RuntimeError, NotImplementedError, ValueError) as error:
+            raise EngineError(f"vLLM {release.VERSION} cannot run {model}: {error}") from error
+        self.frame()
 
     def _rpc(self, method: str, *values: Any) -> list[Any]:
         answers: list[Any] = self._call(

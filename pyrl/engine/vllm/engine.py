@@ -7,7 +7,7 @@ vLLM finds in its prefix cache up to the last whole block.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,8 +132,10 @@ class VLLMEngine:
         self._computed: set[bytes] = set()
         """Prompts that the current weights have read."""
         self._failures = 0
+        """Restarts since a token was drawn."""
+        self._failure: EngineFailure | None = None
+        """Of a call that did not wait for an answer; the next step takes it up."""
         self._work = Work(0, 0, 0)
-        self.preempted = 0
 
     @property
     def vocabulary(self) -> int:
@@ -150,8 +152,8 @@ class VLLMEngine:
             raise RuntimeError(
                 f"start: {len(self._by_ticket)} branches are running; abort them first"
             )
-        self._core.start(sampling)
         self._sampling = sampling
+        self._tell(lambda: self._core.start(sampling))
 
     def submit(self, branches: Branches) -> None:
         prompts = [np.asarray(prompt, np.int32) for prompt in branches.prompts]
@@ -169,7 +171,7 @@ class VLLMEngine:
         self, parent: int, keep: int, branch_B: NDArray[np.int64], seed_B: NDArray[np.uint64]
     ) -> None:
         source = self._find(parent)
-        length = int(self._table.length_R[source.ticket - self._table.base])
+        length = self._length(source)
         finished = source.ticket not in self._by_ticket
         last = length - finished
         if not 0 <= keep <= last:
@@ -191,13 +193,15 @@ class VLLMEngine:
         for ticket in running:
             self._close(ticket)
         if running and not self._core.closed:
-            self._core.abort([str(ticket) for ticket in running])
+            self._tell(lambda: self._core.abort([str(ticket) for ticket in running]))
 
     def step(self) -> Sampled:
         if self._sampling is None:
             raise RuntimeError("step: call start first")
         while self._by_ticket:
             try:
+                if self._failure is not None:
+                    raise self._failure
                 sampled = self._take(self._core.outputs())
             except EngineFailure as failure:
                 self._restart(failure)
@@ -220,10 +224,12 @@ class VLLMEngine:
             )
         if weights is None:
             raise ValueError("load_weights: vLLM keeps weights of its own; expected named tensors")
-        self._weights = list(weights)
-        self._digests = self._core.load(self._weights, version)
-        self._version = version
+        self._weights, self._version = list(weights), version
         self._computed.clear()
+        try:
+            self._digests = self._core.load(self._weights, version)
+        except EngineFailure as failure:
+            self._restart(failure)
 
     def weight_version(self) -> int:
         return self._version
@@ -267,6 +273,9 @@ class VLLMEngine:
             raise ValueError(f"branch {branch} is unknown: never submitted, finished or aborted")
         return self._known[branch]
 
+    def _length(self, entry: _Branch) -> int:
+        return int(self._table.length_R[entry.ticket - self._table.base])
+
     def _enter(self, new: list[_Branch], tokens: NDArray[np.int32]) -> None:
         """Give branches tickets and queue their requests; `tokens`: responses so far."""
         ids = {entry.branch: entry for entry in new}
@@ -283,13 +292,18 @@ class VLLMEngine:
         self._tickets += 1
         self._by_ticket[entry.ticket] = entry
         self._table.add(entry, tokens)
-        self._core.add(
-            str(entry.ticket),
-            entry.prompt.tolist() + tokens.tolist(),
-            entry.limit - len(tokens),
-            self._eos,
-            {KEY: [entry.ticket, entry.seed, len(tokens), entry.prompt.size]},
-        )
+        path = entry.prompt.tolist() + tokens.tolist()
+        extra = {KEY: [entry.ticket, entry.seed, len(tokens), entry.prompt.size]}
+        room = entry.limit - len(tokens)
+        self._tell(lambda: self._core.add(str(entry.ticket), path, room, self._eos, extra))
+
+    def _tell(self, function: Callable[[], None]) -> None:
+        """Ask for what a restart would ask for again: a failure waits for the next step."""
+        if self._failure is None:
+            try:
+                function()
+            except EngineFailure as failure:
+                self._failure = failure
 
     def _close(self, ticket: int) -> None:
         del self._by_ticket[ticket]
@@ -374,12 +388,18 @@ class VLLMEngine:
         if not self._options.own_process or self._failures > self._options.restarts:
             raise EngineFailure(f"{failure} (restarts in a row: {self._failures - 1})")
         logger.warning("vLLM is started again: %s", failure)
-        self._core = self._launch()
-        if self._weights is not None:
-            self._core.load(self._weights, self._version)
-        if self._sampling is not None:
-            self._core.start(self._sampling)
+        self._failure = None
         self._computed.clear()
+        try:
+            self._core = self._launch()
+            if self._weights is not None:
+                self._digests = self._core.load(self._weights, self._version)
+        except EngineFailure as another:
+            self._restart(another)
+            return
+        if self._sampling is not None:
+            sampling = self._sampling
+            self._tell(lambda: self._core.start(sampling))
         unfinished = list(self._by_ticket.values())
         paths = [self._table.tokens(entry.ticket) for entry in unfinished]
         for entry, tokens in zip(unfinished, paths, strict=True):
@@ -388,7 +408,10 @@ class VLLMEngine:
             self._request(entry, tokens)
 
     def _count(self, outputs: Sequence[EngineCoreOutput]) -> None:
-        """Forward tokens: a token drawn after a prefill cost the prefill, any other cost one."""
+        """Forward tokens: a token drawn after a prefill cost the prefill, any other cost one.
+
+        What a preempted request computes again vLLM does not tell: it is not in here.
+        """
         prefilled = [output for output in outputs if output.prefill_stats is not None]
         computed = cached = again = 0
         for output in prefilled:

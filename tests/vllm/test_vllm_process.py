@@ -1,0 +1,84 @@
+"""An engine in a process of its own: it may die, hang or lie, and no leaf is lost."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from driven_engine import Driver
+from small_llama import Small, small_llama
+
+from pyrl.engine import EngineFailure
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small]:
+    folder = tmp_path_factory.mktemp("own")
+    made = Small(small_llama(), folder, own_process=True, step_seconds=8.0, restarts=1)
+    made.engine.load_weights(small_llama(seed=1).state_dict().items(), 3)
+    made.model = small_llama(seed=1)
+    yield made
+    made.engine.close()
+
+
+def children() -> list[psutil.Process]:
+    """The processes of vLLM, not those that Python itself keeps."""
+    found = psutil.Process().children(recursive=True)
+    return [p for p in found if "resource_tracker" not in " ".join(p.cmdline())]
+
+
+@pytest.mark.parametrize("fault", [None, signal.SIGKILL, signal.SIGSTOP])
+def test_branches_go_on_where_they_were(own: Small, fault: signal.Signals | None) -> None:
+    """Without a fault, with a process that dies, and with one that hangs."""
+    drivers = own.drivers()
+    for driver in drivers:
+        driver.submit([0, 1, 2, 3] * 4, limit=40, retain=True)
+        driver.step(5)
+        driver.fork(0, 2, 3)
+        driver.step(2)
+        if fault and driver is drivers[0]:
+            for process in children():
+                os.kill(process.pid, fault)
+        driver.finish()
+    ours, reference = drivers
+    for branch, trace in reference.traces.items():
+        assert ours.traces[branch].tokens == trace.tokens
+    assert own.engine.weight_version() == 3
+    own.clear(ours)
+
+
+def test_an_engine_that_fails_again_and_again_ends_the_run(own: Small) -> None:
+    driver = Driver(own.engine)
+    own.engine._launch = _dead  # type: ignore[method-assign]
+    for process in children():
+        process.kill()
+    driver.submit([0], limit=60)  # to nobody: that shows in the next step
+    with pytest.raises(EngineFailure, match=r"never started \(restarts in a row: 1\)"):
+        driver.finish()
+    own.clear(driver)  # what is left can be forgotten, though there is nobody to tell
+    del own.engine._launch
+    own.engine._core = own.engine._launch()
+    own.engine.load_weights(own.model.state_dict().items(), 4)
+    again = Driver(own.engine)
+    again.submit([0], limit=4)
+    again.finish()
+    assert len(again.traces[0].tokens) >= 1
+
+
+def _dead() -> None:
+    raise EngineFailure("never started")
+
+
+def test_a_closed_engine_leaves_nothing_behind(tmp_path: Path) -> None:
+    before = {p.pid for p in children()}
+    made = Small(small_llama(), tmp_path, own_process=True)
+    folder = made.engine._core._folder
+    assert folder.is_dir()
+    assert {p.pid for p in children()} > before
+    driver = Driver(made.engine)
+    driver.submit([0], limit=50)
+    made.engine.close()
+    assert not folder.exists()
+    assert {p.pid for p in children()} == before
