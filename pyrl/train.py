@@ -65,8 +65,7 @@ class Trainer:
         if run.threads:
             torch.set_num_threads(run.threads)
         device = find_device(run.device)
-        source = str(found.path) if found else run.model
-        self.model, self.tokenizer = load_model(source)
+        self.model, self.tokenizer = load_model(str(found.path) if found else run.model)
         initial = load_model(run.model)[0].to(device) if self.algorithm.loss.has_reference else None
         self.learner = Learner(self.model.to(device), initial, run)
         self.decode = decoder(self.tokenizer)
@@ -84,7 +83,7 @@ class Trainer:
             run.engine,
             run.vllm,
             self.model,
-            source,
+            run.model,
             eos,
             max_rows=run.max_rows,
             dtype=run.dtype,
@@ -172,15 +171,17 @@ class Trainer:
 
     def _grow(self, rollout: Rollout) -> Forest:
         """The rollout's trees; if the engine fails for good, what has grown is saved."""
+        path = self.run.output / "forest_in_flight"
         try:
-            return rollout.run()
+            forest = rollout.run()
         except EngineFailure as failure:
-            path = self.run.output / "forest_in_flight"
             path.write_bytes(rollout.forest.save())
             raise EngineFailure(
                 f"step {self.step + 1}: {failure}. What had grown is in {path}; the same command "
                 "with --resume goes on after the last checkpoint"
             ) from failure
+        path.unlink(missing_ok=True)
+        return forest
 
     def _advantages(
         self,

@@ -195,7 +195,7 @@ def _configuration(
     }
     taps = ("pyrl.engine.vllm.tap:Tap", "pyrl.engine.vllm.tap:TapV2")
     try:
-        return release.configuration(arguments, taps, own_process=options.own_process)
+        return release.configuration(arguments, taps)
     except (ValueError, OSError, NotImplementedError) as error:
         raise EngineError(f"vLLM {release.VERSION} cannot load {model}: {error}") from error
 

@@ -129,12 +129,10 @@ def on_cpu() -> bool:
     return bool(current_platform.is_cpu())
 
 
-def configuration(
-    arguments: dict[str, Any], taps: tuple[str, str], *, own_process: bool
-) -> VllmConfig:
+def configuration(arguments: dict[str, Any], taps: tuple[str, str]) -> VllmConfig:
     """vLLM's configuration from keyword arguments of EngineArgs; the taps: for V1, for V2."""
-    # On a CPU this variable, not the argument, decides whether the model runs in this process.
-    with patch.dict(os.environ, VLLM_ENABLE_V1_MULTIPROCESSING=str(int(own_process))):
+    # On a CPU this variable, not the argument, decides whether the core has a worker process too.
+    with patch.dict(os.environ, VLLM_ENABLE_V1_MULTIPROCESSING="0"):
         config = EngineArgs(logits_processors=[taps[0]], **arguments).create_engine_config()
     if HAS_V2 and config.use_v2_model_runner:
         config.model_config.logits_processors = [taps[1]]

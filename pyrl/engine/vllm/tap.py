@@ -79,8 +79,13 @@ class Drawing:
         self.channel.write(self.version, records_B[~discarded_B], seconds=self.patience)
 
 
-DRAWINGS: dict[str, Drawing] = {}
-"""Of this process's engines, by the identity of their configuration."""
+UNCLAIMED: list[Drawing] = []
+"""Of taps that vLLM has made in this process and whose worker has not asked for them yet."""
+
+
+def _drawing() -> Drawing:
+    UNCLAIMED.append(Drawing())
+    return UNCLAIMED[-1]
 
 
 class Tap(release.LogitsProcessor):
@@ -89,7 +94,7 @@ class Tap(release.LogitsProcessor):
     def __init__(
         self, vllm_config: release.VllmConfig, device: torch.device, is_pin_memory: bool
     ) -> None:
-        self._drawing = DRAWINGS.setdefault(vllm_config.instance_id, Drawing())
+        self._drawing = _drawing()
         self._places: dict[int, Place] = {}
         self._ticket_B = self._first_B = np.empty(0, np.int64)
         self._seed_B = np.empty(0, np.uint64)
@@ -133,7 +138,7 @@ class TapV2(release.LogitsProcessorV2):
     def __init__(
         self, vllm_config: release.VllmConfig, req_states: release.LogitsProcRequestState
     ) -> None:
-        self._drawing = DRAWINGS.setdefault(vllm_config.instance_id, Drawing())
+        self._drawing = _drawing()
         slots = req_states.max_num_reqs
         self._ticket_S = np.full(slots, -1, np.int64)
         self._seed_S = np.zeros(slots, np.uint64)

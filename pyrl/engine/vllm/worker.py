@@ -12,20 +12,21 @@ from torch import Tensor
 from pyrl.engine import Sampling
 from pyrl.engine.vllm import release
 from pyrl.engine.vllm.channel import Channel
-from pyrl.engine.vllm.tap import DRAWINGS, Drawing
+from pyrl.engine.vllm.tap import UNCLAIMED, Drawing
 from pyrl.sync import digest
 
 
 class WorkerExtension:
     """Methods that vLLM adds to its worker (`worker_extension_cls`), called by name."""
 
-    vllm_config: Any
     rank: int
     model_runner: Any
+    pyrl_drawing: Drawing
+    """Of this worker's tap."""
 
     def pyrl_open(self, path: str, patience: float) -> None:
         """Let the first rank write what it draws into a channel; seconds to wait for its reader."""
-        drawing = self._pyrl_drawing()
+        self.pyrl_drawing = drawing = UNCLAIMED.pop()
         drawing.patience = patience
         drawing.discarded = release.discarded_rows(self.model_runner)
         if self.rank == 0:
@@ -33,7 +34,7 @@ class WorkerExtension:
 
     def pyrl_sampling(self, temperature: float, top_k: int, top_p: float, min_p: float) -> None:
         """The distribution to draw from."""
-        self._pyrl_drawing().sampling = Sampling(temperature, top_k, top_p, min_p)
+        self.pyrl_drawing.sampling = Sampling(temperature, top_k, top_p, min_p)
 
     def pyrl_load(
         self, weights: Iterable[tuple[str, Tensor]] | str, version: int
@@ -48,11 +49,8 @@ class WorkerExtension:
                 yield name, tensor
 
         self.model_runner.reload_weights(weights_iterator=passing())
-        self._pyrl_drawing().version = version
+        self.pyrl_drawing.version = version
         return received
-
-    def _pyrl_drawing(self) -> Drawing:
-        return DRAWINGS[self.vllm_config.instance_id]
 
 
 def _read(path: Path) -> Iterator[tuple[str, Tensor]]:

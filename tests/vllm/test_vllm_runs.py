@@ -1,0 +1,81 @@
+"""Every method, on vLLM: a step of training, and a run that goes on after its engine has failed."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small_llama import HEADS
+from tiny_run import make_trainer, tiny, tiny_run
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from pyrl import demo
+from pyrl.config import Run
+from pyrl.engine import EngineFailure
+from pyrl.engine.vllm.engine import VLLMEngine
+from pyrl.engine.vllm.options import VLLMOptions
+from pyrl.methods import METHODS
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained model with the demo's tokenizer, whose heads vLLM's CPU attention takes."""
+    folder: Path = tmp_path_factory.mktemp("model")
+    tokenizer = AutoTokenizer.from_pretrained(demo.MODEL)
+    torch.manual_seed(0)
+    shape = HEADS | {"vocab_size": len(tokenizer), "num_hidden_layers": 2}
+    special = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
+    LlamaForCausalLM(LlamaConfig(**shape | special, intermediate_size=96)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def run_of(folder: Path, model: Path, method: str) -> Run:
+    return tiny_run(
+        folder,
+        tiny(METHODS[method](), votes=8),
+        method=method,
+        model=str(model),
+        engine="vllm",
+        vllm=VLLMOptions(kv_cache_gib=0.25),
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_a_step(tmp_path: Path, model: Path, method: str) -> None:
+    trainer = make_trainer(run_of(tmp_path, model, method))
+    try:
+        metrics = trainer.train_step()
+        assert metrics["tree/leaves"] >= 16
+        assert metrics["sync/difference"] < 1e-4
+        assert metrics.get("sampling/sampling_logp_difference/max", 0.0) < 1e-4
+        assert trainer.engine.weight_version() == 1
+    finally:
+        trainer.engine.close()
+
+
+def test_a_run_whose_engine_fails_saves_its_trees_and_goes_on(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = replace(run_of(tmp_path, model, "ttrl"), save_every=1)
+    trainer = make_trainer(run)
+    step, calls = VLLMEngine.step, []
+
+    def failing(engine: VLLMEngine) -> object:
+        calls.append(1)
+        if trainer.step == 1 and len(calls) % 7 == 0:
+            raise EngineFailure("it died")
+        return step(engine)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VLLMEngine, "step", failing)
+        with pytest.raises(EngineFailure, match=r"step 2: it died. What had grown is in .*--resume"):
+            trainer.train()
+    trainer.engine.close()
+    assert (run.output / "forest_in_flight").stat().st_size > 0
+    again = make_trainer(replace(run, resume=True))
+    assert again.step == 1
+    again.train()
+    assert again.step == run.steps
+    assert not (run.output / "forest_in_flight").exists()
+    again.engine.close()
