@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -87,7 +87,7 @@ class EvalSettings:
     device: str = "auto"
     engine: Literal["hf", "vllm"] = "hf"
     """Who samples."""
-    vllm: VLLMOptions = VLLMOptions()
+    vllm: VLLMOptions = field(default_factory=VLLMOptions)
     """How vLLM runs the model."""
 
 

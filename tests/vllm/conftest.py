@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 if find_spec("vllm") is None:
     collect_ignore_glob = ["test_*.py"]
 else:
+
     def pytest_configure(config: pytest.Config) -> None:
         """vLLM, and what it imports, warn of many things that are not pyrl's."""
         config.addinivalue_line("filterwarnings", "default")
 
-    @pytest.fixture(scope="session")
+    @pytest.fixture(scope="module")
     def small(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Small]":
-        """One engine in this process for the whole session, and the model that it runs."""
+        """One engine in this process for all tests of a file, and the model that it runs."""
         from small_llama import Small, small_llama
 
         torch.set_num_threads(1)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from driven_engine import EOS, SHAPE, Driver
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -24,6 +25,15 @@ HEADS = {
 def small_llama(seed: int = 0, **more: object) -> PreTrainedModel:
     torch.manual_seed(seed)
     return LlamaForCausalLM(LlamaConfig(**SHAPE | HEADS | more)).eval()
+
+
+def assert_same(ours: Driver, reference: Driver) -> None:
+    assert ours.traces.keys() == reference.traces.keys()
+    for branch, trace in ours.traces.items():
+        expected = reference.traces[branch]
+        assert (trace.tokens, trace.finish) == (expected.tokens, expected.finish), branch
+        np.testing.assert_allclose(trace.logprobs, expected.logprobs, atol=1e-4)
+        np.testing.assert_allclose(trace.entropies, expected.entropies, atol=1e-4)
 
 
 class Small:

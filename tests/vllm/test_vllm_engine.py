@@ -1,29 +1,15 @@
 """vLLM against the embedded engine: the same tokens for the same seeds, forked or not."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from driven_engine import PROMPTS, Driver, assert_as_a_fresh_forward
-from small_llama import Small, small_llama
+from small_llama import Small, assert_same
 
 from pyrl.engine import STOPPED, TRUNCATED, Branches, EngineError, Sampling
-from pyrl.engine.vllm.engine import VLLMEngine
-from pyrl.engine.vllm.release import BatchUpdate
-from pyrl.engine.vllm.tap import Tap
 from pyrl.fork import TopEntropy
 from pyrl.prune import Keep
 from pyrl.rollout import Rollout
-
-
-def assert_same(ours: Driver, reference: Driver) -> None:
-    assert ours.traces.keys() == reference.traces.keys()
-    for branch, trace in ours.traces.items():
-        expected = reference.traces[branch]
-        assert (trace.tokens, trace.finish) == (expected.tokens, expected.finish), branch
-        np.testing.assert_allclose(trace.logprobs, expected.logprobs, atol=1e-4)
-        np.testing.assert_allclose(trace.entropies, expected.entropies, atol=1e-4)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
@@ -170,7 +156,9 @@ def test_a_rollout_grows_the_same_trees(small: Small) -> None:
             seed=3,
         ).run()
         leaves.append(
-            sorted((forest.tree_of(x), tuple(forest.path(x).tokens.tolist())) for x in forest.leaves())
+            sorted(
+                (forest.tree_of(x), tuple(forest.path(x).tokens.tolist())) for x in forest.leaves()
+            )
         )
     assert leaves[0] == leaves[1]
     assert len(leaves[0]) == 24
@@ -219,42 +207,7 @@ def test_weights_that_are_not_numbers_are_named(small: Small) -> None:
     assert small.engine.weight_version() == 7
 
 
-def test_a_cache_too_small_for_all_loses_no_leaf(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The cache holds 1024 tokens of 64 x 60: vLLM preempts branches and computes them again."""
-    returned = []
-    update_state = Tap.update_state
-
-    def watched(tap: Tap, update: BatchUpdate | None) -> None:
-        returned.extend(drawn for *_, drawn in (update.added if update else ()) if drawn)
-        update_state(tap, update)
-
-    monkeypatch.setattr(Tap, "update_state", watched)
-    crowded = Small(small_llama(), tmp_path, kv_cache_gib=0.0005)
-    drivers = crowded.drivers()
-    for driver in drivers:
-        driver.submit([0, 1, 2, 3] * 16, limit=120)
-        driver.finish()
-    assert len(returned) > 10
-    assert_same(*drivers)
-    crowded.engine.close()
-
-
-def test_a_thousand_branches_at_once(tmp_path: Path) -> None:
-    many = Small(small_llama(), tmp_path, max_rows=1024)
-    drivers = many.drivers()
-    for driver in drivers:
-        driver.submit([0, 1, 2, 3] * 256, limit=6)
-        driver.finish()
-    assert len(drivers[0].traces) == 1024
-    assert_same(*drivers)
-    many.engine.close()
-
-
-def test_a_model_that_vllm_cannot_run_is_refused(tmp_path: Path) -> None:
-    small_llama(hidden_size=24, num_attention_heads=6, num_key_value_heads=2).save_pretrained(
-        tmp_path
-    )
-    with pytest.raises(EngineError, match="cannot run"):
-        VLLMEngine(str(tmp_path), [2])
+def test_a_second_engine_in_this_process_is_refused(small: Small) -> None:
+    with pytest.raises(EngineError, match="one engine in a process: close the other"):
+        Small(small.model, small.folder)
+    test_a_seed_replays_whatever_runs_beside_it(small)

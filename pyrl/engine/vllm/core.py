@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -37,7 +37,17 @@ class Core:
     if the engine is in a process of its own and that dies or is silent for too long.
     """
 
+    _here: ClassVar[Core | None] = None
+    """The open engine of this process: closing one takes vLLM's communication groups with it."""
+
     def __init__(self, model: str, max_rows: int, dtype: str, options: VLLMOptions) -> None:
+        if not options.own_process:
+            if Core._here is not None:
+                raise EngineError(
+                    "vLLM runs one engine in a process: close the other one first, or give this "
+                    "one a process of its own (vllm.own_process)"
+                )
+            Core._here = self
         self._options = options
         self._watch = _Watch() if options.own_process else None
         self._folder = Path(tempfile.mkdtemp(prefix="pyrl-", dir=_memory_folder()))
@@ -101,6 +111,8 @@ class Core:
     def close(self) -> None:
         """Stop the engine and its processes, however they are, and remove its files."""
         atexit.unregister(self.close)
+        if Core._here is self:
+            Core._here = None
         client, self._client = self._client, None
         if client is not None:
             client.shutdown(timeout=2.0)
@@ -109,10 +121,7 @@ class Core:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _try(self, model: str) -> None:
-        """Draw one token: some models load and cannot run, as with heads of a size without a kernel.
-
-        EngineError with vLLM's reason.
-        """
+        """Draw one token: a model may load and not run (a head size that has no kernel). EngineError."""
         self.add("try", [0], 1, [], {KEY: [-1, 0, 0, 1]})
         try:
             while not self.outputs():

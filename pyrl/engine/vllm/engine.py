@@ -47,7 +47,7 @@ class _Branch:
 
 
 class _Table:
-    """What changes with each token, for all branches since the engine was idle: arrays by ticket."""
+    """What changes with each token, of all branches since the engine was idle, by ticket."""
 
     def __init__(self, base: int) -> None:
         self.base = base
@@ -330,7 +330,7 @@ class VLLMEngine:
         return sampled
 
     def _read(self, ticket_B: NDArray[np.int64]) -> NDArray[np.void]:
-        """The records of these requests' tokens, in their order; a frame may hold more: aborted ones."""
+        """The records of these requests' tokens, in order; frames may hold aborted ones too."""
         records_B = np.empty(len(ticket_B), RECORD)
         order_B = np.argsort(ticket_B)
         missing_B = np.ones(len(ticket_B), bool)

@@ -13,8 +13,8 @@ class VLLMOptions:
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Of weights and cache in the engine; None: as the learner computes."""
     own_process: bool = False
-    """Sample in a process of its own, which is watched: one that dies or hangs is started again with
-    the current weights, and every unfinished branch goes on where it was."""
+    """Sample in a process of its own, which is watched: if it dies or hangs it is started again
+    with the current weights, and every unfinished branch goes on where it was."""
     max_model_len: int | None = None
     """Tokens of prompt and response at most; None: as many as the model has positions."""
     gpu_memory_utilization: float = 0.45

@@ -55,5 +55,5 @@ class WorkerExtension:
 
 def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
     with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118: not a dictionary
+        for name in file.keys():  # noqa: SIM118
             yield name, file.get_tensor(name)

@@ -1,0 +1,67 @@
+"""Engines of other sizes, one after the other in this process."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_llama import Small, assert_same, small_llama
+
+from pyrl.engine import EngineError
+from pyrl.engine.vllm.engine import VLLMEngine
+from pyrl.engine.vllm.release import BatchUpdate
+from pyrl.engine.vllm.tap import Tap
+from pyrl.sync import Sync
+
+
+def test_a_cache_too_small_for_all_loses_no_leaf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache holds 1024 tokens of 64 x 60: vLLM preempts branches and computes them again."""
+    returned = []
+    update_state = Tap.update_state
+
+    def watched(tap: Tap, update: BatchUpdate | None) -> None:
+        returned.extend(drawn for *_, drawn in (update.added if update else ()) if drawn)
+        update_state(tap, update)
+
+    monkeypatch.setattr(Tap, "update_state", watched)
+    crowded = Small(small_llama(), tmp_path, kv_cache_gib=0.0005)
+    drivers = crowded.drivers()
+    for driver in drivers:
+        driver.submit([0, 1, 2, 3] * 16, limit=120)
+        driver.finish()
+    assert len(returned) > 10
+    assert_same(*drivers)
+    crowded.engine.close()
+
+
+def test_a_thousand_branches_at_once(tmp_path: Path) -> None:
+    many = Small(small_llama(), tmp_path, max_rows=1024)
+    drivers = many.drivers()
+    for driver in drivers:
+        driver.submit([0, 1, 2, 3] * 256, limit=6)
+        driver.finish()
+    assert len(drivers[0].traces) == 1024
+    assert_same(*drivers)
+    many.engine.close()
+
+
+def test_a_model_that_vllm_cannot_run_is_refused(tmp_path: Path) -> None:
+    small_llama(hidden_size=24, num_attention_heads=6, num_key_value_heads=2).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(EngineError, match="cannot run"):
+        VLLMEngine(str(tmp_path), [2])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_tied_head_is_carried_too(tmp_path: Path, tied: bool) -> None:
+    made = Small(small_llama(tie_word_embeddings=tied), tmp_path)
+    learner = small_llama(seed=3, tie_word_embeddings=tied)
+    assert (
+        Sync(made.engine, learner, np.arange(4, 31, dtype=np.int32), "float32")(1)[
+            "sync/difference"
+        ]
+        < 1e-4
+    )
+    made.engine.close()
