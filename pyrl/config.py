@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -83,7 +83,7 @@ class Run:
     """CPU threads; None takes all cores."""
     engine: Literal["hf", "vllm"] = "hf"
     """Who samples: transformers with the learner's own weights, or vLLM."""
-    vllm: VLLMOptions = field(default_factory=VLLMOptions)
+    vllm: VLLMOptions = dataclasses.field(default_factory=VLLMOptions)
     """How vLLM runs the model."""
     max_rows: int = 256
     """Branches that the engine samples at the same time."""

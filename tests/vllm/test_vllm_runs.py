@@ -69,9 +69,7 @@ def test_a_run_whose_engine_fails_saves_its_trees_and_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(VLLMEngine, "step", failing)
-        with pytest.raises(
-            EngineFailure, match=r"step 2: it died. What had grown is in .*--resume"
-        ):
+        with pytest.raises(EngineFailure, match=r"step 2: it died. What had grown is in .*resume"):
             trainer.train()
     trainer.engine.close()
     assert (run.output / "forest_in_flight").stat().st_size > 0

@@ -61,7 +61,7 @@ def test_a_tensor_that_arrives_and_is_not_used_stops_the_run(
 
     def forgetful(core: Core, weights: list[tuple[str, Tensor]], version: int) -> dict[str, int]:
         received = load(core, weights, version)
-        load(core, [(n, t) for n, t in old.items()], version)
+        load(core, list(old.items()), version)
         return received
 
     old = {name: tensor.clone() for name, tensor in small.model.state_dict().items()}

@@ -121,7 +121,7 @@ class Core:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _try(self, model: str) -> None:
-        """Draw one token: a model may load and not run (a head size that has no kernel). EngineError."""
+        """Draw one token: a model may load and not run (no kernel for its head size)."""
         self.add("try", [0], 1, [], {KEY: [-1, 0, 0, 1]})
         try:
             while not self.outputs():
