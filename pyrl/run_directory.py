@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 from pyrl import checkpoint
 from pyrl.checkpoint import Checkpoint
 from pyrl.config import Run, save_run
+from pyrl.prompts import Prompt
 
 SETTINGS = "run.yaml"
 
@@ -106,3 +108,14 @@ def _flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+@contextmanager
+def naming(what: str, prompts: Sequence[Prompt], shown: int = 3) -> Iterator[None]:
+    """Say where numbers that are not finite came up, and on which questions."""
+    try:
+        yield
+    except FloatingPointError as error:
+        texts = ", ".join(repr(prompt.text) for prompt in prompts[:shown])
+        more = f" and {len(prompts) - shown} more" if len(prompts) > shown else ""
+        raise RunError(f"{what}: {error}. Its questions: {texts}{more}") from error

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -31,7 +30,7 @@ from pyrl.report import Alarms, Completion, Evaluation, MetricsLog, Progress, Re
 from pyrl.report.metrics import Row, plain_row, read_metrics
 from pyrl.reward import FunctionReward, label_metrics, vote_metrics
 from pyrl.rollout import Rollout, answer_start, derive_seed, make_signals
-from pyrl.run_directory import RunError, claim, find_start
+from pyrl.run_directory import claim, find_start, naming
 from pyrl.step_metrics import completion_metrics, first_completions, reward_metrics
 from pyrl.tree_metrics import tree_metrics
 from pyrl.vote import FlipCounter, Votes
@@ -114,7 +113,7 @@ class Trainer:
     def train_step(self) -> Row:
         """Sample, vote, reward, update: the step's metrics. RunError names questions with NaN."""
         prompts = self._questions(self.step)
-        with _naming(f"step {self.step + 1}", prompts):
+        with naming(f"step {self.step + 1}", prompts):
             self.unlogged = self._train_on(prompts)
         return self.unlogged.metrics
 
@@ -277,7 +276,7 @@ class Trainer:
         self.progress.phase("evaluating")
         scores = []
         for name, prompts in sets.items():
-            with _naming(f"evaluation of {name} after step {self.step}", prompts):
+            with naming(f"evaluation of {name} after step {self.step}", prompts):
                 scores.append(self.evaluator(name, model, prompts, how))
         return scores
 
@@ -394,14 +393,3 @@ class Trainer:
 
 def _metrics(scores: Sequence[Evaluation]) -> Row:
     return {f"eval/{e.set}/{name}": value for e in scores for name, value in e.metrics.items()}
-
-
-@contextmanager
-def _naming(what: str, prompts: Sequence[Prompt], shown: int = 3) -> Iterator[None]:
-    """Say where numbers that are not finite came up, and on which questions."""
-    try:
-        yield
-    except FloatingPointError as error:
-        texts = ", ".join(repr(prompt.text) for prompt in prompts[:shown])
-        more = f" and {len(prompts) - shown} more" if len(prompts) > shown else ""
-        raise RunError(f"{what}: {error}. Its questions: {texts}{more}") from error
