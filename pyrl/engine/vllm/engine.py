@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,65 +27,10 @@ from pyrl.engine.vllm.channel import RECORD
 from pyrl.engine.vllm.core import Core
 from pyrl.engine.vllm.options import VLLMOptions
 from pyrl.engine.vllm.release import EngineCoreOutput
+from pyrl.engine.vllm.table import Branch, BranchTable
 from pyrl.engine.vllm.tap import KEY
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class _Branch:
-    branch: int
-    ticket: int
-    """The name of its request: counts up and is never used again."""
-    prompt: NDArray[np.int32]
-    seed: int
-    limit: int
-    retain: bool
-    shared: int
-    """Tokens of its path that another request has computed."""
-
-
-class _Table:
-    """What changes with each token, of all branches since the engine was idle, by ticket."""
-
-    def __init__(self, base: int) -> None:
-        self.base = base
-        self.branch_R = np.empty(0, np.int64)
-        self.limit_R = np.empty(0, np.int64)
-        self.length_R = np.empty(0, np.int64)
-        self.running_R = np.empty(0, bool)
-        self._token_RT = np.empty((0, 0), np.int32)
-
-    def add(self, entry: _Branch, tokens: NDArray[np.int32]) -> None:
-        row = entry.ticket - self.base
-        if row >= len(self.branch_R):
-            self._grow(max(64, 2 * row), self._token_RT.shape[1])
-        self.branch_R[row], self.limit_R[row] = entry.branch, entry.limit
-        self.length_R[row], self.running_R[row] = len(tokens), True
-        self._write(np.array([row]), tokens[None])
-
-    def append(self, row_B: NDArray[np.int64], token_B: NDArray[np.int32]) -> None:
-        length = int(self.length_R[row_B].max()) + 1
-        if length > self._token_RT.shape[1]:
-            self._grow(len(self.branch_R), max(64, 2 * length))
-        self._token_RT[row_B, self.length_R[row_B]] = token_B
-        self.length_R[row_B] += 1
-
-    def tokens(self, ticket: int, count: int | None = None) -> NDArray[np.int32]:
-        row = ticket - self.base
-        return self._token_RT[row, : self.length_R[row] if count is None else count].copy()
-
-    def _write(self, row_B: NDArray[np.int64], token_BT: NDArray[np.int32]) -> None:
-        if token_BT.shape[1] > self._token_RT.shape[1]:
-            self._grow(len(self.branch_R), 2 * token_BT.shape[1])
-        self._token_RT[row_B, : token_BT.shape[1]] = token_BT
-
-    def _grow(self, rows: int, width: int) -> None:
-        old, self._token_RT = self._token_RT, np.zeros((rows, width), np.int32)
-        self._token_RT[: old.shape[0], : old.shape[1]] = old
-        more = rows - len(self.branch_R)
-        for name in ("branch_R", "limit_R", "length_R", "running_R"):
-            setattr(self, name, np.pad(getattr(self, name), (0, more)))
 
 
 class VLLMEngine:
@@ -124,11 +68,11 @@ class VLLMEngine:
         self._version = 0
         self._weights: list[tuple[str, Tensor]] | None = None
         self._digests: dict[str, int] = {}
-        self._known: dict[int, _Branch] = {}
-        self._by_ticket: dict[int, _Branch] = {}
+        self._known: dict[int, Branch] = {}
+        self._by_ticket: dict[int, Branch] = {}
         """Of the running and the queued."""
         self._tickets = 0
-        self._table = _Table(0)
+        self._table = BranchTable(0)
         self._computed: set[bytes] = set()
         """Prompts that the current weights have read."""
         self._failures = 0
@@ -164,7 +108,7 @@ class VLLMEngine:
             prompt = prompts[p]
             shared = prompt.size if prompt.tobytes() in self._computed else 0
             self._computed.add(prompt.tobytes())
-            new.append(_Branch(branch, -1, prompt, seed, limit, branches.retain, shared))
+            new.append(Branch(branch, -1, prompt, seed, limit, branches.retain, shared))
         self._enter(new, np.empty(0, np.int32))
 
     def fork(
@@ -180,7 +124,7 @@ class VLLMEngine:
         # Of a path's last token the model has not seen the parent's copy either.
         shared = source.prompt.size + min(keep, length - 1)
         new = [
-            _Branch(branch, -1, source.prompt, seed, source.limit, source.retain, shared)
+            Branch(branch, -1, source.prompt, seed, source.limit, source.retain, shared)
             for branch, seed in zip(branch_B.tolist(), seed_B.tolist(), strict=True)
         ]
         self._enter(new, self._table.tokens(source.ticket, keep))
@@ -191,7 +135,7 @@ class VLLMEngine:
         for entry in entries:
             del self._known[entry.branch]
         for ticket in running:
-            self._close(ticket)
+            del self._by_ticket[ticket]
         if running and not self._core.closed:
             self._tell(lambda: self._core.abort([str(ticket) for ticket in running]))
 
@@ -268,26 +212,26 @@ class VLLMEngine:
                 f"{self._core.max_model_len}, got {branches.limit_B[b]}"
             )
 
-    def _find(self, branch: int) -> _Branch:
+    def _find(self, branch: int) -> Branch:
         if branch not in self._known:
             raise ValueError(f"branch {branch} is unknown: never submitted, finished or aborted")
         return self._known[branch]
 
-    def _length(self, entry: _Branch) -> int:
+    def _length(self, entry: Branch) -> int:
         return int(self._table.length_R[entry.ticket - self._table.base])
 
-    def _enter(self, new: list[_Branch], tokens: NDArray[np.int32]) -> None:
+    def _enter(self, new: list[Branch], tokens: NDArray[np.int32]) -> None:
         """Give branches tickets and queue their requests; `tokens`: responses so far."""
         ids = {entry.branch: entry for entry in new}
         if len(ids) < len(new) or ids.keys() & self._known.keys():
             raise ValueError("expected branch identifiers that are not in use, each once")
         if not self._known:
-            self._table = _Table(self._tickets)
+            self._table = BranchTable(self._tickets)
         self._known.update(ids)
         for entry in new:
             self._request(entry, tokens)
 
-    def _request(self, entry: _Branch, tokens: NDArray[np.int32]) -> None:
+    def _request(self, entry: Branch, tokens: NDArray[np.int32]) -> None:
         entry.ticket = self._tickets
         self._tickets += 1
         self._by_ticket[entry.ticket] = entry
@@ -304,10 +248,6 @@ class VLLMEngine:
                 function()
             except EngineFailure as failure:
                 self._failure = failure
-
-    def _close(self, ticket: int) -> None:
-        del self._by_ticket[ticket]
-        self._table.running_R[ticket - self._table.base] = False
 
     def _take(self, outputs: Sequence[EngineCoreOutput]) -> Sampled:
         """The tokens of one step, from the channel; vLLM says whose they are."""
@@ -361,14 +301,13 @@ class VLLMEngine:
                 "expected logits without NaN or +inf and a finite entry in each row, got "
                 f"{broken_B.sum()} of {len(token_B)} rows that are not"
             )
-        if len(row_B):
-            self._table.append(row_B, token_B)
+        self._table.append(row_B, token_B)
         spent_B = self._table.length_R[row_B] == self._table.limit_R[row_B]
         stopped_B = np.isin(token_B, self._eos)
         finish_B = np.where(stopped_B, STOPPED, np.where(spent_B, TRUNCATED, RUNNING))
         for ticket in records_B["ticket"][finish_B != RUNNING].tolist():
             entry = self._by_ticket[ticket]
-            self._close(ticket)
+            del self._by_ticket[ticket]
             if not entry.retain:
                 del self._known[entry.branch]
         return Sampled(
@@ -401,9 +340,9 @@ class VLLMEngine:
             sampling = self._sampling
             self._tell(lambda: self._core.start(sampling))
         unfinished = list(self._by_ticket.values())
-        paths = [self._table.tokens(entry.ticket) for entry in unfinished]
+        paths = [self._table.tokens(x.ticket, self._length(x)) for x in unfinished]
         for entry, tokens in zip(unfinished, paths, strict=True):
-            self._close(entry.ticket)
+            del self._by_ticket[entry.ticket]
             entry.shared = entry.prompt.size + len(tokens)
             self._request(entry, tokens)
 

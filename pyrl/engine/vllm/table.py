@@ -1,0 +1,66 @@
+"""What the engine knows of its branches: what stays, and what changes with each token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(eq=False)
+class Branch:
+    """What stays."""
+
+    branch: int
+    ticket: int
+    """The name of its request: counts up and is never used again."""
+    prompt: NDArray[np.int32]
+    seed: int
+    limit: int
+    retain: bool
+    shared: int
+    """Tokens of its path that another request has computed."""
+
+
+class BranchTable:
+    """Responses of all branches since the engine was idle; a row is a ticket minus `base`."""
+
+    def __init__(self, base: int) -> None:
+        self.base = base
+        self.branch_R = np.empty(0, np.int64)
+        self.limit_R = np.empty(0, np.int64)
+        self.length_R = np.empty(0, np.int64)
+        self._token_RT = np.empty((0, 0), np.int32)
+
+    def add(self, entry: Branch, tokens: NDArray[np.int32]) -> None:
+        """A branch whose response has these tokens so far."""
+        row = entry.ticket - self.base
+        self._reserve(row + 1, len(tokens))
+        self.branch_R[row], self.limit_R[row] = entry.branch, entry.limit
+        self.length_R[row] = len(tokens)
+        self._token_RT[row, : len(tokens)] = tokens
+
+    def append(self, row_B: NDArray[np.int64], token_B: NDArray[np.int32]) -> None:
+        """One more token of some branches."""
+        length_B = self.length_R[row_B]
+        self._reserve(0, int(length_B.max(initial=0)) + 1)
+        self._token_RT[row_B, length_B] = token_B
+        self.length_R[row_B] = length_B + 1
+
+    def tokens(self, ticket: int, count: int) -> NDArray[np.int32]:
+        """The first tokens of a response."""
+        return self._token_RT[ticket - self.base, :count].copy()
+
+    def _reserve(self, rows: int, width: int) -> None:
+        """Room for as many; it doubles, so that growing costs little per token."""
+        had_rows, had_width = self._token_RT.shape
+        if rows <= had_rows and width <= had_width:
+            return
+        rows = had_rows if rows <= had_rows else max(64, 2 * rows)
+        width = had_width if width <= had_width else max(64, 2 * width)
+        more = rows - had_rows
+        self._token_RT = np.pad(self._token_RT, ((0, more), (0, width - had_width)))
+        self.branch_R = np.pad(self.branch_R, (0, more))
+        self.limit_R = np.pad(self.limit_R, (0, more))
+        self.length_R = np.pad(self.length_R, (0, more))
