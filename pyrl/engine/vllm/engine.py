@@ -254,10 +254,11 @@ class VLLMEngine:
         drew = [output for output in outputs if output.new_token_ids]
         ticket_B = np.array([int(output.request_id) for output in drew], np.int64)
         records_B = self._read(ticket_B)
+        lifted = np.maximum(records_B["token"], 0).tolist()
         wrong = [
             output.request_id
-            for output, record in zip(drew, records_B, strict=True)
-            if output.new_token_ids != [max(0, record["token"])]
+            for output, token in zip(drew, lifted, strict=True)
+            if output.new_token_ids != [token]
         ]
         if wrong:
             raise EngineFailure(f"requests {wrong[:8]} were given other tokens than were drawn")
