@@ -68,7 +68,10 @@ class Channel:
             time.sleep(0.001)
         head = np.zeros(1, RECORD)
         head["position"], head["token"] = version, len(records_B)
-        self._ring[(written + np.arange(count)) % size] = np.concatenate([head, records_B])
+        frame, first = np.concatenate([head, records_B]), written % size
+        rest = size - first
+        self._ring[first : first + count] = frame[:rest]
+        self._ring[: max(0, count - rest)] = frame[rest:]
         self._counters[_WRITTEN] = written + count
 
     def read(self) -> Frame | None:
@@ -79,6 +82,8 @@ class Channel:
         head = self._ring[read % size]
         count = int(head["token"])
         version = int(head["position"])
-        records_B = np.asarray(self._ring[(read + 1 + np.arange(count)) % size])
+        first = (read + 1) % size
+        tail_B = self._ring[first : first + count]
+        records_B = np.concatenate([tail_B, self._ring[: count - len(tail_B)]])
         self._counters[_READ] = read + 1 + count
         return Frame(version, records_B)

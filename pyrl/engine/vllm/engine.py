@@ -262,36 +262,39 @@ class VLLMEngine:
         ]
         if wrong:
             raise EngineFailure(f"requests {wrong[:8]} were given other tokens than were drawn")
-        alive_B = np.array([ticket in self._by_ticket for ticket in ticket_B.tolist()], bool)
-        self._count([output for output, alive in zip(drew, alive_B, strict=True) if alive])
+        row_B = ticket_B - self._table.base
+        alive_B = (row_B >= 0) & self._table.running_R.take(row_B, mode="clip")
+        self._count(int(alive_B.sum()), drew)
         ended = {int(output.request_id) for output in outputs if output.finish_reason is not None}
-        sampled = self._sampled(np.sort(records_B[alive_B], order="ticket"))
+        order_B = np.argsort(ticket_B)
+        sampled = self._sampled(records_B.take(order_B[alive_B[order_B]]))
         if ended & self._by_ticket.keys():
             raise EngineFailure(f"requests {sorted(ended)[:8]} ended before their branches")
         return sampled
 
     def _read(self, ticket_B: NDArray[np.int64]) -> NDArray[np.void]:
         """The records of these requests' tokens, in order; frames may hold aborted ones too."""
-        records_B = np.empty(len(ticket_B), RECORD)
-        order_B = np.argsort(ticket_B)
-        missing_B = np.ones(len(ticket_B), bool)
-        while missing_B.any():
+        frames, size = [np.empty(0, RECORD)], 0
+        where_B = np.full(len(ticket_B), -1)
+        while (where_B < 0).any():
             frame = self._core.frame()
             if frame is None:
                 raise EngineFailure(
-                    f"no numbers arrived for requests {ticket_B[missing_B][:8].tolist()}"
+                    f"no numbers arrived for requests {ticket_B[where_B < 0][:8].tolist()}"
                 )
             if frame.version != self._version:
                 raise EngineFailure(
                     f"tokens were drawn with weights of version {frame.version}, expected "
                     f"{self._version}"
                 )
-            place_R = np.searchsorted(ticket_B, frame.records_B["ticket"], sorter=order_B)
-            index_R = order_B[np.minimum(place_R, len(ticket_B) - 1)]
-            found_R = ticket_B[index_R] == frame.records_B["ticket"]
-            records_B[index_R[found_R]] = frame.records_B[found_R]
-            missing_B[index_R[found_R]] = False
-        return records_B
+            ticket_R = frame.records_B["ticket"].copy()
+            order_R = np.argsort(ticket_R)
+            index_B = order_R.take(np.searchsorted(ticket_R, ticket_B, sorter=order_R), mode="clip")
+            where_B = np.where(ticket_R[index_B] == ticket_B, size + index_B, where_B)
+            frames.append(frame.records_B)
+            size += len(ticket_R)
+        # `take`: indexing by an array copies a record field by field.
+        return np.concatenate(frames).take(where_B)
 
     def _sampled(self, records_B: NDArray[np.void]) -> Sampled:
         """Write drawn tokens into the table, and close the branches that end with them."""
@@ -347,12 +350,16 @@ class VLLMEngine:
             entry.shared = entry.prompt.size + len(tokens)
             self._request(entry, tokens)
 
-    def _count(self, outputs: Sequence[EngineCoreOutput]) -> None:
+    def _count(self, drawn: int, outputs: Sequence[EngineCoreOutput]) -> None:
         """Forward tokens: a token drawn after a prefill cost the prefill, any other cost one.
 
         What a preempted request computes again vLLM does not tell: it is not in here.
         """
-        prefilled = [output for output in outputs if output.prefill_stats is not None]
+        prefilled = [
+            output
+            for output in outputs
+            if output.prefill_stats is not None and int(output.request_id) in self._by_ticket
+        ]
         computed = cached = again = 0
         for output in prefilled:
             entry, stats = self._by_ticket[int(output.request_id)], output.prefill_stats
@@ -362,7 +369,7 @@ class VLLMEngine:
         old = self._work
         self._work = Work(
             old.prompt_tokens + computed,
-            old.decode_tokens + len(outputs) - len(prefilled),
+            old.decode_tokens + drawn - len(prefilled),
             old.copied_tokens + cached,
             old.recomputed_tokens + again,
         )
