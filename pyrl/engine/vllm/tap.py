@@ -157,5 +157,6 @@ class TapV2(release.LogitsProcessorV2):
         # Positions count from the start of the sequence; a response's from the end of the prompt.
         position_B = ctx.pos.cpu().numpy().astype(np.int64) + 1 - self._prompt_S[slot_B]
         discarded_B = position_B < self._first_S[slot_B]
-        self._drawing(logits, self._ticket_S[slot_B], self._seed_S[slot_B], position_B, discarded_B)
+        place_B = np.maximum(position_B, 0)  # a prompt that is read in parts is before its response
+        self._drawing(logits, self._ticket_S[slot_B], self._seed_S[slot_B], place_B, discarded_B)
         return logits
