@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -36,7 +37,8 @@ def installed() -> tuple[str, tuple[int, int]]:
             text = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-        major, minor = (int(part) for part in text.split(".")[:2])
+        known = re.match(r"(\d+)\.(\d+)", text)  # also of 0.30rc1
+        major, minor = map(int, known.groups()) if known else (0, 0)
         if not OLDEST <= (major, minor) <= NEWEST:
             raise EngineError(
                 f"{package} {text} is installed; pyrl works with {OLDEST[0]}.{OLDEST[1]} to "
