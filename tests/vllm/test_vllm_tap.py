@@ -13,7 +13,7 @@ from torch import Tensor
 from pyrl.engine import Sampling
 from pyrl.engine.vllm import release
 from pyrl.engine.vllm.channel import Channel, Frame
-from pyrl.engine.vllm.tap import DRAWINGS, KEY, Drawing, Tap, TapV2
+from pyrl.engine.vllm.tap import KEY, UNCLAIMED, Drawing, Tap, TapV2
 from pyrl.sample_tokens import sample_tokens
 
 ONE_WAY = next(way for way in type(release.SWAP) if way is not release.SWAP)
@@ -29,7 +29,7 @@ def config() -> Any:
 
 
 def drawing(settings: Any, folder: Path) -> Drawing:
-    found = DRAWINGS[settings.instance_id]
+    found = UNCLAIMED.pop()
     found.channel, found.version = Channel.create(folder / settings.instance_id, 4096), 3
     return found
 
