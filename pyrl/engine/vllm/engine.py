@@ -135,7 +135,7 @@ class VLLMEngine:
         for entry in entries:
             del self._known[entry.branch]
         for ticket in running:
-            del self._by_ticket[ticket]
+            self._close(ticket)
         if running and not self._core.closed:
             self._tell(lambda: self._core.abort([str(ticket) for ticket in running]))
 
@@ -249,6 +249,10 @@ class VLLMEngine:
             except EngineFailure as failure:
                 self._failure = failure
 
+    def _close(self, ticket: int) -> None:
+        del self._by_ticket[ticket]
+        self._table.running_R[ticket - self._table.base] = False
+
     def _take(self, outputs: Sequence[EngineCoreOutput]) -> Sampled:
         """The tokens of one step, from the channel; vLLM says whose they are."""
         drew = [output for output in outputs if output.new_token_ids]
@@ -311,7 +315,7 @@ class VLLMEngine:
         finish_B = np.where(stopped_B, STOPPED, np.where(spent_B, TRUNCATED, RUNNING))
         for ticket in records_B["ticket"][finish_B != RUNNING].tolist():
             entry = self._by_ticket[ticket]
-            del self._by_ticket[ticket]
+            self._close(ticket)
             if not entry.retain:
                 del self._known[entry.branch]
         return Sampled(
@@ -346,7 +350,7 @@ class VLLMEngine:
         unfinished = list(self._by_ticket.values())
         paths = [self._table.tokens(x.ticket, self._length(x)) for x in unfinished]
         for entry, tokens in zip(unfinished, paths, strict=True):
-            del self._by_ticket[entry.ticket]
+            self._close(entry.ticket)
             entry.shared = entry.prompt.size + len(tokens)
             self._request(entry, tokens)
 

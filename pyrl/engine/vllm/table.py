@@ -31,6 +31,7 @@ class BranchTable:
         self.branch_R = np.empty(0, np.int64)
         self.limit_R = np.empty(0, np.int64)
         self.length_R = np.empty(0, np.int64)
+        self.running_R = np.empty(0, bool)
         self._token_RT = np.empty((0, 0), np.int32)
 
     def add(self, entry: Branch, tokens: NDArray[np.int32]) -> None:
@@ -38,7 +39,7 @@ class BranchTable:
         row = entry.ticket - self.base
         self._reserve(row + 1, len(tokens))
         self.branch_R[row], self.limit_R[row] = entry.branch, entry.limit
-        self.length_R[row] = len(tokens)
+        self.length_R[row], self.running_R[row] = len(tokens), True
         self._token_RT[row, : len(tokens)] = tokens
 
     def append(self, row_B: NDArray[np.int64], token_B: NDArray[np.int32]) -> None:
@@ -64,3 +65,4 @@ class BranchTable:
         self.branch_R = np.pad(self.branch_R, (0, more))
         self.limit_R = np.pad(self.limit_R, (0, more))
         self.length_R = np.pad(self.length_R, (0, more))
+        self.running_R = np.pad(self.running_R, (0, more))
