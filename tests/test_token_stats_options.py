@@ -251,3 +251,19 @@ def test_a_second_temperature_far_below_the_first_does_not_overflow() -> None:
     stats = token_stats(logits_TV, torch.tensor([3000]), second_temperature=0.01)
     assert stats.second_logprob is not None
     assert stats.second_logprob.item() == pytest.approx(0, abs=2e-6)
+
+
+def test_a_soft_cap_leaves_masked_tokens_masked_and_without_a_gradient() -> None:
+    logits_TV = torch.randn(2, 40, generator=torch.Generator().manual_seed(0))
+    logits_TV[:, 5:20] = -math.inf
+    label_T = torch.tensor([7, 30])  # masked, not masked
+    stats = token_stats(logits_TV.requires_grad_(), label_T, softcap=4.0)
+    kept_TV = torch.cat([logits_TV[:, :5], logits_TV[:, 20:]], dim=1).detach()
+    expected = token_stats(kept_TV, torch.tensor([0, 15]), softcap=4.0)
+    assert stats.logprob[0].item() == -math.inf
+    torch.testing.assert_close(stats.entropy, expected.entropy, rtol=0, atol=2e-6)
+    torch.testing.assert_close(stats.logprob[1], expected.logprob[1], rtol=0, atol=2e-6)
+    (stats.logprob + stats.entropy).sum().backward()
+    assert logits_TV.grad is not None
+    assert logits_TV.grad.isfinite().all()
+    assert not logits_TV.grad[:, 5:20].any()
