@@ -94,6 +94,8 @@ class Rollout:
         it, so the engine keeps those that have finished until their trunk is done."""
         self.trunk_of: dict[int, Trunk] = {}
         """Of every branch that the engine knows."""
+        self.trunks_are_open = False
+        """All that the fork rule begins with; from now on missing leaves are replaced."""
         self.counts = Counts()
         engine.start(sampling)
 
@@ -106,6 +108,7 @@ class Rollout:
                 self._warm_up(self.signals)
             for tree in range(len(self.prompts)):
                 self._spawn(tree, self.fork.trunks(self.votes) - self.budgets[tree].trunks)
+            self.trunks_are_open = True
             while self._drain():
                 pass
             return self.forest
@@ -336,6 +339,14 @@ class Rollout:
             self.engine.abort(np.array(leaves, np.int64))
             for leaf in leaves:
                 del self.trunk_of[leaf]
+            if self.trunks_are_open:
+                self._replace(trunk.tree)
+
+    def _replace(self, tree: int) -> None:
+        """Open now, in a full batch, what the open trunks cannot come to any more."""
+        open_trunks = {id(t): t for t in self.trunk_of.values() if t.tree == tree}.values()
+        possible = sum(self.fork.cap(self.votes) - len(trunk.begin) for trunk in open_trunks)
+        self._spawn(tree, self.budgets[tree].leaves - possible)
 
     def _fork_finished(self, site: Site) -> None:
         """Fork where a branch once was: the siblings' windows start from what it looked like."""
