@@ -18,7 +18,7 @@ from pyrl.fork import (
     Site,
     TopEntropy,
 )
-from pyrl.rollout import answer_start
+from pyrl.rollout import Rollout, answer_start
 
 FLAT_FORKS = [
     TopEntropy(forks=0),
@@ -125,3 +125,27 @@ def test_answer_start_is_where_the_last_box_is_opened(text: str, opening: int | 
     expected = len(text) if opening is None else opening + len("\\boxed") - 1
     assert answer_start(tokens, Characters()) == expected
     assert answer_start(tokens[:0], Characters()) == 0
+
+
+# ---- trunks that end early
+
+
+def test_what_the_open_trunks_cannot_come_to_is_opened_before_they_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Responses of a token have no place to fork; their leaves must not wait to run alone."""
+    beside = []
+    replace = Rollout._replace
+
+    def watched(run: Rollout, tree: int) -> None:
+        before = run.budgets[tree].trunks
+        replace(run, tree)
+        if run.budgets[tree].trunks > before:
+            beside.append(run.budgets[tree].running - (run.budgets[tree].trunks - before))
+
+    monkeypatch.setattr(Rollout, "_replace", watched)
+    run = rollout(random_toy(end=0.5), prompts(3), votes=60, fork=TopEntropy())
+    run.run()
+    check_budgets(run)
+    assert run.counts.trunks > TopEntropy().trunks(60)
+    assert max(beside) > 0
