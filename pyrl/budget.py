@@ -36,6 +36,8 @@ class Trunk:
     tree: int
     begin: dict[int, int]
     """Each branch (the trunk first) and the position where it left its parent."""
+    cap: int
+    """Leaves that it may have."""
     running: int = 1
     round: int = 0
 

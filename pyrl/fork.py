@@ -95,7 +95,10 @@ class TopEntropy(Flat):
     """Last tokens of a trunk that never fork."""
 
     def trunks(self, votes: int) -> int:
-        return max(1, votes // (1 + self.forks * self.siblings))
+        return max(1, votes // self.cap(votes))
+
+    def cap(self, votes: int) -> int:
+        return 1 + self.forks * self.siblings
 
     def at_end(self, trunk: Finished) -> list[Site]:
         if trunk.round > 0 or self.forks * self.siblings == 0:
@@ -113,8 +116,8 @@ class EPTree(TopEntropy):
     rounds: int = 1
     """L: each round looks at all tokens of the tree, also those of earlier rounds."""
 
-    def trunks(self, votes: int) -> int:
-        return max(1, votes // (1 + self.forks * self.rounds * self.siblings))
+    def cap(self, votes: int) -> int:
+        return 1 + self.forks * self.rounds * self.siblings
 
     def at_end(self, trunk: Finished) -> list[Site]:
         if trunk.round >= self.rounds:

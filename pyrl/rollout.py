@@ -94,8 +94,9 @@ class Rollout:
         it, so the engine keeps those that have finished until their trunk is done."""
         self.trunk_of: dict[int, Trunk] = {}
         """Of every branch that the engine knows."""
-        self.trunks_are_open = False
-        """All that the fork rule begins with; from now on missing leaves are replaced."""
+        self.replaces = False
+        """All trunks are open that the fork rule begins with, and forks come from finished ones
+        alone: how many leaves will be missing is known before the end."""
         self.counts = Counts()
         engine.start(sampling)
 
@@ -108,7 +109,7 @@ class Rollout:
                 self._warm_up(self.signals)
             for tree in range(len(self.prompts)):
                 self._spawn(tree, self.fork.trunks(self.votes) - self.budgets[tree].trunks)
-            self.trunks_are_open = True
+            self.replaces = self.signals is None
             while self._drain():
                 pass
             return self.forest
@@ -141,11 +142,13 @@ class Rollout:
             self._spawn(tree, budget.leaves)
         return any(budget.running for budget in self.budgets)
 
-    def _spawn(self, tree: int, count: int) -> None:
+    def _spawn(self, tree: int, count: int, cap: int | None = None) -> None:
+        """Open independent samples, of at most `cap` leaves each (None: as the fork rule says)."""
         budget = self.budgets[tree]
         count = min(count, budget.leaves)
         if count <= 0:
             return
+        cap = self.fork.cap(self.votes) if cap is None else cap
         seeds = [derive_seed(self.seed, tree, budget.trunks + i) for i in range(count)]
         branches = [self.forest.add_trunk(tree, seed) for seed in seeds]
         budget.trunks += count
@@ -161,7 +164,7 @@ class Rollout:
                 retain=self.retain,
             )
         )
-        self.trunk_of |= {branch: Trunk(tree, {branch: 0}) for branch in branches}
+        self.trunk_of |= {branch: Trunk(tree, {branch: 0}, cap) for branch in branches}
 
     def engine_step(self) -> bool:
         """One token for every running branch, and what follows from it; False when none runs."""
@@ -223,7 +226,7 @@ class Rollout:
         """Open siblings as far as the prompt's budget and the trunk's cap allow; these."""
         trunk = self.trunk_of[site.leaf]
         budget = self.budgets[trunk.tree]
-        count = min(site.siblings, budget.leaves, self.fork.cap(self.votes) - len(trunk.begin))
+        count = min(site.siblings, budget.leaves, trunk.cap - len(trunk.begin))
         if count <= 0:
             return np.empty(0, np.int64)
         place = (self.forest.seed(site.leaf), site.at, trunk.round)
@@ -339,14 +342,17 @@ class Rollout:
             self.engine.abort(np.array(leaves, np.int64))
             for leaf in leaves:
                 del self.trunk_of[leaf]
-            if self.trunks_are_open:
+            if self.replaces:
                 self._replace(trunk.tree)
 
     def _replace(self, tree: int) -> None:
-        """Open now, in a full batch, what the open trunks cannot come to any more."""
+        """Open now, in a full batch, what the open trunks cannot come to any more.
+
+        These do not fork: the leaves that are left belong to the trunks that were there first.
+        """
         open_trunks = {id(t): t for t in self.trunk_of.values() if t.tree == tree}.values()
-        possible = sum(self.fork.cap(self.votes) - len(trunk.begin) for trunk in open_trunks)
-        self._spawn(tree, self.budgets[tree].leaves - possible)
+        possible = sum(trunk.cap - len(trunk.begin) for trunk in open_trunks)
+        self._spawn(tree, self.budgets[tree].leaves - possible, cap=1)
 
     def _fork_finished(self, site: Site) -> None:
         """Fork where a branch once was: the siblings' windows start from what it looked like."""
