@@ -50,8 +50,10 @@ def test_a_model_that_vllm_cannot_run_is_refused(tmp_path: Path) -> None:
     small_llama(hidden_size=24, num_attention_heads=6, num_key_value_heads=2).save_pretrained(
         tmp_path
     )
-    with pytest.raises(EngineError, match="cannot run"):
+    with pytest.raises(EngineError, match=r"cannot run .*head_dim"):
         VLLMEngine(str(tmp_path), [2])
+    with pytest.raises(EngineError, match=r"cannot run .*nowhere"):
+        VLLMEngine(str(tmp_path / "nowhere"), [2])
 
 
 @pytest.mark.parametrize("tied", [False, True])

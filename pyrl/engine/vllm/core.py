@@ -56,9 +56,10 @@ class Core:
             undo.callback(self.close)
             self._channel = Channel.create(self._folder / "channel", CHANNEL_RECORDS)
             config = _configuration(model, max_rows, dtype, options)
-            self._client = self._within(
-                START_SECONDS, lambda: release.launch(config, own_process=options.own_process)
-            )
+            with _refusing(model):
+                self._client = self._within(
+                    START_SECONDS, lambda: release.launch(config, own_process=options.own_process)
+                )
             patience = options.step_seconds if options.own_process else 0.0
             self._rpc("pyrl_open", str(self._folder / "channel"), patience)
             self._try(model)
@@ -123,11 +124,9 @@ class Core:
     def _try(self, model: str) -> None:
         """Draw one token: a model may load and not run (no kernel for its head size)."""
         self.add("try", [0], 1, [], {KEY: [-1, 0, 0, 1]})
-        try:
+        with _refusing(model):
             while not self.outputs():
                 pass
-        except (RuntimeError, NotImplementedError, ValueError) as error:
-            raise EngineError(f"vLLM {release.VERSION} cannot run {model}: {error}") from error
         self.frame()
 
     def _rpc(self, method: str, *values: Any) -> list[Any]:
@@ -174,6 +173,17 @@ def _own_threads() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@contextmanager
+def _refusing(model: str) -> Iterator[None]:
+    """What vLLM says of a model or of an option, as an EngineError."""
+    try:
+        yield
+    except EngineFailure:
+        raise
+    except (ValueError, OSError, RuntimeError) as error:
+        raise EngineError(f"vLLM {release.VERSION} cannot run {model}: {error}") from error
+
+
 def _memory_folder() -> str | None:
     """Where files are memory; None, the usual place of temporary files, without such a place."""
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
@@ -203,10 +213,8 @@ def _configuration(
         "disable_log_stats": True,
     }
     taps = ("pyrl.engine.vllm.tap:Tap", "pyrl.engine.vllm.tap:TapV2")
-    try:
+    with _refusing(model):
         return release.configuration(arguments, taps)
-    except (ValueError, OSError, NotImplementedError) as error:
-        raise EngineError(f"vLLM {release.VERSION} cannot load {model}: {error}") from error
 
 
 def _write(weights: dict[str, Tensor], path: Path) -> Path:

@@ -18,6 +18,7 @@ from pyrl.engine import (
     STOPPED,
     TRUNCATED,
     Branches,
+    EngineError,
     EngineFailure,
     Sampled,
     Sampling,
@@ -341,8 +342,8 @@ class VLLMEngine:
             self._core = self._launch()
             if self._weights is not None:
                 self._digests = self._core.load(self._weights, self._version)
-        except EngineFailure as another:
-            self._restart(another)
+        except (EngineError, EngineFailure) as another:
+            self._restart(EngineFailure(str(another)))
             return
         if self._sampling is not None:
             sampling = self._sampling

@@ -77,8 +77,11 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 HAS_V2 = find_spec("vllm") is not None and RELEASE >= (0, 31)
 """Whether Model Runner V2 takes logits processors; older releases are kept on V1."""
-if not HAS_V2:
-    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+if not HAS_V2 and os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0") != "0":
+    raise EngineError(
+        f"vLLM {VERSION} takes no logits processors in Model Runner V2: unset "
+        "VLLM_USE_V2_MODEL_RUNNER, or install 0.31 or later"
+    )
 
 from vllm.config import VllmConfig  # noqa: E402
 from vllm.engine.arg_utils import EngineArgs  # noqa: E402
