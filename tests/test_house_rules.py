@@ -94,6 +94,12 @@ def test_only_bindings_know_python_and_nothing_knows_torch() -> None:
         assert found <= allowed, name(path)
 
 
+def test_one_file_imports_vllm() -> None:
+    importing = re.compile(r"^\s*(import vllm|from vllm)\b", re.M)
+    found = {name(path) for path in PACKAGE if importing.search(path.read_text("utf-8"))}
+    assert found == {"pyrl/engine/vllm/release.py"}
+
+
 def test_no_exception_is_caught_without_its_kind() -> None:
     broad = [
         f"{name(path)}:{node.lineno}"

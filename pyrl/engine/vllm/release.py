@@ -1,7 +1,7 @@
 """What pyrl uses of vLLM, and all that differs between its releases.
 
-No other file imports vllm; `tests/test_vllm_release.py` holds every name and signature used here
-against the installed release, so that a rename fails there.
+No other file imports vllm. `tests/on_vllm/test_vllm_release.py` holds every name and signature used
+here against the installed release, so that a rename fails there.
 """
 
 from __future__ import annotations
