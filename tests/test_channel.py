@@ -81,7 +81,9 @@ for frame in range(2000):
 def test_another_process_writes_while_this_one_reads(tmp_path: Path, ring: Channel) -> None:
     """2000 frames through 10 records: the writer waits for the reader hundreds of times."""
     here = str(Path(__file__).parent)
-    with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path / "ring"), here]) as writer:
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", WRITER, str(tmp_path / "ring"), here]
+    ) as writer:
         frame = 0
         while frame < 2000:
             ended = writer.poll() is not None
