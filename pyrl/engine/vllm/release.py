@@ -83,6 +83,7 @@ if not HAS_V2 and os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0") != "0":
         "VLLM_USE_V2_MODEL_RUNNER, or install 0.31 or later"
     )
 
+# Below the settings above: vllm reads its environment when it is imported (hence the E402).
 from vllm.config import VllmConfig  # noqa: E402
 from vllm.engine.arg_utils import EngineArgs  # noqa: E402
 from vllm.platforms import current_platform  # noqa: E402

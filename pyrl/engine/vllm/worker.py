@@ -55,5 +55,6 @@ class WorkerExtension:
 
 def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
     with safe_open(path, framework="pt") as file:
+        # A safe_open file is no dictionary: it cannot be iterated itself.
         for name in file.keys():  # noqa: SIM118
             yield name, file.get_tensor(name)
