@@ -3,6 +3,7 @@
 
 #include "policy_blocks.h"
 #include "policy_lanes.h"
+#include "policy_sums.h"
 
 namespace pyrl {
 namespace {
@@ -109,60 +110,28 @@ struct Output {
 };
 
 // PolicySums in registers.
-struct Sums {
-  Lanes loss, weight, below, above, capped, kl_old, penalty, ratio, ratio_max;
-  Mask refused;
+struct Sums : TokenSums<Lanes> {
+  Mask wrong;
 
   PYRL_METHOD explicit Sums(const PolicySums& from)
-      : loss(load(from.loss.lane)),
-        weight(load(from.weight.lane)),
-        below(load(from.clipped_low.lane)),
-        above(load(from.clipped_high.lane)),
-        capped(load(from.clipped_dual.lane)),
-        kl_old(load(from.kl_old.lane)),
-        penalty(load(from.penalty.lane)),
-        ratio(load(from.ratio.lane)),
-        ratio_max(load(from.ratio_max.lane)),
-        refused(Lanes(0.0) < Lanes(0.0)) {}
-
-  PYRL_METHOD void add(const TokenTerm<Lanes>& term, const token::Kinds& kinds,
-                       const TokenSpec& spec, const Lanes& w) {
-    const Lanes zero = 0.0;
-    loss = loss + w * term.loss;
-    weight = weight + w;
-    below = below + select(term.below, w, zero);
-    above = above + select(term.above, w, zero);
-    if (kinds.capped) capped = capped + select(term.capped, w, zero);
-    if (spec.penalty[0] != 0) penalty = penalty + select(w != 0.0, w * term.penalty, zero);
-    ratio = ratio + w * term.ratio;
-    if (kinds.one) return;
-    kl_old = kl_old + w * ((term.ratio - 1.0) - term.log_ratio);
-    ratio_max = larger(ratio_max, select(w != 0.0, term.ratio, zero));
-  }
-
-  PYRL_METHOD void check(const Group& in, const TokenSpec& spec, const Lanes& advantage,
-                         const Lanes& w) {
-    const Mask used = w != 0.0;
-    refused = refused | (used & (advantage - advantage != 0.0));  // not finite
-    if (in.has(TokenColumn::low) && in.has(TokenColumn::high) &&
-        spec.bounds == static_cast<double>(BoundsKind::radius)) {
-      const Lanes least = smaller(in(TokenColumn::low), in(TokenColumn::high));
-      refused = refused | (used & !((least > 0.0) | (least == 0.0)));
-    }
-  }
+      : TokenSums<Lanes>{
+            load(from.loss.lane),         load(from.weight.lane),       load(from.clipped_low.lane),
+            load(from.clipped_high.lane), load(from.clipped_dual.lane), load(from.kl_old.lane),
+            load(from.penalty.lane),      load(from.ratio.lane),        load(from.ratio_max.lane)},
+        wrong(Lanes(0.0) < Lanes(0.0)) {}
 
   void save(PolicySums& to) const {
     store(loss, to.loss.lane);
     store(weight, to.weight.lane);
-    store(below, to.clipped_low.lane);
-    store(above, to.clipped_high.lane);
-    store(capped, to.clipped_dual.lane);
+    store(clipped_low, to.clipped_low.lane);
+    store(clipped_high, to.clipped_high.lane);
+    store(clipped_dual, to.clipped_dual.lane);
     store(kl_old, to.kl_old.lane);
     store(penalty, to.penalty.lane);
     store(ratio, to.ratio.lane);
     store(ratio_max, to.ratio_max.lane);
     double flags[kLanes];
-    store(select(refused, 1.0, 0.0), flags);
+    store(select(wrong, 1.0, 0.0), flags);
     for (const double flag : flags) to.refused = to.refused || flag != 0;
   }
 };
@@ -193,8 +162,8 @@ PYRL_INLINE void visit_tokens(const token::Kinds& kinds, const PolicyChunk& chun
     loss.put(term.loss, t, n);
     logprob_grad.put(term.logprob_grad, t, n);
     if (args.entropy_grad_T) entropy_slope.put(entropy_grad(spec, weight), t, n);
-    sums.add(term, kinds, spec, weight);
-    sums.check(group, spec, advantage, weight);
+    add(sums, term, kinds, spec, weight);
+    sums.wrong = sums.wrong | refused(spec, group, advantage, weight);
   }
   sums.save(result);
 }
