@@ -150,11 +150,20 @@ def with_a_barrier(engine: VLLMEngine, shape: Shape) -> Cost:
     )
 
 
+def no_connector() -> Any:
+    """vLLM has one connector in a process, and the peer would call that of pyrl's engine."""
+    return patch("vllm.distributed.kv_transfer.kv_transfer_state._KV_CONNECTOR_AGENT", None)
+
+
 class Blocking:
     """vLLM's own `LLM.generate`, with the settings of the engine that it is compared with."""
 
     def __init__(self, model: str, rows: int, length: int, gib: float, block: int) -> None:
-        self._llm = LLM(
+        with no_connector():
+            self._llm = self._load(model, rows, length, gib, block)
+
+    def _load(self, model: str, rows: int, length: int, gib: float, block: int) -> LLM:
+        return LLM(
             model=model,
             dtype="float32",
             enforce_eager=True,
@@ -182,7 +191,8 @@ class Blocking:
             for length in lengths
         ]
         questions = [{"prompt_token_ids": prompt} for prompt in prompts]
-        answers = self._llm.generate(questions, settings, use_tqdm=False)
+        with no_connector():
+            answers = self._llm.generate(questions, settings, use_tqdm=False)
         drawn = [len(answer.outputs[0].token_ids) for answer in answers]
         if drawn != list(lengths):
             raise RuntimeError(f"expected {list(lengths)} tokens, got {drawn}")

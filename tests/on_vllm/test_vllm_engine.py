@@ -124,23 +124,6 @@ def test_prompts_longer_than_a_pass_are_read_in_parts(small: Small) -> None:
     assert drawn[0] == drawn[1]
 
 
-def test_a_fork_computes_no_more_than_a_block_again(small: Small) -> None:
-    small.engine.load_weights(small.model.state_dict().items(), 5)  # forgets cached prompts
-    driver = Driver(small.engine)
-    driver.submit([0], limit=100, seed_B=[small.long_seed(0, 71)])
-    driver.step(70)
-    before = small.engine.work()
-    driver.fork(0, 69, 2)
-    driver.step()
-    after = small.engine.work()
-    length = len(PROMPTS[0]) + 69
-    cached = 2 * (length // 32 * 32)
-    assert after.copied_tokens - before.copied_tokens == cached
-    assert after.prompt_tokens - before.prompt_tokens == 2 * length - cached
-    assert after.recomputed_tokens - before.recomputed_tokens == 2 * length - cached
-    driver.abort(0, 1, 2)
-
-
 def test_a_rollout_grows_the_same_trees(small: Small) -> None:
     leaves = []
     for driver in small.drivers():

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from driven_engine import PROMPTS
 from small_llama import Small, assert_same, small_llama
 
 from pyrl.engine import EngineError
@@ -31,6 +32,24 @@ def test_a_cache_too_small_for_all_loses_no_leaf(
         driver.submit([0, 1, 2, 3] * 16, limit=120)
         driver.finish()
     assert len(returned) > 10
+    assert_same(*drivers)
+    crowded.engine.close()
+
+
+def test_a_crowded_cache_copies_what_is_left_of_it(tmp_path: Path) -> None:
+    """1024 tokens of cache for 31 paths of 68: sources are preempted, and evicted when ended."""
+    crowded = Small(small_llama(), tmp_path, kv_cache_gib=0.0005)
+    drivers = crowded.drivers()
+    for driver in drivers:
+        driver.submit([0], limit=62, retain=True)
+        driver.finish()
+        driver.submit([1, 2, 3] * 10, limit=60)
+        driver.step(30)
+        for parent in (0, 5, 6, 7, 0):
+            if parent == 0 or driver.traces[parent].finish == 0:
+                driver.fork(parent, min(25, len(driver.traces[parent].tokens)), 3, seed=parent)
+        driver.finish()
+        driver.abort(0)
     assert_same(*drivers)
     crowded.engine.close()
 
@@ -67,3 +86,14 @@ def test_a_tied_head_is_carried_too(tmp_path: Path, tied: bool) -> None:
         < 1e-4
     )
     made.engine.close()
+
+
+def test_copies_can_be_left_out(tmp_path: Path) -> None:
+    plain = Small(small_llama(), tmp_path, copy_forks=False)
+    driver, _ = plain.drivers()
+    driver.submit([0], limit=100, seed_B=[plain.long_seed(0, 71)])
+    driver.step(60)
+    driver.fork(0, 50)
+    driver.step()
+    assert plain.engine.work().recomputed_tokens == len(PROMPTS[0]) + 50 - 32
+    plain.engine.close()

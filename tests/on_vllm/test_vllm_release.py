@@ -11,16 +11,21 @@ from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, SamplingParams
-from vllm.v1.core.sched.output import NewRequestData
+from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
+from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 from vllm.v1.engine import core_client
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.executor import Executor
 from vllm.v1.metrics.stats import PrefillStats
+from vllm.v1.request import Request
+from vllm.v1.worker import kv_connector_model_runner_mixin
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm.v1.worker.worker_base import WorkerBase, WorkerWrapperBase
 
 from pyrl.engine import EngineError
-from pyrl.engine.vllm import core, release, tap, worker
+from pyrl.engine.vllm import core, forks, release, tap, worker
 
 
 def parameters(function: Callable[..., Any]) -> set[str]:
@@ -175,6 +180,46 @@ def test_the_worker_takes_our_methods_beside_its_own() -> None:
     ours = {name for name in vars(worker.WorkerExtension) if not name.startswith("__")}
     clash = sorted(ours & set(dir(WorkerBase)))
     assert not clash, f"vLLM {release.VERSION}: WorkerBase has {clash} of its own"
+
+
+@pytest.mark.skipif(not release.HAS_FORK_COPIES, reason="used from 0.30 on")
+def test_a_connector_is_what_forks_is() -> None:
+    base, ours = release.KVConnectorBase_V1, forks.ForkCopies
+    inherited = [owner for owner in ours.__mro__ if owner is not ours]
+    for name, function in vars(ours).items():
+        if name.startswith("_") or not callable(function):
+            continue
+        theirs = [vars(owner)[name] for owner in inherited if name in vars(owner)]
+        assert theirs, f"vLLM {release.VERSION}: no connector has {name}"
+        assert parameters(function) == parameters(theirs[0]), f"{name} takes {theirs[0]}"
+    assert not ours.__abstractmethods__, f"{sorted(ours.__abstractmethods__)} are new"
+    assert_has("KVConnectorBase_V1", parameters(base), parameters(ours))
+    given = {"kv_connector", "kv_connector_module_path", "kv_role"}
+    assert_has("KVTransferConfig", fields(release.KVTransferConfig), given)
+    assert_has("EngineArgs", fields(EngineArgs), {"kv_transfer_config"})
+    copied = parameters(release.copy_kv_cache_blocks_inplace)
+    assert copied == {"kv_caches", "num_blocks", "kv_cache_block_copies"}
+
+
+@pytest.mark.skipif(not release.HAS_FORK_COPIES, reason="used from 0.30 on")
+def test_the_scheduler_tells_a_connector_what_forks_reads() -> None:
+    assert_has("KVCacheManager", vars(KVCacheManager), {"get_block_ids"})
+    assert "self.block_pool = " in inspect.getsource(KVCacheManager.__init__)
+    assert "self.blocks" in inspect.getsource(BlockPool.__init__)
+    assert_has("KVCacheBlock", vars(KVCacheBlock), {"block_hash"})
+    assert_has("KVCacheBlocks", vars(KVCacheBlocks), {"get_block_ids"})
+    assert_has("SchedulerOutput", fields(SchedulerOutput), {"num_scheduled_tokens"})
+    read = {"num_blocks", "kv_cache_groups"}
+    assert_has("KVCacheConfig", fields(release.KVCacheConfig), read)
+    assert_has("AttentionSpec", fields(release.AttentionSpec), {"block_size"})
+    assert "num_tokens" in vars(Request)
+    for use in ("self.request_id = ", "self.num_computed_tokens = ", "self.sampling_params = "):
+        assert use in inspect.getsource(Request.__init__), f"Request has no {use}"
+    # A step that copies does so before it computes.
+    source = inspect.getsource(kv_connector_model_runner_mixin)
+    before = source.index("has_sync_kv_loads") < source.index("start_load_kv(")
+    assert before
+    assert source.index("start_load_kv(") < source.index("yield output")
 
 
 def packages(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from pyrl.engine import EngineError, EngineFailure, Sampling
 from pyrl.engine.vllm import release
 from pyrl.engine.vllm.channel import Channel, Frame
+from pyrl.engine.vllm.forks import KEY as FORK
 from pyrl.engine.vllm.options import VLLMOptions
 from pyrl.engine.vllm.tap import KEY
 
@@ -123,7 +124,7 @@ class Core:
 
     def _try(self, model: str) -> None:
         """Draw one token: a model may load and not run (no kernel for its head size)."""
-        self.add("try", [0], 1, [], {KEY: [-1, 0, 0, 1]})
+        self.add("try", [0], 1, [], {KEY: [-1, 0, 0, 1], FORK: ["", 0]})
         with _refusing(model):
             while not self.outputs():
                 pass
@@ -214,7 +215,9 @@ def _configuration(
     }
     taps = ("pyrl.engine.vllm.tap:Tap", "pyrl.engine.vllm.tap:TapV2")
     with _refusing(model):
-        return release.configuration(arguments, taps)
+        return release.configuration(
+            arguments, taps, "pyrl.engine.vllm.forks:ForkCopies" if options.copy_forks else None
+        )
 
 
 def _write(weights: dict[str, Tensor], path: Path) -> Path:

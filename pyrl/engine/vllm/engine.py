@@ -1,7 +1,7 @@
 """Who samples, at scale: vLLM, stepped by hand, so that forks enter and pruned branches leave it.
 
-A branch is a request; a fork is a request whose prompt ends with the tokens that it shares, which
-vLLM finds in its prefix cache up to the last whole block.
+A branch is a request; a fork is a request whose prompt ends with the tokens that it shares. vLLM
+finds them in its prefix cache up to the last whole block; the rest is copied (`forks.py`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pyrl.engine import (
 )
 from pyrl.engine.vllm.channel import RECORD
 from pyrl.engine.vllm.core import Core
+from pyrl.engine.vllm.forks import KEY as FORK
 from pyrl.engine.vllm.options import VLLMOptions
 from pyrl.engine.vllm.release import EngineCoreOutput
 from pyrl.engine.vllm.table import Branch, BranchTable
@@ -74,8 +75,8 @@ class VLLMEngine:
         """Of the running and the queued."""
         self._tickets = 0
         self._table = BranchTable(0)
-        self._computed: set[bytes] = set()
-        """Prompts that the current weights have read."""
+        self._readers: dict[bytes, int] = {}
+        """Of prompts that the current weights have read: the first branch that did, its ticket."""
         self._failures = 0
         """Restarts since a token was drawn."""
         self._failure: EngineFailure | None = None
@@ -104,12 +105,13 @@ class VLLMEngine:
         prompts = [np.asarray(prompt, np.int32) for prompt in branches.prompts]
         self._check(prompts, branches)
         fields = (branches.branch_B, branches.prompt_B, branches.seed_B, branches.limit_B)
-        new = []
+        new: list[Branch] = []
         for branch, p, seed, limit in zip(*(x.tolist() for x in fields), strict=True):
             prompt = prompts[p]
-            shared = prompt.size if prompt.tobytes() in self._computed else 0
-            self._computed.add(prompt.tobytes())
-            new.append(Branch(branch, -1, prompt, seed, limit, branches.retain, shared))
+            reader = self._readers.setdefault(prompt.tobytes(), self._tickets + len(new))
+            source = reader if reader < self._tickets + len(new) else -1
+            shared = prompt.size if source >= 0 else 0
+            new.append(Branch(branch, -1, prompt, seed, limit, branches.retain, source, shared))
         self._enter(new, np.empty(0, np.int32))
 
     def fork(
@@ -125,7 +127,9 @@ class VLLMEngine:
         # Of a path's last token the model has not seen the parent's copy either.
         shared = source.prompt.size + min(keep, length - 1)
         new = [
-            Branch(branch, -1, source.prompt, seed, source.limit, source.retain, shared)
+            Branch(
+                branch, -1, source.prompt, seed, source.limit, source.retain, source.ticket, shared
+            )
             for branch, seed in zip(branch_B.tolist(), seed_B.tolist(), strict=True)
         ]
         self._enter(new, self._table.tokens(source.ticket, keep))
@@ -170,7 +174,7 @@ class VLLMEngine:
         if weights is None:
             raise ValueError("load_weights: vLLM keeps weights of its own; expected named tensors")
         self._weights, self._version = list(weights), version
-        self._computed.clear()
+        self._readers.clear()
         try:
             self._digests = self._core.load(self._weights, version)
         except EngineFailure as failure:
@@ -238,7 +242,10 @@ class VLLMEngine:
         self._by_ticket[entry.ticket] = entry
         self._table.add(entry, tokens)
         path = entry.prompt.tolist() + tokens.tolist()
-        extra = {KEY: [entry.ticket, entry.seed, len(tokens), entry.prompt.size]}
+        extra = {
+            KEY: [entry.ticket, entry.seed, len(tokens), entry.prompt.size],
+            FORK: [str(entry.source), entry.shared],
+        }
         room = entry.limit - len(tokens)
         self._tell(lambda: self._core.add(str(entry.ticket), path, room, self._eos, extra))
 
@@ -337,7 +344,7 @@ class VLLMEngine:
             raise EngineFailure(f"{failure} (restarts in a row: {self._failures - 1})")
         logger.warning("vLLM is started again: %s", failure)
         self._failure = None
-        self._computed.clear()
+        self._readers.clear()
         try:
             self._core = self._launch()
             if self._weights is not None:
@@ -352,7 +359,7 @@ class VLLMEngine:
         paths = [self._table.tokens(x.ticket, self._length(x)) for x in unfinished]
         for entry, tokens in zip(unfinished, paths, strict=True):
             self._close(entry.ticket)
-            entry.shared = entry.prompt.size + len(tokens)
+            entry.source, entry.shared = -1, entry.prompt.size + len(tokens)
             self._request(entry, tokens)
 
     def _count(self, drawn: int, outputs: Sequence[EngineCoreOutput]) -> None:

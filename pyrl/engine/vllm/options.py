@@ -22,8 +22,10 @@ class VLLMOptions:
     kv_cache_gib: float | None = None
     """Memory of the cache; None: what gpu_memory_utilization leaves, on a CPU 4 GiB."""
     block_size: int | None = None
-    """Tokens in a block of the cache. A fork computes again what does not fill its last block.
-    None: as vLLM chooses, on a CPU 32."""
+    """Tokens in a block of the cache; None: as vLLM chooses, on a CPU 32."""
+    copy_forks: bool = True
+    """Copy the cache of what a fork shares of its last block, where that is still there; else,
+    and with a vLLM before 0.30, a fork computes it again."""
     tensor_parallel_size: int = 1
     """GPUs that share each layer; above 1 it needs own_process."""
     eager: bool | None = None

@@ -83,8 +83,17 @@ if not HAS_V2 and os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0") != "0":
         "VLLM_USE_V2_MODEL_RUNNER, or install 0.31 or later"
     )
 
+HAS_FORK_COPIES = RELEASE >= (0, 30)
+"""Whether connectors see the cache manager; older releases compute a fork's last block again."""
+
 # Below the settings above: vllm reads its environment when it is imported (hence the E402).
-from vllm.config import VllmConfig  # noqa: E402
+from vllm.config import KVTransferConfig, VllmConfig  # noqa: E402
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (  # noqa: E402
+    KVConnectorBase_V1,
+    KVConnectorMetadata,
+    KVConnectorRole,
+    SupportsHMA,
+)
 from vllm.engine.arg_utils import EngineArgs  # noqa: E402
 from vllm.platforms import current_platform  # noqa: E402
 from vllm.sampling_params import RequestOutputKind, SamplingParams  # noqa: E402
@@ -97,6 +106,7 @@ from vllm.v1.engine import (  # noqa: E402
 from vllm.v1.engine.exceptions import EngineDeadError  # noqa: E402
 from vllm.v1.engine.llm_engine import LLMEngine  # noqa: E402
 from vllm.v1.executor import Executor  # noqa: E402
+from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheConfig  # noqa: E402
 from vllm.v1.sample.logits_processor import (  # noqa: E402
     BatchUpdate,
     LogitsProcessor,
@@ -113,20 +123,33 @@ if HAS_V2:
 else:
     LogitsProcessorV2, LogitsContext, LogitsProcRequestState = object, Any, Any
 
+if HAS_FORK_COPIES:
+    from vllm.v1.worker.utils import copy_kv_cache_blocks_inplace
+else:
+    copy_kv_cache_blocks_inplace = None
+
 __all__ = [
+    "AttentionSpec",
     "BatchUpdate",
     "EngineCoreOutput",
     "EngineCoreOutputs",
     "EngineCoreRequest",
     "EngineDeadError",
     "FinishReason",
+    "KVCacheConfig",
+    "KVConnectorBase_V1",
+    "KVConnectorMetadata",
+    "KVConnectorRole",
+    "KVTransferConfig",
     "LLMEngine",
     "LogitsContext",
     "LogitsProcRequestState",
     "LogitsProcessor",
     "LogitsProcessorV2",
     "SamplingParams",
+    "SupportsHMA",
     "VllmConfig",
+    "copy_kv_cache_blocks_inplace",
 ]
 
 
@@ -135,11 +158,24 @@ def on_cpu() -> bool:
     return bool(current_platform.is_cpu())
 
 
-def configuration(arguments: dict[str, Any], taps: tuple[str, str]) -> VllmConfig:
-    """vLLM's configuration from keyword arguments of EngineArgs; the taps: for V1, for V2."""
+def configuration(
+    arguments: dict[str, Any], taps: tuple[str, str], connector: str | None
+) -> VllmConfig:
+    """vLLM's configuration from keyword arguments of EngineArgs; the taps: for V1, for V2.
+
+    `connector`: of the key-value cache, as module:class; None, or an older release: none.
+    """
+    transfer = None
+    if connector is not None and HAS_FORK_COPIES:
+        module, _, name = connector.partition(":")
+        transfer = KVTransferConfig(
+            kv_connector=name, kv_connector_module_path=module, kv_role="kv_consumer"
+        )
     # On a CPU this variable, not the argument, decides whether the core has a worker process too.
     with patch.dict(os.environ, VLLM_ENABLE_V1_MULTIPROCESSING="0"):
-        config = EngineArgs(logits_processors=[taps[0]], **arguments).create_engine_config()
+        config = EngineArgs(
+            logits_processors=[taps[0]], kv_transfer_config=transfer, **arguments
+        ).create_engine_config()
     if HAS_V2 and config.use_v2_model_runner:
         config.model_config.logits_processors = [taps[1]]
     return config

@@ -19,8 +19,10 @@ class Branch:
     seed: int
     limit: int
     retain: bool
+    source: int
+    """Ticket of the branch that it shares its first tokens with; -1: of none."""
     shared: int
-    """Tokens of its path that another request has computed."""
+    """So many of them the source computes."""
 
 
 class BranchTable:
