@@ -28,6 +28,7 @@ struct PolicyKernels {
   void (*blocks)(const PolicyChunk& chunk, PolicySums& sums);
   void (*exp)(double* values, int n);  // in place
   void (*log)(double* values, int n);
+  void (*scan)(const ScanArgs& args, double* log_ratio);
 };
 
 extern const PolicyKernels kPolicyKernelsScalar;

@@ -5,7 +5,7 @@
 
 namespace pyrl {
 
-const PolicyKernels kPolicyKernelsAvx2{policy_blocks, exp_values, log_values};
+const PolicyKernels kPolicyKernelsAvx2{policy_blocks, exp_values, log_values, scan_log_ratio};
 
 }  // namespace pyrl
 

@@ -5,7 +5,7 @@
 
 namespace pyrl {
 
-const PolicyKernels kPolicyKernelsAvx512{policy_blocks, exp_values, log_values};
+const PolicyKernels kPolicyKernelsAvx512{policy_blocks, exp_values, log_values, scan_log_ratio};
 
 }  // namespace pyrl
 

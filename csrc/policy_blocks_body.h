@@ -3,6 +3,7 @@
 
 #include "policy_blocks.h"
 #include "policy_lanes.h"
+#include "policy_scan_body.h"
 #include "policy_sums.h"
 
 namespace pyrl {

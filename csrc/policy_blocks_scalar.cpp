@@ -3,6 +3,6 @@
 
 namespace pyrl {
 
-const PolicyKernels kPolicyKernelsScalar{policy_blocks, exp_values, log_values};
+const PolicyKernels kPolicyKernelsScalar{policy_blocks, exp_values, log_values, scan_log_ratio};
 
 }  // namespace pyrl

@@ -99,9 +99,10 @@ PolicyLossTotals policy_loss(const PolicyLossArgs& args) {
       // And what the last eight tokens read beyond.
       log_ratio.resize(std::max(log_ratio.size(), chunk.end - chunk.begin + kLanes));
       chunk.log_ratio = log_ratio.data();
-      scan_log_ratio(args.scan, args.spec.pre_clip, at(TokenColumn::logprob),
-                     at(TokenColumn::anchor), at(TokenColumn::advantage), args.segments, first,
-                     last, log_ratio.data());
+      policy_kernels().scan(
+          {args.scan, args.spec.pre_clip, at(TokenColumn::logprob), at(TokenColumn::anchor),
+           at(TokenColumn::advantage), &args.segments, first, last},
+          log_ratio.data());
       blocks(chunk, sums);
     });
   }

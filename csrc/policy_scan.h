@@ -15,11 +15,14 @@ enum class Scan : int {
   min_prefix,  // smallest d before the token (0 at the first) plus its own (MinPRO)
 };
 
-// `log_ratio` takes the tokens of leaves first to last (exclusive), the first at index 0; tokens
-// outside the mask get 0. `pre_clip`: d is cut on the side to which the advantage pushes (GMPO),
-// beyond this distance, before it is reduced; infinity: not.
-void scan_log_ratio(Scan scan, double pre_clip, const Column& logprob_T, const Column& anchor_T,
-                    const Column& advantage_T, const Segments& segments, std::size_t first,
-                    std::size_t last, double* log_ratio);
+// Of the tokens of leaves first to last (exclusive). `pre_clip`: d is cut on the side to which the
+// advantage pushes (GMPO), beyond this distance, before it is reduced; infinity: not.
+struct ScanArgs {
+  Scan scan;
+  double pre_clip;
+  Column logprob_T, anchor_T, advantage_T;
+  const Segments* segments;
+  std::size_t first, last;
+};
 
 }  // namespace pyrl

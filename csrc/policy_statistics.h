@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cmath>
+#include <cstring>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -116,33 +118,113 @@ inline void check_ordered(const char* name, double value, std::size_t t) {
 inline std::vector<double> used_values(const char* name, const Column& column,
                                        const Segments& segments, std::size_t begin,
                                        std::size_t end) {
-  std::vector<double> values;
-  values.reserve(end - begin);
-  for (std::size_t t = begin; t < end; ++t) {
-    if (!segments.used(t)) continue;
-    values.push_back(column[t]);
-    check_ordered(name, values.back(), t);
-  }
+  std::vector<double> values(end - begin);
+  std::size_t size = 0;
+  for_blocks(begin, end, [&](std::size_t t, int n) {
+    double buffer[kTokenBlock];
+    const double* x = read(column, t, n, buffer);
+    double* out = values.data() + size;
+    if (segments.mask_T) {
+      for (int i = 0; i < n; ++i) {
+        *out = x[i];
+        out += segments.mask_T[t + static_cast<std::size_t>(i)] != 0;
+      }
+    } else {
+      out = std::copy(x, x + n, out);
+    }
+    size = static_cast<std::size_t>(out - values.data());
+  });
+  values.resize(size);
+  int unordered = 0;
+  for (const double x : values) unordered |= x != x;
+  for (std::size_t t = begin; unordered && t < end; ++t)
+    if (segments.used(t)) check_ordered(name, column[t], t);
   return values;
+}
+
+struct Range {
+  double least = std::numeric_limits<double>::infinity();
+  double most = -std::numeric_limits<double>::infinity();
+};
+
+inline Range range_of(const std::vector<double>& values) {
+  Range lane[kLanes];
+  std::size_t i = 0;
+  for (; i + kLanes <= values.size(); i += kLanes)
+    for (std::size_t j = 0; j < kLanes; ++j) {
+      lane[j].least = std::min(lane[j].least, values[i + j]);
+      lane[j].most = std::max(lane[j].most, values[i + j]);
+    }
+  for (; i < values.size(); ++i) {
+    lane[0].least = std::min(lane[0].least, values[i]);
+    lane[0].most = std::max(lane[0].most, values[i]);
+  }
+  for (const Range& other : lane) {
+    lane[0].least = std::min(lane[0].least, other.least);
+    lane[0].most = std::max(lane[0].most, other.most);
+  }
+  return lane[0];
+}
+
+// Grows with the number, which is not NaN.
+inline std::uint64_t key_of(double x) {
+  std::uint64_t bits;
+  x += 0.0;  // -0 and 0 are one number
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits ^ (bits >> 63 ? ~std::uint64_t{0} : std::uint64_t{1} << 63);
+}
+
+// The least number with this key.
+inline double number_of(std::uint64_t key) {
+  const std::uint64_t bits = key ^ (key >> 63 ? std::uint64_t{1} << 63 : ~std::uint64_t{0});
+  double x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+// The values at ranks k (from 0) and k + 1 (at the last: the same); may reorder the values.
+inline std::pair<double, double> ranked(std::vector<double>& values, std::size_t k) {
+  const auto among = [](std::vector<double>& some, std::size_t rank) {
+    const auto kth = some.begin() + static_cast<std::ptrdiff_t>(rank);
+    std::nth_element(some.begin(), kth, some.end());
+    const auto next = std::min_element(kth + 1, some.end());
+    return std::pair{*kth, next == some.end() ? *kth : *next};
+  };
+  if (values.size() <= 1 << 14) return among(values, k);
+  // Of many, only those whose leading 16 bits (an octave in 16 parts) are those of the k-th.
+  std::vector<std::uint32_t> count(1 << 16);
+  for (const double x : values) ++count[key_of(x) >> 48];
+  std::size_t rank = k;
+  std::uint64_t part = 0;
+  for (; count[part] <= rank; ++part) rank -= count[part];
+  // If the k-th is the last of its part, the next is the least of the part that follows.
+  std::uint64_t last = part;
+  if (rank + 1 == count[part] && k + 1 < values.size())
+    while (count[++last] == 0) {
+    }
+  const double low = number_of(part << 48), high = number_of((last + 1) << 48);
+  std::vector<double> near(count[part] + (last > part ? count[last] : 0) + 1);
+  std::size_t size = 0;
+  for (const double x : values) {
+    near[size] = x;
+    size += (x >= low) & !(x >= high);  // of infinity's key no number is the end
+  }
+  near.pop_back();
+  return among(near, rank);
 }
 
 // Linear interpolation between order statistics; reorders the values, of which there is one.
 inline double linear_quantile(std::vector<double>& values, double q) {
   const double position = q * static_cast<double>(values.size() - 1);
-  const auto low = static_cast<std::ptrdiff_t>(position);
-  std::nth_element(values.begin(), values.begin() + low, values.end());
-  const double below = values[static_cast<std::size_t>(low)];
-  if (low + 1 == static_cast<std::ptrdiff_t>(values.size())) return below;
-  const double above = *std::min_element(values.begin() + low + 1, values.end());
+  const auto low = static_cast<std::size_t>(position);
+  const auto [below, above] = ranked(values, low);
   return below + (position - static_cast<double>(low)) * (above - below);
 }
 
 // Smallest value with at least a share q of the values at or below it.
 inline double nearest_rank(std::vector<double>& values, double q) {
   const double rank = std::ceil(q * static_cast<double>(values.size()) - 1e-9);
-  const auto k = static_cast<std::ptrdiff_t>(std::max(rank, 1.0)) - 1;
-  std::nth_element(values.begin(), values.begin() + k, values.end());
-  return values[static_cast<std::size_t>(k)];
+  return ranked(values, static_cast<std::size_t>(std::max(rank, 1.0)) - 1).first;
 }
 
 // Marks the k candidates of least value; equal ones by index.

@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "policy_blocks.h"
+#include "policy_math.h"
 #include "policy_statistics.h"
 
 namespace pyrl {
@@ -75,7 +76,7 @@ void blend_advantage(const LossColumns& in, double target, double limit, double 
     const double* second = block(in.second_logprob);
     const double* old = block(in.old_logprob);
     double* ratio = block.work();
-    for (int i = 0; i < block.n; ++i) ratio[i] = std::clamp(second[i] - old[i], -20.0, 20.0);
+    for (int i = 0; i < block.n; ++i) ratio[i] = clamped(second[i] - old[i], -20.0, 20.0);
     policy_kernels().exp(ratio, block.n);
     for (int i = 0; i < block.n; ++i)
       advantage_T[block.begin + i] = (1.0 - alpha) * advantage[i] + alpha * reward[i] * ratio[i];
@@ -87,32 +88,40 @@ void token_group_advantage(const LossColumns& in, double limit, double* advantag
     double count = 0, sum = 0, squares = 0, most = 0;
   };
   std::vector<Group> groups;
-  const auto each = [&](auto visit) {
-    visit_leaves(in.segments, [&](std::size_t leaf, std::size_t begin, std::size_t end) {
-      const auto group = static_cast<std::size_t>(in.group_N[leaf]);
-      if (group >= groups.size()) groups.resize(group + 1);
-      for (std::size_t t = begin; t < end; ++t) visit(groups[group], t);
+  const auto of = [&](std::size_t leaf) -> Group& {
+    const auto group = static_cast<std::size_t>(in.group_N[leaf]);
+    if (group >= groups.size()) groups.resize(group + 1);
+    return groups[group];
+  };
+  visit_leaves(in.segments, [&](std::size_t leaf, std::size_t begin, std::size_t end) {
+    of(leaf).count += count_tokens(in.segments, begin, end);
+    of(leaf).sum += sum_tokens(in.segments, begin, end, value_of(in.reward));
+  });
+  visit_leaves(in.segments, [&](std::size_t leaf, std::size_t begin, std::size_t end) {
+    Group& group = of(leaf);
+    const double mean = group.sum / group.count;
+    group.squares += sum_tokens(in.segments, begin, end, [&](TokenBlock& block, double* out) {
+      const double* reward = block(in.reward);
+      for (int i = 0; i < block.n; ++i) {
+        const double x = reward[i] - mean;
+        group.most = larger(group.most, block.used[i] * magnitude(x));
+        out[i] = x * x;
+      }
+      --block.buffers;
     });
-  };
-  each([&](Group& group, std::size_t t) {
-    if (!in.segments.used(t)) return;
-    group.count += 1;
-    group.sum += in.reward[t];
   });
-  const auto centred = [&](const Group& group, std::size_t t) {
-    return in.reward[t] - group.sum / group.count;
-  };
-  each([&](Group& group, std::size_t t) {
-    if (!in.segments.used(t)) return;
-    const double x = centred(group, t);
-    group.squares += x * x;
-    group.most = std::max(group.most, std::abs(x));
-  });
-  each([&](Group& group, std::size_t t) {
+  visit_leaves(in.segments, [&](std::size_t leaf, std::size_t begin, std::size_t end) {
+    const Group& group = of(leaf);
+    const double mean = group.sum / group.count;
     // The released code's epsilon.
     const double scale = 1.0 / (std::sqrt(group.squares / std::max(group.count, 1.0)) + 1e-6);
-    const bool kept = group.most * scale >= limit;
-    advantage_T[t] = kept ? in.advantage[t] : centred(group, t) * scale;
+    const Column& from = group.most * scale >= limit ? in.advantage : in.reward;
+    const bool kept = &from == &in.advantage;
+    const double shift = kept ? 0.0 : mean, factor = kept ? 1.0 : scale;
+    visit_tokens(in.segments, begin, end, [&](TokenBlock& block) {
+      const double* x = block(from);
+      for (int i = 0; i < block.n; ++i) advantage_T[block.begin + i] = (x[i] - shift) * factor;
+    });
   });
 }
 
@@ -212,25 +221,26 @@ void steer(const LossColumns& in, bool exponential, double least, double most, d
 }
 
 void entropy_heat(const LossColumns& in, double* heat_T) {
+  // The logarithm grows: its quantile and ends are those of the entropy.
+  std::vector<double> values =
+      used_values("entropy_T", in.entropy, in.segments, 0, in.segments.tokens);
+  if (values.empty()) return std::fill(heat_T, heat_T + in.segments.tokens, 0.0);
+  const Range range = range_of(values);
+  double log_of[3] = {range.least, range.most, nearest_rank(values, 0.8)};
+  for (double& x : log_of) x = std::max(x, 1e-8);
+  policy_kernels().log(log_of, 3);
+  const double pivot = log_of[2];
+  // The scale by the deviation about the pivot cancels when both sides are scaled to 1.
+  const double up = log_of[1] > pivot ? 1.0 / (log_of[1] - pivot) : 0.0;
+  const double down = log_of[0] < pivot ? 1.0 / (pivot - log_of[0]) : 0.0;
   visit_tokens(in.segments, [&](TokenBlock& block) {
     const double* entropy = block(in.entropy);
-    for (int i = 0; i < block.n; ++i)
-      heat_T[block.begin + i] = std::max(block.used[i] != 0 ? entropy[i] : 1.0, 1e-8);
-    policy_kernels().log(heat_T + block.begin, block.n);
-  });
-  std::vector<double> values =
-      used_values("entropy_T", {nullptr, heat_T}, in.segments, 0, in.segments.tokens);
-  if (values.empty()) return;
-  const double pivot = nearest_rank(values, 0.8);
-  // The scale by the deviation about the pivot cancels when both sides are scaled to 1.
-  const auto [least, most] = std::minmax_element(values.begin(), values.end());
-  const double up = *most > pivot ? 1.0 / (*most - pivot) : 0.0;
-  const double down = *least < pivot ? 1.0 / (pivot - *least) : 0.0;
-  visit_tokens(in.segments, [&](TokenBlock& block) {
     double* heat = heat_T + block.begin;
+    for (int i = 0; i < block.n; ++i) heat[i] = larger(block.used[i] != 0 ? entropy[i] : 1.0, 1e-8);
+    policy_kernels().log(heat, block.n);
     for (int i = 0; i < block.n; ++i) {
       const double away = heat[i] - pivot;
-      heat[i] = block.used[i] != 0 ? away * (away > 0 ? up : down) : 0.0;
+      heat[i] = block.used[i] * (larger(away, 0.0) * up + smaller(away, 0.0) * down);
     }
   });
 }

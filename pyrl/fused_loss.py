@@ -30,12 +30,12 @@ from pyrl.one_go import (
 )
 from pyrl.policy_loss import (
     Columns,
-    PolicyLoss,
     given_columns,
     policy_loss,
     tensor_terms,
     token_columns,
 )
+from pyrl.policy_result import PolicyLoss
 from pyrl.token_stats import IGNORED_LABEL, TokenStats, check_rows, record, request
 
 

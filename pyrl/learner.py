@@ -17,7 +17,8 @@ from pyrl.config import Run
 from pyrl.loss import Loss, LossState
 from pyrl.loss_terms import LOWERED, Terms, loss_terms
 from pyrl.pack import TokenBatch
-from pyrl.policy_loss import PolicyLoss, policy_loss
+from pyrl.policy_loss import policy_loss
+from pyrl.policy_result import PolicyLoss
 from pyrl.token_stats import TokenStats, token_stats
 
 TOLERANCE = {"float32": 1e-2, "bfloat16": 1.0}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from math import inf
 
 from pyrl.loss import (
@@ -64,7 +64,7 @@ class TokenSpec:
     def numbers(self) -> list[float]:
         """One list, as the kernels take it."""
         flat: list[float] = []
-        for value in astuple(self):
+        for value in vars(self).values():
             flat.extend(value if isinstance(value, list) else [value])
         return [float(x) for x in flat]
 

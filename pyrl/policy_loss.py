@@ -3,91 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import nan
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import Parameter
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from pyrl import _core
 from pyrl.graph import untraced
 from pyrl.loss import BinaryKL, Loss, LossState, TotalVariation
 from pyrl.loss_spec import TOKEN_COLUMNS, Lowered, lower
 from pyrl.loss_terms import Terms, loss_terms
+from pyrl.policy_result import PolicyLoss
 
 _SCALES = ("scale_0", "scale_1", "scale_2")
-
-
-@dataclass(frozen=True)
-class PolicyLoss:
-    """The loss and what a run reports about it; shares and means are weighted as tokens are.
-
-    Without a token of positive weight the shares, means and the largest ratio are NaN.
-    """
-
-    loss: Tensor
-    """Sum over tokens of weight times loss, differentiable in logprob and the entropies."""
-    loss_T: Tensor | None
-    """Per token, before aggregation; detached. 0 where the token takes no part; None if not asked
-    for."""
-    logprob_grad_T: Tensor
-    """d loss / d logprob_T, detached: the memory that a backward pass hands out, so read only."""
-    entropy_grad_T: Tensor
-    """d loss / d entropy_T, likewise."""
-    nucleus_grad_T: Tensor | None
-    """d loss / d nucleus_entropy_T, detached; None without such a term."""
-    totals: Tensor
-    """float64 [8] on the CPU: the weight, six sums times the weight, the largest ratio; the numbers
-    below, which are read from here when asked for."""
-    has_reference: bool
-    """`ref_logprob_T` was given."""
-
-    @property
-    def weight(self) -> float:
-        """Sum of the weights: what to weigh these numbers by when micro-batches are combined."""
-        return self.totals[0].item()
-
-    @property
-    def clipped_low(self) -> float:
-        """Share with a negative advantage and a ratio below the bounds."""
-        return self._mean(1)
-
-    @property
-    def clipped_high(self) -> float:
-        """Share with a positive advantage and a ratio above the bounds."""
-        return self._mean(2)
-
-    @property
-    def clipped_dual(self) -> float:
-        """Share with a negative advantage whose loss is capped by the dual clip."""
-        return self._mean(3)
-
-    @property
-    def kl_old(self) -> float:
-        """Mean of r - 1 - log r, an estimate of KL(old || current) (nats)."""
-        return self._mean(4)
-
-    @property
-    def kl_ref(self) -> float:
-        """Mean of the estimator of the KL divergence to the reference (nats); NaN without."""
-        return self._mean(5) if self.has_reference else nan
-
-    @property
-    def ratio_mean(self) -> float:
-        """Of the ratio."""
-        return self._mean(6)
-
-    @property
-    def ratio_max(self) -> float:
-        """Over tokens with a positive weight."""
-        return self.totals[7].item() if self.weight else nan
-
-    def _mean(self, total: int) -> float:
-        weight = self.weight
-        return self.totals[total].item() / weight if weight else nan
 
 
 class Columns(TypedDict, total=False):
@@ -153,7 +85,7 @@ def policy_loss(
         )
     lowered = lower(loss, "ref_logprob_T" in named)
     nucleus = terms.nucleus_T is not None
-    loss_value, loss_T, logprob_grad_T, entropy_grad_T, totals = _loss_op(
+    loss_value, loss_T, logprob_grad_T, entropy_grad_T, totals = _loss_of(logprob_T)(
         logprob_T,
         entropy_T,
         _given(named, "NucleusAnchor", "nucleus_entropy_T") if nucleus else None,
@@ -288,8 +220,7 @@ def _host(tensor: Tensor) -> NDArray[Any]:
 # -- the op --
 
 
-@torch.library.custom_op("pyrl::policy_loss", mutates_args=())
-def _loss_op(
+def _compute(
     logprob: Tensor,
     entropy: Tensor,
     nucleus_entropy: Tensor | None,
@@ -337,6 +268,9 @@ def _sizes(logprob: Tensor, per_token: bool, spec: Sequence[float]) -> tuple[int
     """Of loss_T, logprob_grad_T and entropy_grad_T, empty where not asked for."""
     tokens = logprob.shape[0]
     return tokens * per_token, tokens, tokens * (spec[-1] != 0)
+
+
+_loss_op = torch.library.custom_op("pyrl::policy_loss", mutates_args=())(_compute)
 
 
 @_loss_op.register_fake
@@ -393,3 +327,21 @@ def _times(factor: Tensor, gradient: Tensor) -> Tensor:
 
 
 _loss_op.register_autograd(_backward, setup_context=_save)
+
+
+class _Eager(torch.autograd.Function):
+    """The op without torch.library's dispatch, which takes as long as 100,000 tokens."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        output = _compute(*inputs)
+        _save(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_backward)
+
+
+def _loss_of(logprob_T: Tensor) -> Any:
+    """What computes and differentiates: the op where somebody traces, who is to see it."""
+    traced = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
+    return _loss_op if traced or type(logprob_T) not in (Tensor, Parameter) else _Eager.apply

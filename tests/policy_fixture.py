@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pyrl.loss import Loss, LossState
-from pyrl.policy_loss import PolicyLoss, policy_loss
+from pyrl.policy_loss import policy_loss
+from pyrl.policy_result import PolicyLoss
 from pyrl.presets import ppo
 
 

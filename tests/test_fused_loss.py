@@ -16,7 +16,8 @@ from pyrl.fused_loss import fused_policy_loss, linear_policy_loss
 from pyrl.linear_token_stats import linear_token_stats
 from pyrl.loss import KL, Loss, LossState, PositionClip
 from pyrl.loss_terms import Terms, loss_terms
-from pyrl.policy_loss import PolicyLoss, policy_loss
+from pyrl.policy_loss import policy_loss
+from pyrl.policy_result import PolicyLoss
 from pyrl.presets import PRESETS
 from pyrl.token_stats import TokenStats, request, token_stats
 

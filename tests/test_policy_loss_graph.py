@@ -10,6 +10,7 @@ import torch
 from policy_fixture import COLUMNS, PPO, RESPONSES, STATE, fixture_loss
 from torch import Tensor
 from torch.autograd import grad
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyrl.loss_terms import Terms, loss_terms
 from pyrl.policy_loss import policy_loss
@@ -68,3 +69,17 @@ def test_the_handed_out_gradient_is_not_spoiled_unnoticed() -> None:
     first_T.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         grad(value, logprob_T)
+
+
+def test_whoever_traces_sees_the_op_and_others_get_the_same_numbers() -> None:
+    """Outside a trace the op is not dispatched: that takes longer than a short batch's loss."""
+    columns = {k: COLUMNS[k] for k in ("entropy_T", "old_logprob_T")}
+    terms = loss_terms(PPO, {"advantage_T": COLUMNS["advantage_T"].numpy()})
+
+    def value(logprob_T: Tensor) -> Tensor:
+        return policy_loss(logprob_T, loss=PPO, terms=terms, **columns).loss
+
+    logprob_T = COLUMNS["logprob_T"]
+    traced = make_fx(value)(logprob_T)
+    assert "pyrl.policy_loss" in traced.code
+    assert traced(logprob_T + 0.1).equal(value(logprob_T + 0.1))

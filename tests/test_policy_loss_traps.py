@@ -100,6 +100,25 @@ def test_nucleus_peaks_are_strictly_above_the_quantile_of_tokens_that_take_part(
     assert masked.nucleus_grad_T.nonzero()[:, 0].tolist() == [1, 5]
 
 
+@pytest.mark.parametrize("tokens", [1 << 14, (1 << 14) + 1, 20_001])
+@pytest.mark.parametrize("share", [0.0, 1e-4, 0.2, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_quantile_of_many_tokens_is_that_of_the_sorted(
+    tokens: int, share: float, masked: bool
+) -> None:
+    """Ties, both zeros, denormal and negative numbers, far octaves; and NaN outside the mask."""
+    rng = np.random.default_rng(tokens)
+    entropy_T = rng.normal(size=tokens) * 10.0 ** rng.integers(-3, 3, tokens)
+    entropy_T[::7], entropy_T[1::7], entropy_T[2::7] = 0.0, -0.0, 5e-324
+    entropy_T[3::7] = np.round(entropy_T[3::7])
+    mask_T = rng.random(tokens) < 0.8 if masked else np.ones(tokens, bool)
+    threshold = np.quantile(entropy_T[mask_T], 1 - share)
+    kept_T = mask_T & (entropy_T >= threshold)
+    entropy_T[~mask_T] = np.nan
+    columns = _core.LossColumns(tokens, {"entropy_T": entropy_T}, mask_T if masked else None)
+    np.testing.assert_array_equal(columns.keep_top_entropy(share), kept_T)
+
+
 def test_the_constant_length_divides_by_the_responses_too() -> None:
     norm, mean = (
         fixture_loss(replace(PPO, aggregate=a)).loss.item()

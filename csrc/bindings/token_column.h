@@ -9,8 +9,8 @@ namespace pyrl {
 inline Column column_of(const std::string& name, const py::array& values, std::size_t tokens) {
   const bool narrow = py::isinstance<py::array_t<float>>(values);
   const bool wide = py::isinstance<py::array_t<double>>(values);
-  const std::string kind = py::str(static_cast<const py::object&>(values.dtype()));
-  PYRL_CHECK(narrow || wide, name, ": expected float32 or float64, got ", kind);
+  PYRL_CHECK(narrow || wide, name, ": expected float32 or float64, got ",
+             std::string(py::str(static_cast<const py::object&>(values.dtype()))));
   PYRL_CHECK(values.ndim() == 1 && static_cast<std::size_t>(values.size()) == tokens, name,
              ": expected ", tokens, " entries, got ", values.size(), " in ", values.ndim(),
              " axes");

@@ -1,8 +1,9 @@
-#include "policy_scan.h"
-
-#include <limits>
+// Body of scan_log_ratio, included by the file of each instruction set: internal linkage
+// throughout.
+#pragma once
 
 #include "policy_math.h"
+#include "policy_scan.h"
 
 namespace pyrl {
 namespace {
@@ -10,21 +11,21 @@ namespace {
 constexpr double kLogRatioLimit = 20;
 
 // d of n tokens, 0 outside the mask.
-void differences(const Column& logprob_T, const Column& anchor_T, const Column& advantage_T,
-                 double pre_clip, const Segments& segments, std::size_t begin, int n, double* d) {
+void differences(const ScanArgs& args, std::size_t begin, int n, double* d) {
   double buffer[3][kTokenBlock];
-  const double* logprob = read(logprob_T, begin, n, buffer[0]);
-  const double* anchor = read(anchor_T, begin, n, buffer[1]);
+  const double* logprob = read(args.logprob_T, begin, n, buffer[0]);
+  const double* anchor = read(args.anchor_T, begin, n, buffer[1]);
   for (int i = 0; i < n; ++i) d[i] = logprob[i] - anchor[i];
-  if (pre_clip < kInfinity) {
-    const double* advantage = read(advantage_T, begin, n, buffer[2]);
+  if (args.pre_clip < kInfinity) {
+    const double* advantage = read(args.advantage_T, begin, n, buffer[2]);
     for (int i = 0; i < n; ++i) {
-      const double cut = advantage[i] > 0 ? smaller(d[i], pre_clip) : larger(d[i], -pre_clip);
+      const double cut = advantage[i] > 0 ? pyrl::smaller(d[i], args.pre_clip)
+                                          : pyrl::larger(d[i], -args.pre_clip);
       d[i] = advantage[i] == 0 ? 0.0 : cut;
     }
   }
-  if (segments.mask_T)
-    for (int i = 0; i < n; ++i) d[i] = segments.mask_T[begin + i] ? d[i] : 0.0;
+  if (const std::uint8_t* mask_T = args.segments->mask_T)
+    for (int i = 0; i < n; ++i) d[i] = mask_T[begin + i] ? d[i] : 0.0;
 }
 
 std::int64_t count_used(const Segments& segments, std::size_t begin, std::size_t end) {
@@ -61,32 +62,30 @@ void prefix_minimum(const Segments& segments, std::size_t begin, std::size_t end
     if (!segments.used(t)) continue;
     const double own = *d;
     *d = own + (least == kInfinity ? 0.0 : least);
-    least = smaller(least, own);
+    least = pyrl::smaller(least, own);
   }
 }
 
-}  // namespace
-
-void scan_log_ratio(Scan scan, double pre_clip, const Column& logprob_T, const Column& anchor_T,
-                    const Column& advantage_T, const Segments& segments, std::size_t first,
-                    std::size_t last, double* log_ratio) {
-  const std::size_t origin = static_cast<std::size_t>(segments.offset_N1[first]);
-  for_blocks(origin, static_cast<std::size_t>(segments.offset_N1[last]), [&](std::size_t t, int n) {
-    differences(logprob_T, anchor_T, advantage_T, pre_clip, segments, t, n,
-                log_ratio + (t - origin));
-  });
-  for (std::size_t leaf = first; leaf < last; ++leaf) {
+// Writes those of the tokens outside the mask as 0, the first token at index 0.
+void scan_log_ratio(const ScanArgs& args, double* log_ratio) {
+  const Segments& segments = *args.segments;
+  const std::size_t origin = static_cast<std::size_t>(segments.offset_N1[args.first]);
+  const std::size_t stop = static_cast<std::size_t>(segments.offset_N1[args.last]);
+  for_blocks(origin, stop,
+             [&](std::size_t t, int n) { differences(args, t, n, log_ratio + (t - origin)); });
+  for (std::size_t leaf = args.first; leaf < args.last; ++leaf) {
     const std::size_t begin = static_cast<std::size_t>(segments.offset_N1[leaf]);
     const std::size_t end = static_cast<std::size_t>(segments.offset_N1[leaf + 1]);
     double* d = log_ratio + (begin - origin);
-    if (scan == Scan::min_prefix) {
+    if (args.scan == Scan::min_prefix) {
       prefix_minimum(segments, begin, end, d);
-    } else if (scan == Scan::seq_geo || scan == Scan::seq_prod) {
-      spread_sum(scan == Scan::seq_geo, segments, begin, end, d);
+    } else if (args.scan == Scan::seq_geo || args.scan == Scan::seq_prod) {
+      spread_sum(args.scan == Scan::seq_geo, segments, begin, end, d);
     } else {
-      prefix_sum(scan == Scan::cum_geo, segments, begin, end, d);
+      prefix_sum(args.scan == Scan::cum_geo, segments, begin, end, d);
     }
   }
 }
 
+}  // namespace
 }  // namespace pyrl
