@@ -17,9 +17,6 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.1}
 """Largest difference (nats) of a probe's log-prob or entropy, by the dtype that the engine computes
 in, from the learner in float32. A float32 engine is off by 1e-4 at most, one in bfloat16 by 0.2."""
 
-PROBE_TOKENS = 40
-"""More than a block of the engine's cache, so that a prefix that outlived its weights shows."""
-
 
 class SyncError(EngineFailure):
     """The engine does not compute with the learner's weights; the message has the numbers."""
@@ -27,6 +24,10 @@ class SyncError(EngineFailure):
 
 class Remote(Engine, Protocol):
     """An engine with weights of its own."""
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in a block of its cache."""
 
     def received(self) -> dict[str, int]:
         """The `digest` of each tensor that arrived last, by name."""
@@ -58,7 +59,8 @@ class Sync:
         self, engine: Remote, model: PreTrainedModel, probe_T: NDArray[np.int32], dtype: str
     ) -> None:
         self._engine, self._model, self._dtype = engine, model, dtype
-        self._probe_T = np.resize(probe_T, PROBE_TOKENS).astype(np.int32)
+        # A whole block and one more, so that a cached prefix that outlived its weights shows.
+        self._probe_T = np.resize(probe_T, engine.block_size + 1).astype(np.int32)
 
     def __call__(self, version: int) -> dict[str, float]:
         """Sync; seconds and the largest difference of the probe (nats). SyncError if it failed."""
@@ -83,7 +85,7 @@ class Sync:
             )
 
     def _probe(self, version: int) -> float:
-        length_B = np.array([PROBE_TOKENS // 4, PROBE_TOKENS])
+        length_B = np.array([min(4, self._probe_T.size), self._probe_T.size])
         branch_B = np.arange(len(length_B))
         self._engine.start(Sampling())
         self._engine.submit(
@@ -95,9 +97,13 @@ class Sync:
                 limit_B=np.ones(len(length_B), np.int64),
             )
         )
+        logprob_BV = self._logprobs(length_B)
         largest = 0.0
         while len((sampled := self._engine.step()).branch_B):
-            expected_B2 = self._expected(length_B[sampled.branch_B], sampled.token_B)
+            expected_BV = logprob_BV[sampled.branch_B]
+            chosen_B = expected_BV[np.arange(len(expected_BV)), sampled.token_B]
+            entropy_B = torch.special.entr(expected_BV.exp()).sum(-1)
+            expected_B2 = torch.stack([chosen_B, entropy_B], dim=1).numpy()
             drawn_B2 = np.stack([sampled.logprob_B, sampled.entropy_B], axis=1)
             difference_B2 = np.abs(drawn_B2 - expected_B2)
             if not (difference_B2 <= TOLERANCE[self._dtype]).all():
@@ -111,20 +117,19 @@ class Sync:
             largest = max(largest, float(difference_B2.max()))
         return largest
 
-    def _expected(
-        self, length_B: NDArray[np.int64], token_B: NDArray[np.int32]
-    ) -> NDArray[np.float64]:
-        """Log-prob of each token and entropy after so many tokens of the probe, by the learner."""
-        ids_1T = torch.from_numpy(self._probe_T).to(self._model.device, torch.int64)[None]
+    def _logprobs(self, length_B: NDArray[np.int64]) -> Tensor:
+        """Log-probs of each next token [B, V] after so many tokens of the probe, by the learner."""
+        device = self._model.device
         training = self._model.training
         self._model.eval()
         with torch.no_grad():
-            logits_TV = self._model(input_ids=ids_1T, use_cache=False).logits[0].cpu()
+            logits_BV = self._model(
+                input_ids=torch.from_numpy(self._probe_T).to(device, torch.int64)[None],
+                use_cache=False,
+                logits_to_keep=torch.from_numpy(length_B - 1).to(device),
+            ).logits[0]
         self._model.train(training)
-        logprob_BV = logits_TV[length_B - 1].double().log_softmax(-1)
-        chosen_B = logprob_BV[np.arange(len(token_B)), token_B]
-        entropy_B = torch.special.entr(logprob_BV.exp()).sum(-1)
-        return torch.stack([chosen_B, entropy_B], dim=1).numpy()
+        return logits_BV.cpu().double().log_softmax(-1)
 
 
 def digest(tensor: Tensor) -> int:

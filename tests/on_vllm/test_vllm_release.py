@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.layers import utils as layers
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.core.block_pool import BlockPool
@@ -173,6 +174,19 @@ def test_the_model_runner_has_what_workers_use() -> None:
         assert f"self.{name}" in source or name in inspect.get_annotations(WorkerBase), (
             f"vLLM {release.VERSION}: WorkerBase has no {name}"
         )
+
+
+def test_embeddings_are_packed_as_we_put_off() -> None:
+    method = release.UnquantizedEmbeddingMethod.process_weights_after_loading
+    assert_has("UnquantizedEmbeddingMethod", parameters(method), {"layer"})
+    for owner, use in (
+        (release.VocabParallelEmbedding, "self.quant_method"),
+        (layers.dispatch_cpu_unquantized_gemm, "layer.cpu_linear = "),
+        (layers.cpu_unquantized_gemm, "layer.cpu_linear(x, weight, bias)"),
+    ):
+        found = use in inspect.getsource(owner)
+        assert found, f"vLLM {release.VERSION}: {owner.__name__} has no {use}"
+    assert_has("GPUModelRunner", dir(GPUModelRunner), {"get_model"})
 
 
 def test_the_worker_takes_our_methods_beside_its_own() -> None:

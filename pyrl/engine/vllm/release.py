@@ -19,6 +19,8 @@ from unittest.mock import patch
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import Module
 
 from pyrl.engine import EngineError
 
@@ -95,6 +97,10 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (  # noqa: E402
     SupportsHMA,
 )
 from vllm.engine.arg_utils import EngineArgs  # noqa: E402
+from vllm.model_executor.layers.vocab_parallel_embedding import (  # noqa: E402
+    UnquantizedEmbeddingMethod,
+    VocabParallelEmbedding,
+)
 from vllm.platforms import current_platform  # noqa: E402
 from vllm.sampling_params import RequestOutputKind, SamplingParams  # noqa: E402
 from vllm.v1.engine import (  # noqa: E402
@@ -228,3 +234,37 @@ def discarded_rows(model_runner: Any) -> Callable[[int], NDArray[np.bool_]]:
         return lambda rows: np.zeros(rows, bool)
     mask = model_runner.discard_request_mask.np
     return lambda rows: mask[:rows].astype(bool)
+
+
+class _PackWhenUsed(UnquantizedEmbeddingMethod):
+    """Of an embedding or a head on a CPU: its first product packs the weight that it then has."""
+
+    def process_weights_after_loading(self, layer: Module) -> None:
+        def first(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            UnquantizedEmbeddingMethod.process_weights_after_loading(self, layer)
+            product: Tensor = layer.cpu_linear(x, weight, bias)
+            return product
+
+        layer.cpu_linear = first
+
+
+def plain_weights(model: Module) -> dict[str, Tensor]:
+    """Weights by name that may be written in place, in this process, before the next product.
+
+    On a CPU vLLM keeps the weights of embeddings and heads as they are in a checkpoint, beside a
+    packed copy of each, though few embeddings are multiplied with; and a reload does not pack a
+    tied head anew, whose weight comes under the embedding's name. Here such copies are forgotten,
+    and made by the first product. Elsewhere: none.
+    """
+    plain: dict[str, Tensor] = {}
+    if not on_cpu():
+        return plain
+    for name, layer in model.named_modules():
+        if not isinstance(layer, VocabParallelEmbedding):
+            continue
+        if type(layer.quant_method) is UnquantizedEmbeddingMethod:
+            layer.quant_method = _PackWhenUsed()
+        if isinstance(layer.quant_method, _PackWhenUsed):
+            layer.quant_method.process_weights_after_loading(layer)
+            plain[f"{name}.weight"] = layer.weight
+    return plain

@@ -41,12 +41,19 @@ class WorkerExtension:
     ) -> dict[str, int]:
         """Take weights, named as in a checkpoint, from memory or from a file; their digests."""
         received: dict[str, int] = {}
+        plain = release.plain_weights(self.model_runner.get_model())
+        taken: dict[int, int] = {}
 
         def passing() -> Iterator[tuple[str, Tensor]]:
             pairs = _read(Path(weights)) if isinstance(weights, str) else weights
             for name, tensor in pairs:
                 received[name] = digest(tensor)
-                yield name, tensor
+                weight = plain.get(name)
+                if weight is None or weight.shape != tensor.shape:  # packed, sharded or padded
+                    yield name, tensor
+                elif taken.get(id(weight)) != received[name]:  # not a tied one's second name
+                    weight.data.copy_(tensor)
+                    taken[id(weight)] = received[name]
 
         self.model_runner.reload_weights(weights_iterator=passing())
         self.pyrl_drawing.version = version
