@@ -123,7 +123,7 @@ class Sync:
         training = self._model.training
         self._model.eval()
         with torch.no_grad():
-            logits_BV = self._model(
+            logits_BV: Tensor = self._model(
                 input_ids=torch.from_numpy(self._probe_T).to(device, torch.int64)[None],
                 use_cache=False,
                 logits_to_keep=torch.from_numpy(length_B - 1).to(device),

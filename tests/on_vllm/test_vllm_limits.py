@@ -86,7 +86,8 @@ def test_a_tied_head_is_carried_too(tmp_path: Path, tied: bool, vocabulary: int)
         assert 0 < metrics["sync/difference"] < 1e-4
     if tied:
         other = small_llama(seed=3, tie_word_embeddings=False, vocab_size=vocabulary)
-        with pytest.raises(SyncError, match="computes with others"):
+        named = "1 of .* damaged: lm_head.weight$" if vocabulary == 64 else "computes with others"
+        with pytest.raises(SyncError, match=named):
             Sync(made.engine, other, probe, "float32")(3)
     made.engine.close()
 

@@ -236,10 +236,10 @@ def discarded_rows(model_runner: Any) -> Callable[[int], NDArray[np.bool_]]:
     return lambda rows: mask[:rows].astype(bool)
 
 
-class _PackWhenUsed(UnquantizedEmbeddingMethod):
+class _PackWhenUsed(UnquantizedEmbeddingMethod):  # type: ignore[misc]
     """Of an embedding or a head on a CPU: its first product packs the weight that it then has."""
 
-    def process_weights_after_loading(self, layer: Module) -> None:
+    def process_weights_after_loading(self, layer: Any) -> None:
         def first(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             UnquantizedEmbeddingMethod.process_weights_after_loading(self, layer)
             product: Tensor = layer.cpu_linear(x, weight, bias)

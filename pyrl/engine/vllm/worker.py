@@ -51,9 +51,11 @@ class WorkerExtension:
                 weight = plain.get(name)
                 if weight is None or weight.shape != tensor.shape:  # packed, sharded or padded
                     yield name, tensor
-                elif taken.get(id(weight)) != received[name]:  # not a tied one's second name
+                    continue
+                if id(weight) not in taken:
                     weight.data.copy_(tensor)
                     taken[id(weight)] = received[name]
+                received[name] = taken[id(weight)]  # of a tied one: by its first name
 
         self.model_runner.reload_weights(weights_iterator=passing())
         self.pyrl_drawing.version = version
