@@ -57,15 +57,19 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
-// Work space that is there for the stream's kernels from here to the end of the scope.
+// Work space that is there for the stream's kernels from here to the end of the scope; null if
+// empty.
 template <typename T>
 class StreamBuffer {
  public:
   StreamBuffer(std::int64_t count, cudaStream_t stream) : stream_(stream) {
+    if (count == 0) return;
     const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T);
     check_cuda(cudaMallocAsync(reinterpret_cast<void**>(&data_), bytes, stream), "work space");
   }
-  ~StreamBuffer() { static_cast<void>(cudaFreeAsync(data_, stream_)); }
+  ~StreamBuffer() {
+    if (data_ != nullptr) static_cast<void>(cudaFreeAsync(data_, stream_));
+  }
   StreamBuffer(const StreamBuffer&) = delete;
   StreamBuffer& operator=(const StreamBuffer&) = delete;
 

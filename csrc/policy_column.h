@@ -1,4 +1,4 @@
-// A column of numbers per token, float32 or float64, read as float64 in blocks.
+// A column of numbers per token, float32 or float64, read as float64 in blocks. C++17, also nvcc.
 #pragma once
 
 #include <algorithm>
@@ -6,7 +6,11 @@
 #include <cstdint>
 
 // Never a function of its own, of which the linker would keep one for all instruction sets.
+#ifdef __CUDACC__
+#define PYRL_METHOD __forceinline__ __host__ __device__
+#else
 #define PYRL_METHOD inline __attribute__((always_inline))
+#endif
 
 namespace pyrl {
 

@@ -3,7 +3,6 @@
 #include <cmath>
 #include <vector>
 
-#include "check.h"
 #include "isa.h"
 #include "policy_blocks.h"
 
@@ -45,13 +44,9 @@ void for_responses(const Segments& segments, Visit visit) {
   for (std::size_t t = 0; t < args.segments.tokens; ++t) {
     while (args.segments.offset_N1[leaf + 1] <= static_cast<std::int64_t>(t)) ++leaf;
     if (!args.segments.used(t) || args.weight_N[leaf] == 0) continue;
-    const double advantage = at(TokenColumn::advantage)[t];
-    PYRL_CHECK(std::isfinite(advantage), "advantage_T: expected finite numbers, got ", advantage,
-               " at ", t);
-    if (!at(TokenColumn::low) || !at(TokenColumn::high)) continue;
-    const double low = at(TokenColumn::low)[t], high = at(TokenColumn::high)[t];
-    PYRL_CHECK(low >= 0 && high >= 0, "clip_low_T, clip_high_T: expected radii >= 0, got ", low,
-               " and ", high, " at ", t);
+    const bool radii = at(TokenColumn::low) && at(TokenColumn::high);
+    check_token(static_cast<std::int64_t>(t), at(TokenColumn::advantage)[t],
+                radii ? at(TokenColumn::low)[t] : 0, radii ? at(TokenColumn::high)[t] : 0);
   }
   throw std::logic_error("policy_loss: a token was refused, but none is wrong");
 }

@@ -1,10 +1,11 @@
 // Policy-gradient loss per token, aggregated, with the coefficients that its gradient needs. The
 // part of a token is csrc/policy_token.h; here are scans along responses, bounds that widen with
-// the position, weights of responses, and the sums that a run reports.
+// the position, weights of responses, and the sums that a run reports. C++17, also nvcc.
 #pragma once
 
-#include <span>
+#include <cmath>
 
+#include "check.h"
 #include "policy_scan.h"
 #include "policy_token.h"
 
@@ -44,5 +45,17 @@ struct PolicyLossTotals {
 };
 
 PolicyLossTotals policy_loss(const PolicyLossArgs& args);
+
+// On the caller's stream (a cudaStream_t), which is waited for. Columns, mask and outputs are
+// device pointers; offset_N1 and weight_N are the host's.
+PolicyLossTotals policy_loss_cuda(const PolicyLossArgs& args, int device, void* stream);
+
+// Of token t, which takes part; low and high are 0 without columns of radii.
+inline void check_token(std::int64_t t, double advantage, double low, double high) {
+  PYRL_CHECK(std::isfinite(advantage), "advantage_T: expected finite numbers, got ", advantage,
+             " at ", t);
+  PYRL_CHECK(low >= 0 && high >= 0, "clip_low_T, clip_high_T: expected radii >= 0, got ", low,
+             " and ", high, " at ", t);
+}
 
 }  // namespace pyrl

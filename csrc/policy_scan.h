@@ -3,6 +3,7 @@
 #pragma once
 
 #include "policy_column.h"
+#include "policy_math.h"
 
 namespace pyrl {
 
@@ -15,8 +16,16 @@ enum class Scan : int {
   min_prefix,  // smallest d before the token (0 at the first) plus its own (MinPRO)
 };
 
-// Of the tokens of leaves first to last (exclusive). `pre_clip`: d is cut on the side to which the
-// advantage pushes (GMPO), beyond this distance, before it is reduced; infinity: not.
+inline constexpr double kLogRatioLimit = 20;
+
+// `pre_clip`: d is cut on the side to which the advantage pushes (GMPO), beyond this distance,
+// before it is reduced; infinity: not.
+PYRL_INLINE double pre_clipped(double d, double advantage, double pre_clip) {
+  const double cut = advantage > 0 ? smaller(d, pre_clip) : larger(d, -pre_clip);
+  return advantage == 0 ? 0.0 : cut;
+}
+
+// Of the tokens of leaves first to last (exclusive).
 struct ScanArgs {
   Scan scan;
   double pre_clip;

@@ -2,13 +2,10 @@
 // throughout.
 #pragma once
 
-#include "policy_math.h"
 #include "policy_scan.h"
 
 namespace pyrl {
 namespace {
-
-constexpr double kLogRatioLimit = 20;
 
 // d of n tokens, 0 outside the mask.
 void differences(const ScanArgs& args, std::size_t begin, int n, double* d) {
@@ -18,11 +15,7 @@ void differences(const ScanArgs& args, std::size_t begin, int n, double* d) {
   for (int i = 0; i < n; ++i) d[i] = logprob[i] - anchor[i];
   if (args.pre_clip < kInfinity) {
     const double* advantage = read(args.advantage_T, begin, n, buffer[2]);
-    for (int i = 0; i < n; ++i) {
-      const double cut = advantage[i] > 0 ? pyrl::smaller(d[i], args.pre_clip)
-                                          : pyrl::larger(d[i], -args.pre_clip);
-      d[i] = advantage[i] == 0 ? 0.0 : cut;
-    }
+    for (int i = 0; i < n; ++i) d[i] = pre_clipped(d[i], advantage[i], args.pre_clip);
   }
   if (const std::uint8_t* mask_T = args.segments->mask_T)
     for (int i = 0; i < n; ++i) d[i] = mask_T[begin + i] ? d[i] : 0.0;

@@ -472,6 +472,21 @@ def policy_loss(
     logprob_grad_T: _Column | None,
     entropy_grad_T: _Column | None,
 ) -> tuple[float, ...]: ...
+def policy_loss_cuda(
+    tokens: int,
+    columns: Sequence[tuple[int, int]],
+    mask: int,
+    offset_N1: NDArray[np.int64],
+    weight_N: NDArray[np.float64],
+    spec: Sequence[float],
+    scan: int,
+    position: Sequence[float],
+    loss: int,
+    logprob_grad: int,
+    entropy_grad: int,
+    device: int,
+    stream: int,
+) -> tuple[float, ...]: ...
 
 # -- policy_terms (csrc/policy_terms.h) --
 

@@ -1,22 +1,28 @@
-"""Policy loss of tokens: its value, and the coefficients that its gradient needs."""
+"""Policy loss of tokens: its value, and the coefficients that its gradient needs.
+
+Each token's loss, its gradients and the sums are computed on the device of the tensors, a CPU or
+CUDA. With `terms` nothing of [T] leaves a GPU; the columns of the terms go there with every call,
+which waits for its stream, since the totals are the host's. The terms themselves numpy computes:
+without `terms` the columns, but the reference's and the expert's, are copied to the CPU. On another
+device, or in a build without CUDA kernels (`pyrl info`), all columns are, and the results back.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, Unpack
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from pyrl import _core
 from pyrl.graph import untraced
 from pyrl.loss import BinaryKL, Loss, LossState, TotalVariation
 from pyrl.loss_spec import TOKEN_COLUMNS, Lowered, lower
 from pyrl.loss_terms import Terms, loss_terms
+from pyrl.policy_kernels import PolicyInputs, host_array, policy_sums
 from pyrl.policy_result import PolicyLoss
 
 _SCALES = ("scale_0", "scale_1", "scale_2")
@@ -70,8 +76,7 @@ def policy_loss(
     hold. `terms` (`loss_terms`) stands for what is computed once per mini-batch when these tokens
     are a part of it: then advantages, mask, offsets and state are its own, and torch.compile finds
     no graph break. `per_token` asks for `PolicyLoss.loss_T`. Columns are float32 or float64, each,
-    and read in place where contiguous, else from a copy. Statistics and sums run in float64 in
-    token order, on the CPU: tensors of another device are copied there and back.
+    and read in place where contiguous, else from a copy. Sums run in float64 in a fixed order.
 
     Raises ValueError for a column that is missing, or of another dtype, length or device, and for
     an advantage that is not finite or a radius below 0.
@@ -177,10 +182,10 @@ def tensor_terms(
             )
     return loss_terms(
         loss,
-        {name: _host(tensor) for name, tensor in columns.items() if name not in _LATER},
-        mask_T=None if mask_T is None else _host(mask_T),
-        offset_N1=None if offset_N1 is None else _host(offset_N1),
-        group_N=None if group_N is None else _host(group_N),
+        {name: host_array(tensor) for name, tensor in columns.items() if name not in _LATER},
+        mask_T=None if mask_T is None else host_array(mask_T),
+        offset_N1=None if offset_N1 is None else host_array(offset_N1),
+        group_N=None if group_N is None else host_array(group_N),
         state=state,
     )
 
@@ -213,10 +218,6 @@ def _zeros_like(tensor: Tensor) -> Tensor:
     return tensor.new_zeros(()).expand(tensor.shape)
 
 
-def _host(tensor: Tensor) -> NDArray[Any]:
-    return np.ascontiguousarray(tensor.detach().cpu().numpy())
-
-
 # -- the op --
 
 
@@ -235,22 +236,14 @@ def _compute(
     position: Sequence[float],
     per_token: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    arrays = [None if column is None else _host(column) for column in columns]
-    arrays[0], arrays[1] = _host(logprob), _host(entropy)
+    given = [logprob, entropy, *columns[2:]]
+    inputs = PolicyInputs(logprob, given, mask, offset, weight, spec, scan, position)
     loss_T, logprob_grad_T, entropy_grad_T = (
-        torch.empty(size, dtype=logprob.dtype) for size in _sizes(logprob, per_token, spec)
+        torch.empty(size, dtype=logprob.dtype, device=inputs.device)
+        for size in _sizes(logprob, per_token, spec)
     )
-    loss, *totals = _core.policy_loss(
-        columns=arrays,
-        mask_T=None if mask is None else _host(mask),
-        offset_N1=_host(offset),
-        weight_N=_host(weight),
-        spec=spec,
-        scan=scan,
-        position=position,
-        loss_T=loss_T.numpy() if per_token else None,
-        logprob_grad_T=logprob_grad_T.numpy(),
-        entropy_grad_T=entropy_grad_T.numpy() if spec[-1] else None,
+    loss, *totals = policy_sums(
+        inputs, loss_T if per_token else None, logprob_grad_T, entropy_grad_T if spec[-1] else None
     )
     if nucleus is not None:  # coef gap^2 = the sum of 2 coef gap weight, times gap / 2
         loss += 0.5 * nucleus_gap * float(nucleus.sum())

@@ -22,7 +22,7 @@ SOURCE = Path(__file__).parent / "cpp" / "cuda_on_cpu"
 DEVICE = 1
 """Where the tensors are said to be; the caller's current device is 0."""
 
-KERNELS = ("token_stats", "token_stats_grad", "fused_loss", "sample_rows")
+KERNELS = ("token_stats", "token_stats_grad", "policy_loss_cuda", "fused_loss", "sample_rows")
 
 
 @functools.cache
@@ -70,7 +70,8 @@ def in_place_of_the_core() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         # Not `from pyrl import`: pyrl.sample_tokens is the function.
         sampler = importlib.import_module("pyrl.sample_tokens")
-        for name in ("row_kernels", "one_go", "sample_tokens"):
+        for name in ("row_kernels", "one_go", "policy_kernels", "sample_tokens"):
             patch.setattr(importlib.import_module(f"pyrl.{name}"), "_core", Core())
+        patch.setattr("pyrl.policy_kernels.has_kernel", lambda device: True)
         patch.setattr(sampler, "_sample_kernel", sampler.sample_rows)
         yield

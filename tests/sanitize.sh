@@ -51,7 +51,7 @@ instrumented_pytest() {
 instrumented_pytest tests/test_forest*.py tests/test_pack.py tests/test_signals*.py \
   tests/test_advantage.py --forest-operations "$operations"
 PYRL_CUDA_ON_CPU="$PWD/build/sanitize/cuda_on_cpu" instrumented_pytest tests/test_cuda_on_cpu*.py \
-  -k "everything or spoils or order or bit or bits or emulation or device or lowest or composition"
+  -k "everything or spoils or order or bit or bits or emulation or device or lowest or composition or cpus"
 # Sampling on the widest instruction set, then on the plainest.
 sampling="sorted or extreme or largest or equal or masked"
 instrumented_pytest tests/test_sample_tokens_truncated.py -k "$sampling"

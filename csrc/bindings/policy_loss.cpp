@@ -1,5 +1,7 @@
 #include "policy_loss.h"
 
+#include <array>
+
 #include "bindings/token_column.h"
 
 namespace pyrl {
@@ -11,6 +13,26 @@ TokenSpec spec_of(const std::vector<double>& numbers) {
   TokenSpec spec;
   std::memcpy(&spec, numbers.data(), sizeof spec);
   return spec;
+}
+
+// With columns and segments set.
+void set_kinds(PolicyLossArgs& args, const array<double>& weight_N, const std::vector<double>& spec,
+               int scan, const std::vector<double>& position) {
+  PYRL_CHECK(static_cast<std::size_t>(weight_N.size()) == args.segments.leaves,
+             "weight_N: expected one weight per response, ", args.segments.leaves, ", got ",
+             weight_N.size());
+  args.weight_N = weight_N.data();
+  args.spec = spec_of(spec);
+  args.scan = static_cast<Scan>(scan);
+  PYRL_CHECK(position.size() == 4, "position: expected 4 numbers, got ", position.size());
+  args.position = {position[0], position[1], position[2], position[3]};
+  args.wide = args.column[0].wide != nullptr;
+}
+
+py::tuple tuple_of(const PolicyLossTotals& totals) {
+  return py::make_tuple(totals.loss, totals.weight, totals.clipped_low, totals.clipped_high,
+                        totals.clipped_dual, totals.kl_old, totals.penalty, totals.ratio,
+                        totals.ratio_max);
 }
 
 py::tuple loss(const std::vector<std::optional<py::array>>& columns, const MaskArray& mask_T,
@@ -26,15 +48,7 @@ py::tuple loss(const std::vector<std::optional<py::array>>& columns, const MaskA
   for (int c = 0; c < kTokenColumns; ++c)
     if (const auto& values = columns[static_cast<std::size_t>(c)])
       args.column[c] = column_of("columns[" + std::to_string(c) + "]", *values, tokens);
-  PYRL_CHECK(weight_N.size() + 1 == offset_N1.size(),
-             "weight_N: expected one weight per response, ", args.segments.leaves, ", got ",
-             weight_N.size());
-  args.weight_N = weight_N.data();
-  args.spec = spec_of(spec);
-  args.scan = static_cast<Scan>(scan);
-  PYRL_CHECK(position.size() == 4, "position: expected 4 numbers, got ", position.size());
-  args.position = {position[0], position[1], position[2], position[3]};
-  args.wide = args.column[0].wide != nullptr;
+  set_kinds(args, weight_N, spec, scan, position);
   const auto output = [&](const char* name, std::optional<py::array>& values) -> void* {
     if (!values) return nullptr;
     const Column column = column_of(name, *values, tokens);
@@ -49,9 +63,39 @@ py::tuple loss(const std::vector<std::optional<py::array>>& columns, const MaskA
     py::gil_scoped_release release;
     totals = policy_loss(args);
   }
-  return py::make_tuple(totals.loss, totals.weight, totals.clipped_low, totals.clipped_high,
-                        totals.clipped_dual, totals.kl_old, totals.penalty, totals.ratio,
-                        totals.ratio_max);
+  return tuple_of(totals);
+}
+
+// Addresses on the device; of a column with the size of its numbers, 4 or 8.
+py::tuple loss_cuda(std::int64_t tokens,
+                    const std::array<std::pair<std::uintptr_t, int>, kTokenColumns>& columns,
+                    std::uintptr_t mask, const array<std::int64_t>& offset_N1,
+                    const array<double>& weight_N, const std::vector<double>& spec, int scan,
+                    const std::vector<double>& position, std::uintptr_t loss,
+                    std::uintptr_t logprob_grad, std::uintptr_t entropy_grad,
+                    [[maybe_unused]] int device, [[maybe_unused]] std::uintptr_t stream) {
+  PolicyLossArgs args;
+  args.segments = segments_of(static_cast<std::size_t>(tokens), std::nullopt, offset_N1);
+  args.segments.mask_T = pointer<const std::uint8_t>(mask);
+  for (std::size_t c = 0; c < columns.size(); ++c) {
+    const auto [address, size] = columns[c];
+    if (size == 4) args.column[c].narrow = pointer<const float>(address);
+    if (size == 8) args.column[c].wide = pointer<const double>(address);
+  }
+  set_kinds(args, weight_N, spec, scan, position);
+  args.loss_T = pointer<void>(loss);
+  args.logprob_grad_T = pointer<void>(logprob_grad);
+  args.entropy_grad_T = pointer<void>(entropy_grad);
+#ifdef PYRL_WITH_CUDA
+  PolicyLossTotals totals;
+  {
+    py::gil_scoped_release release;
+    totals = policy_loss_cuda(args, device, pointer<void>(stream));
+  }
+  return tuple_of(totals);
+#else
+  no_cuda_kernels("policy_loss");
+#endif
 }
 
 }  // namespace
@@ -59,6 +103,9 @@ py::tuple loss(const std::vector<std::optional<py::array>>& columns, const MaskA
 void bind_policy_loss(py::module_& m) {
   m.def("policy_loss", &loss, "columns"_a, "mask_T"_a, "offset_N1"_a, "weight_N"_a, "spec"_a,
         "scan"_a, "position"_a, "loss_T"_a, "logprob_grad_T"_a, "entropy_grad_T"_a);
+  m.def("policy_loss_cuda", &loss_cuda, "tokens"_a, "columns"_a, "mask"_a, "offset_N1"_a,
+        "weight_N"_a, "spec"_a, "scan"_a, "position"_a, "loss"_a, "logprob_grad"_a,
+        "entropy_grad"_a, "device"_a, "stream"_a);
 }
 
 }  // namespace pyrl

@@ -105,24 +105,37 @@ void Block::run(const std::function<void()>& body) {
   fibers_.resize(std::max<std::size_t>(fibers_.size(), size.x));
   all_ = Barrier{static_cast<int>(size.x)};
   warps_.assign((size.x + kWarp - 1) / kWarp, Barrier{kWarp});
-  std::vector<unsigned> order(size.x);
+  for (unsigned i = 0; i < size.x; ++i) start(fibers_[i]);
+  std::vector<unsigned> order(warps_.size());
   std::iota(order.begin(), order.end(), 0u);
-  for (const unsigned i : order) start(fibers_[i]);
-  for (std::size_t left = order.size(); left > 0;) {
+  for (left_ = size.x; left_ > 0;) {
     if (seed_ != 0) std::shuffle(order.begin(), order.end(), random_);
     bool ran = false;
+    for (const unsigned warp : order) ran = run_warp(warp) || ran;
+    if (!ran) throw std::runtime_error("a barrier that not all threads of a block or warp reach");
+  }
+}
+
+bool Block::run_warp(unsigned warp) {
+  std::vector<unsigned> order(std::min<std::size_t>(kWarp, size.x - warp * kWarp));
+  std::iota(order.begin(), order.end(), warp * kWarp);
+  bool ran = false, goes_on = true;
+  while (goes_on) {
+    goes_on = false;
+    if (seed_ != 0) std::shuffle(order.begin(), order.end(), random_);
     for (const unsigned i : order) {
       Fiber& fiber = fibers_[i];
       if (fiber.done || blocked(fiber)) continue;
       ran = true;
+      goes_on = seed_ != 0;
       thread.x = i;
       running_ = &fiber;
       scheduler_.switch_to(fiber.context);
       if (!failure_.empty()) throw std::runtime_error(std::exchange(failure_, {}));
-      if (fiber.done) --left;
+      if (fiber.done) --left_;
     }
-    if (!ran) throw std::runtime_error("a barrier that not all threads of a block or warp reach");
   }
+  return ran;
 }
 
 void Block::wait_at(Barrier& barrier, int line) {

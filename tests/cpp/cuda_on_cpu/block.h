@@ -61,7 +61,8 @@ class Block {
   // Runs body() once as each thread of the block `index`.
   void run(const std::function<void()>& body);
 
-  // 0: threads run in their order. Otherwise the order is drawn anew between barriers.
+  // 0: threads run in their order, a step each. Otherwise the order is drawn anew between barriers,
+  // and a warp runs until it is done or waits for another one.
   void order_threads(std::uint64_t seed);
 
   // Return when every thread of the block, or of the warp, has called them from that line.
@@ -83,6 +84,7 @@ class Block {
  private:
   static void enter();
   void start(Fiber& fiber);
+  bool run_warp(unsigned warp);  // false: none of its threads can
   void wait_at(Barrier& barrier, int line);
   void fail(const char* what, int line);
   void leave() { running_->context.switch_to(scheduler_); }
@@ -93,6 +95,7 @@ class Block {
   Barrier all_;
   Context scheduler_;
   Fiber* running_ = nullptr;
+  std::size_t left_ = 0;  // fibers that are not done
   std::string failure_;
   std::uint64_t seed_ = 0;
   std::mt19937_64 random_;

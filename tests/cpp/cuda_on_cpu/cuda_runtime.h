@@ -51,6 +51,13 @@ T __shfl_down_sync(unsigned mask, T value, unsigned lanes, int line = __builtin_
   return cuda_on_cpu::block().shuffle(mask, value, from < cuda_on_cpu::kWarp ? from : lane, line);
 }
 
+template <typename T>
+T __shfl_up_sync(unsigned mask, T value, unsigned lanes, int line = __builtin_LINE()) {
+  const int lane = static_cast<int>(threadIdx.x) % cuda_on_cpu::kWarp;
+  const int from = lane - static_cast<int>(lanes);
+  return cuda_on_cpu::block().shuffle(mask, value, from >= 0 ? from : lane, line);
+}
+
 // ---- the runtime's host functions, as far as csrc/ calls them ----
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidDevice = 101, cudaErrorMemoryAllocation = 2 };
@@ -77,6 +84,15 @@ inline cudaError_t cudaMallocAsync(void** data, std::size_t bytes, cudaStream_t)
   return cudaSuccess;
 }
 inline cudaError_t cudaFreeAsync(void* data, cudaStream_t) { return std::free(data), cudaSuccess; }
+
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
+
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
+                                   cudaStream_t) {
+  std::memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;

@@ -5,6 +5,7 @@
 #include "block.h"
 #include "faulty.h"
 #include "fused_loss.h"
+#include "policy_loss.h"
 #include "sample_tokens.h"
 #include "token_stats.h"
 
@@ -25,6 +26,7 @@ void sample_tokens(const LogitMatrix&, std::span<const std::uint64_t>,
                    std::span<const std::int64_t>, const Truncation&, const SampledTokens&, int) {
   no_cpu_kernels();
 }
+PolicyLossTotals policy_loss(const PolicyLossArgs&) { no_cpu_kernels(); }
 void fused_loss(const FusedLossArgs&, int) { no_cpu_kernels(); }
 void token_stats_grad(const TokenStatsGradArgs&, int) { no_cpu_kernels(); }
 
@@ -32,6 +34,7 @@ void token_stats_grad(const TokenStatsGradArgs&, int) { no_cpu_kernels(); }
 
 PYBIND11_MODULE(cuda_on_cpu, m) {
   pyrl::bind_token_stats(m);
+  pyrl::bind_policy_loss(m);
   pyrl::bind_fused_loss(m);
   pyrl::bind_sample_tokens(m);
   m.def("run_faulty", &cuda_on_cpu::run_faulty);

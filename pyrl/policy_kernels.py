@@ -1,0 +1,115 @@
+"""The policy-loss kernels of the core, called with torch tensors: csrc/policy_loss.h."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyrl import _core
+from pyrl.row_kernels import device_of
+
+
+def host_array(tensor: Tensor) -> NDArray[Any]:
+    """Contiguous: the tensor's own memory where it can be, else a copy."""
+    return np.ascontiguousarray(tensor.detach().cpu().numpy())
+
+
+def has_kernel(device: torch.device) -> bool:
+    """A CUDA device in a build with CUDA kernels. Elsewhere the CPU computes, from copies."""
+    return device.type == "cuda" and _core.build_info()["cuda"] is not None
+
+
+@dataclass(frozen=True)
+class PolicyInputs:
+    """What the kernels read, T tokens in N responses."""
+
+    logprob: Tensor
+    columns: Sequence[Tensor | None]
+    """[T] in the order of TOKEN_COLUMNS, float32 or float64 each; the first is `logprob`."""
+    mask: Tensor | None
+    """bool [T]"""
+    offset: Tensor
+    """int64 [N + 1]"""
+    weight: Tensor
+    """float64 [N]"""
+    spec: Sequence[float]
+    scan: int
+    position: Sequence[float]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the kernels run, and so where their outputs lie."""
+        device = self.logprob.device
+        return device if has_kernel(device) else torch.device("cpu")
+
+
+def policy_sums(
+    inputs: PolicyInputs,
+    loss_T: Tensor | None,
+    logprob_grad_T: Tensor,
+    entropy_grad_T: Tensor | None,
+) -> tuple[float, ...]:
+    """Write the outputs, of the log-probs' type, where they are asked for.
+
+    Returns the sums in the order of PolicyLossTotals. ValueError: a column has another length or
+    type, offsets do not divide the tokens, an advantage is not finite or a radius below 0.
+    """
+    if has_kernel(inputs.logprob.device):
+        return _on_device(inputs, (loss_T, logprob_grad_T, entropy_grad_T))
+    return _core.policy_loss(
+        columns=[None if column is None else host_array(column) for column in inputs.columns],
+        mask_T=None if inputs.mask is None else host_array(inputs.mask),
+        offset_N1=host_array(inputs.offset),
+        weight_N=host_array(inputs.weight),
+        spec=inputs.spec,
+        scan=inputs.scan,
+        position=inputs.position,
+        loss_T=None if loss_T is None else loss_T.numpy(),
+        logprob_grad_T=logprob_grad_T.numpy(),
+        entropy_grad_T=None if entropy_grad_T is None else entropy_grad_T.numpy(),
+    )
+
+
+def _on_device(inputs: PolicyInputs, outputs: tuple[Tensor | None, ...]) -> tuple[float, ...]:
+    """What lies on the CPU of [T] is copied to the device; nothing of [T] comes back."""
+    like_T = inputs.logprob
+    columns = [
+        None if column is None else _resident(f"columns[{c}]", column, like_T)
+        for c, column in enumerate(inputs.columns)
+    ]
+    for column in columns:
+        if column is not None and column.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"columns: expected float32 or float64, got {column.dtype}")
+    mask_T = None if inputs.mask is None else _resident("mask_T", inputs.mask, like_T)
+    loss_T, logprob_grad_T, entropy_grad_T = outputs
+    return _core.policy_loss_cuda(
+        tokens=len(like_T),
+        columns=[(0, 0) if c is None else (c.data_ptr(), c.element_size()) for c in columns],
+        mask=_address(mask_T),
+        offset_N1=host_array(inputs.offset),
+        weight_N=host_array(inputs.weight),
+        spec=inputs.spec,
+        scan=inputs.scan,
+        position=inputs.position,
+        loss=_address(loss_T),
+        logprob_grad=_address(logprob_grad_T),
+        entropy_grad=_address(entropy_grad_T),
+        **device_of(like_T),
+    )
+
+
+def _resident(name: str, tensor: Tensor, like_T: Tensor) -> Tensor:
+    """Contiguous on the device, itself or a copy."""
+    if tensor.shape != like_T.shape:
+        raise ValueError(f"{name}: expected {len(like_T)} entries, got {list(tensor.shape)}")
+    return tensor.detach().to(like_T.device).contiguous()
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
