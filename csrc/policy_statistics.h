@@ -207,7 +207,7 @@ inline std::pair<double, double> ranked(std::vector<double>& values, std::size_t
   std::size_t size = 0;
   for (const double x : values) {
     near[size] = x;
-    size += (x >= low) & !(x >= high);  // of infinity's key no number is the end
+    size += !(x < low) & !(x >= high);  // next to an infinity the end is NaN
   }
   near.pop_back();
   return among(near, rank);

@@ -119,6 +119,13 @@ def test_a_quantile_of_many_tokens_is_that_of_the_sorted(
     np.testing.assert_array_equal(columns.keep_top_entropy(share), kept_T)
 
 
+def test_a_quantile_between_infinities_keeps_none() -> None:
+    entropy_T = np.full(20_000, -np.inf)
+    entropy_T[:10] = 1.0
+    columns = _core.LossColumns(len(entropy_T), {"entropy_T": entropy_T}, None)
+    assert not columns.keep_top_entropy(0.5).any()  # -inf and a share of -inf - -inf: not a number
+
+
 def test_the_constant_length_divides_by_the_responses_too() -> None:
     norm, mean = (
         fixture_loss(replace(PPO, aggregate=a)).loss.item()
