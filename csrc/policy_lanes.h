@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#ifdef __AVX512F__
+#ifdef __FMA__
 #include <immintrin.h>
 #endif
 
@@ -40,6 +40,9 @@ PYRL_INLINE Doubles choose(Flags flags, Doubles yes, Doubles no) {
 // a < b ? b : a and b < a ? b : a, NaN included.
 PYRL_INLINE Doubles most(Doubles a, Doubles b) { return _mm512_max_pd(b, a); }
 PYRL_INLINE Doubles least(Doubles a, Doubles b) { return _mm512_min_pd(b, a); }
+PYRL_INLINE Doubles multiplied_added(Doubles a, Doubles b, Doubles c) {
+  return _mm512_fmadd_pd(a, b, c);
+}
 PYRL_INLINE Doubles widened(Floats values) { return _mm512_cvtps_pd(values); }
 PYRL_INLINE Floats narrowed(Doubles values) { return _mm512_cvtpd_ps(values); }
 #else
@@ -50,6 +53,14 @@ PYRL_INLINE Flags unequal(Doubles a, Doubles b) { return a != b; }
 PYRL_INLINE Doubles choose(Flags flags, Doubles yes, Doubles no) { return flags ? yes : no; }
 PYRL_INLINE Doubles most(Doubles a, Doubles b) { return a < b ? b : a; }
 PYRL_INLINE Doubles least(Doubles a, Doubles b) { return b < a ? b : a; }
+PYRL_INLINE Doubles multiplied_added(Doubles a, Doubles b, Doubles c) {
+#ifdef __FMA__
+  return _mm256_fmadd_pd(a, b, c);
+#else
+  for (int i = 0; i < kWidth; ++i) a[i] = std::fma(a[i], b[i], c[i]);
+  return a;
+#endif
+}
 PYRL_INLINE Doubles widened(Floats values) { return __builtin_convertvector(values, Doubles); }
 PYRL_INLINE Floats narrowed(Doubles values) { return __builtin_convertvector(values, Floats); }
 #endif
@@ -86,6 +97,9 @@ PYRL_INLINE Lanes operator/(const Lanes& a, const Lanes& b) {
   PYRL_EACH_PART(Lanes, a.part[k] / b.part[k]);
 }
 PYRL_INLINE Lanes operator-(const Lanes& a) { PYRL_EACH_PART(Lanes, -a.part[k]); }
+PYRL_INLINE Lanes fused(const Lanes& a, const Lanes& b, const Lanes& c) {
+  PYRL_EACH_PART(Lanes, multiplied_added(a.part[k], b.part[k], c.part[k]));
+}
 
 PYRL_INLINE Mask operator<(const Lanes& a, const Lanes& b) {
   PYRL_EACH_PART(Mask, less(a.part[k], b.part[k]));

@@ -1,8 +1,9 @@
-// exp, expm1 and log in double from additions, multiplications and selects alone, so that every
+// exp, expm1 and log in double from additions, products, fma and selects alone, so that every
 // instruction set, and every number of tokens, gives the same bits. Internal linkage: each file may
 // be compiled for another instruction set. C++17, also nvcc.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -29,6 +30,8 @@ inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // What the templates below need of a Real, which is a double or several (policy_lanes.h).
 PYRL_INLINE double select(bool flag, double yes, double no) { return flag ? yes : no; }
+// a b + c, rounded once.
+PYRL_INLINE double fused(double a, double b, double c) { return std::fma(a, b, c); }
 
 inline constexpr double kRound = 0x1.8p52 + 1023;  // adding it leaves an integer in the low bits
 
@@ -87,30 +90,30 @@ struct ExpParts {
 template <typename Real>
 PYRL_INLINE ExpParts<Real> exp_parts(Real x) {
   const Real near = clamped(x, -708.0, 709.0);
-  const Real shifted = near * 0x1.71547652b82fep+0 + kRound;
+  const Real shifted = fused(near, Real(0x1.71547652b82fep+0), Real(kRound));
   const Real n = shifted - kRound;
-  const Real r = near - n * 0x1.62e42fefa39efp-1;  // rounded to 6e-14, where |x| is largest
+  const Real r = fused(n, Real(-0x1.62e42fefa39efp-1), near);  // n ln(2), to 2e-14 where it is most
   // (exp(r) - 1 - r) / r^2 by Chebyshev polynomials, to 4e-13 of it.
   // In pairs, for short chains of operations.
   const Real r2 = r * r, r4 = r2 * r2;
-  const Real low = (0x1.fffffffffe062p-2 + 0x1.5555555553b7bp-3 * r) +
-                   (0x1.55555565c8785p-5 + 0x1.1111111c47feap-7 * r) * r2;
-  const Real high = (0x1.6c166bdcedacdp-10 + 0x1.a019ada12fcf2p-13 * r) +
-                    (0x1.a136c15467d5ap-16 + 0x1.72c72f2e5ee1ep-19 * r) * r2;
-  return {power_of_two(shifted), r + r2 * (low + high * r4)};
+  const Real low = fused(fused(Real(0x1.1111111c47feap-7), r, Real(0x1.55555565c8785p-5)), r2,
+                         fused(Real(0x1.5555555553b7bp-3), r, Real(0x1.fffffffffe062p-2)));
+  const Real high = fused(fused(Real(0x1.72c72f2e5ee1ep-19), r, Real(0x1.a136c15467d5ap-16)), r2,
+                          fused(Real(0x1.a019ada12fcf2p-13), r, Real(0x1.6c166bdcedacdp-10)));
+  return {power_of_two(shifted), fused(r2, fused(high, r4, low), r)};
 }
 
 // Between 3e-308 (also for smaller results) and 8e307.
 template <typename Real>
 PYRL_INLINE Real exp_of(Real x) {
   const ExpParts<Real> e = exp_parts(x);
-  return e.scale + e.scale * e.rest;
+  return fused(e.scale, e.rest, e.scale);
 }
 
 template <typename Real>
 PYRL_INLINE Real expm1_of(Real x) {
   const ExpParts<Real> e = exp_parts(x);
-  return (e.scale - 1.0) + e.scale * e.rest;
+  return fused(e.scale, e.rest, e.scale - 1.0);
 }
 
 // Of a normal number > 0.
@@ -119,16 +122,10 @@ PYRL_INLINE Real log_of(Real x) {
   const Scientific<Real> parts = scientific(x);
   const Real f = (parts.mantissa - 1.0) / (parts.mantissa + 1.0);
   const Real g = f * f;
+  constexpr double terms[] = {1.0 / 19.0, 1.0 / 17.0, 1.0 / 15.0, 1.0 / 13.0, 1.0 / 11.0,
+                              1.0 / 9.0,  1.0 / 7.0,  1.0 / 5.0,  1.0 / 3.0};
   Real sum = 1.0 / 21.0;
-  sum = sum * g + 1.0 / 19.0;
-  sum = sum * g + 1.0 / 17.0;
-  sum = sum * g + 1.0 / 15.0;
-  sum = sum * g + 1.0 / 13.0;
-  sum = sum * g + 1.0 / 11.0;
-  sum = sum * g + 1.0 / 9.0;
-  sum = sum * g + 1.0 / 7.0;
-  sum = sum * g + 1.0 / 5.0;
-  sum = sum * g + 1.0 / 3.0;
+  for (const double term : terms) sum = fused(sum, g, Real(term));
   const Real tail = 2.0 * (f * g * sum) + parts.exponent * 0x1.a39ef35793c76p-33;
   return parts.exponent * 0x1.62e42feep-1 + (2.0 * f + tail);
 }

@@ -2,23 +2,34 @@
 // throughout.
 #pragma once
 
+#include "policy_lanes.h"
 #include "policy_scan.h"
 
 namespace pyrl {
 namespace {
 
+PYRL_INLINE Lanes lanes_of(const Column& column, std::size_t t) {
+  return column.wide ? load(column.wide + t) : load(column.narrow + t);
+}
+
 // d of n tokens, 0 outside the mask.
 void differences(const ScanArgs& args, std::size_t begin, int n, double* d) {
-  double buffer[3][kTokenBlock];
-  const double* logprob = read(args.logprob_T, begin, n, buffer[0]);
-  const double* anchor = read(args.anchor_T, begin, n, buffer[1]);
-  for (int i = 0; i < n; ++i) d[i] = logprob[i] - anchor[i];
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const std::size_t t = begin + static_cast<std::size_t>(i);
+    store(lanes_of(args.logprob_T, t) - lanes_of(args.anchor_T, t), d + i);
+  }
+  for (; i < n; ++i) {
+    const std::size_t t = begin + static_cast<std::size_t>(i);
+    d[i] = args.logprob_T[t] - args.anchor_T[t];
+  }
   if (args.pre_clip < kInfinity) {
-    const double* advantage = read(args.advantage_T, begin, n, buffer[2]);
-    for (int i = 0; i < n; ++i) d[i] = pre_clipped(d[i], advantage[i], args.pre_clip);
+    double buffer[kTokenBlock];
+    const double* advantage = read(args.advantage_T, begin, n, buffer);
+    for (i = 0; i < n; ++i) d[i] = pre_clipped(d[i], advantage[i], args.pre_clip);
   }
   if (const std::uint8_t* mask_T = args.segments->mask_T)
-    for (int i = 0; i < n; ++i) d[i] = mask_T[begin + i] ? d[i] : 0.0;
+    for (i = 0; i < n; ++i) d[i] = mask_T[begin + static_cast<std::size_t>(i)] ? d[i] : 0.0;
 }
 
 std::int64_t count_used(const Segments& segments, std::size_t begin, std::size_t end) {
@@ -32,8 +43,12 @@ std::int64_t count_used(const Segments& segments, std::size_t begin, std::size_t
 void spread_sum(bool mean, const Segments& segments, std::size_t begin, std::size_t end,
                 double* d) {
   const std::size_t size = end - begin;
+  Lanes lanes = 0.0;
+  std::size_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) lanes = lanes + load(d + i);
   LaneSum sum;
-  for_blocks(0, size, [&](std::size_t t, int n) { add(sum, d + t, n); });
+  store(lanes, sum.lane);
+  add(sum, d + i, static_cast<int>(size - i));
   const std::int64_t count = mean ? count_used(segments, begin, end) : 1;
   std::fill(d, d + size, count ? total(sum) / static_cast<double>(count) : 0.0);
 }
