@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -75,8 +76,8 @@ class Sync:
         }
 
     def _compare(self, weights: dict[str, Tensor], version: int) -> None:
-        received = self._engine.received()
-        wrong = [name for name, tensor in weights.items() if received.get(name) != digest(tensor)]
+        received, sent = self._engine.received(), digests(weights)
+        wrong = [name for name in weights if received.get(name) != sent[name]]
         if wrong or self._engine.weight_version() != version:
             raise SyncError(
                 f"sync of version {version} (the engine says {self._engine.weight_version()}): "
@@ -137,3 +138,15 @@ def digest(tensor: Tensor) -> int:
     data = tensor.detach().contiguous().view(torch.uint8).flatten()
     words = data[: data.numel() // 8 * 8].view(torch.int64)
     return int(words.sum()) + int(data[words.numel() * 8 :].sum())
+
+
+def digests(weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """The `digest` of each; of a tied weight it is computed once."""
+    known: dict[tuple[object, ...], int] = {}
+    found = {}
+    for name, tensor in weights.items():
+        memory = tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+        if memory not in known:
+            known[memory] = digest(tensor)
+        found[name] = known[memory]
+    return found

@@ -47,14 +47,14 @@ class WorkerExtension:
         def passing() -> Iterator[tuple[str, Tensor]]:
             pairs = _read(Path(weights)) if isinstance(weights, str) else weights
             for name, tensor in pairs:
-                received[name] = digest(tensor)
                 weight = plain.get(name)
                 if weight is None or weight.shape != tensor.shape:  # packed, sharded or padded
+                    received[name] = digest(tensor)
                     yield name, tensor
                     continue
                 if id(weight) not in taken:
                     weight.data.copy_(tensor)
-                    taken[id(weight)] = received[name]
+                    taken[id(weight)] = digest(tensor)
                 received[name] = taken[id(weight)]  # of a tied one: by its first name
 
         self.model_runner.reload_weights(weights_iterator=passing())
