@@ -12,11 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pyrl.graph import untraced
 from pyrl.linear_token_stats import checked_head
 from pyrl.loss import Loss, PositionClip
 from pyrl.loss_spec import TOKEN_COLUMNS, lower
@@ -136,7 +134,7 @@ class _Plan:
     terms: Terms
     given: dict[str, Any]
     columns: list[Tensor | None]
-    """float64, contiguous, on the device of the logits; in the order of TOKEN_COLUMNS."""
+    """In the order of TOKEN_COLUMNS; those of the terms are on the CPU."""
     spec: list[float]
     per_token: bool
 
@@ -156,7 +154,6 @@ class _Plan:
         return replace(out, loss=with_gradient(out.loss, inputs, gradients)), stats
 
 
-@untraced
 def _plan(
     loss: Loss,
     terms: Terms | None,
@@ -184,19 +181,16 @@ def _plan(
         raise ValueError(f"terms: expected those of {tokens} tokens, got {len(terms.advantage_T)}")
     if terms.nucleus_T is not None:
         _refuse_loss("NucleusAnchor")
-    _check_advantages(terms)
     found = token_columns(loss, lowered, terms, given)
-    found[TOKEN_COLUMNS.index("weight")] = torch.from_numpy(terms.weight_T)
-    wide = [None if c is None else c.to(rows.device, torch.float64).contiguous() for c in found]
-    return _Plan(loss, terms, given, wide, lowered.spec, per_token)
+    found[TOKEN_COLUMNS.index("weight")] = _weights(terms, tokens)
+    return _Plan(loss, terms, given, found, lowered.spec, per_token)
 
 
-def _check_advantages(terms: Terms) -> None:
-    """Before a row is visited: `inplace` would leave nothing of the logits behind the error."""
-    wrong_T = ~np.isfinite(terms.advantage_T) & (terms.weight_T != 0)
-    if wrong_T.any():
-        t = int(wrong_T.argmax())
-        raise ValueError(f"advantage_T: expected finite numbers, got {terms.advantage_T[t]} at {t}")
+def _weights(terms: Terms, tokens: int) -> Tensor:
+    """`Terms.weight_T`, in a graph too."""
+    offset_N1, weight_N = torch.from_numpy(terms.offset_N1), torch.from_numpy(terms.weight_N)
+    weight_T = weight_N.repeat_interleave(offset_N1.diff(), output_size=tokens)
+    return weight_T if terms.mask_T is None else weight_T * torch.from_numpy(terms.mask_T)
 
 
 def _refuse_loss(axis: str) -> None:

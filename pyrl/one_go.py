@@ -14,11 +14,29 @@ from torch import Tensor
 from pyrl import _core
 from pyrl.linear_token_stats import empty_gradients
 from pyrl.lm_head import Head, HeadGradient
+from pyrl.loss_spec import TOKEN_COLUMNS
 from pyrl.row_kernels import adjacent, device_of, empty_stats, rows_of
 from pyrl.token_stats import refuse_second_derivatives
 
 ASKED = 0b111
 """logprob, entropy and logsumexp."""
+
+
+def ready(columns: Sequence[Tensor | None], device: torch.device) -> list[Tensor | None]:
+    """The columns as the kernels read them: float64 and contiguous on the device.
+
+    ValueError: the advantage of a token that takes part is not finite. Before a row is visited,
+    since in place nothing of the logits would be left behind the error.
+    """
+    advantage_T = columns[TOKEN_COLUMNS.index("advantage")]
+    weight_T = columns[TOKEN_COLUMNS.index("weight")]
+    assert advantage_T is not None
+    assert weight_T is not None
+    wrong_T = ~advantage_T.isfinite() & (weight_T != 0)
+    if wrong_T.any():
+        t = int(wrong_T.nonzero()[0])
+        raise ValueError(f"advantage_T: expected finite numbers, got {advantage_T[t]} at {t}")
+    return [None if c is None else c.to(device, torch.float64).contiguous() for c in columns]
 
 
 def fused_into(
@@ -30,7 +48,10 @@ def fused_into(
     columns: Sequence[Tensor | None],
     spec: Sequence[float],
 ) -> None:
-    """Statistics and gradient; `grad_TV` may be `logits_TV`, whose columns are adjacent."""
+    """Statistics and gradient; `grad_TV` may be `logits_TV`, whose columns are adjacent.
+
+    The columns are `ready`.
+    """
     _core.fused_loss(
         columns=[0 if column is None else column.data_ptr() for column in columns],
         spec=spec,
@@ -56,6 +77,7 @@ def fused_loss(
     spec: Sequence[float],
 ) -> tuple[Tensor, Tensor]:
     """Statistics [3, T] and gradient of each row."""
+    columns = ready(columns, logits.device)
     stats, logits = empty_stats(logits, ASKED), adjacent(logits)
     grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     fused_into(stats, grad, logits, label.contiguous(), options, columns, spec)
@@ -85,6 +107,7 @@ def fused_loss_(
     spec: Sequence[float],
 ) -> Tensor:
     """Statistics [3, T]; the gradient takes the place of the logits."""
+    columns = ready(columns, logits.device)
     stats = empty_stats(logits, ASKED)
     fused_into(stats, logits, logits, label.contiguous(), options, columns, spec)
     return stats
@@ -114,6 +137,7 @@ def linear_fused_loss(
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Statistics [3, T], and the gradients of hidden, weight and bias; empty if not needed."""
+    columns = ready(columns, hidden.device)
     stats, label = empty_stats(hidden, ASKED), label.contiguous()
     head = Head(hidden, weight, bias, chunk)
     gradient = HeadGradient(head, *needs)

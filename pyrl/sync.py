@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -54,6 +55,7 @@ class Sync:
     of `probe_T` (token ids, longer than a block of its cache), and log-prob and entropy are
     compared with the model's: that finds what arrived and is not used, such as the head of tied
     embeddings, and prefixes cached from older weights. The drawn tokens differ with each version.
+    What the learner has to compute for both runs in a second thread, beside the engine.
     """
 
     def __init__(
@@ -67,25 +69,27 @@ class Sync:
         """Sync; seconds and the largest difference of the probe (nats). SyncError if it failed."""
         started = time.monotonic()
         weights = self._model.state_dict()
-        self._engine.load_weights(weights.items(), version)
-        self._compare(weights, version)
-        difference = self._probe(version)
+        with ThreadPoolExecutor(1) as beside:
+            sent = beside.submit(digests, weights)
+            self._engine.load_weights(weights.items(), version)
+            self._compare(sent.result(), version)
+            difference = self._probe(version, beside)
         return {
             "sync/seconds": time.monotonic() - started,
             "sync/difference": difference,
         }
 
-    def _compare(self, weights: dict[str, Tensor], version: int) -> None:
-        received, sent = self._engine.received(), digests(weights)
-        wrong = [name for name in weights if received.get(name) != sent[name]]
+    def _compare(self, sent: dict[str, int], version: int) -> None:
+        received = self._engine.received()
+        wrong = [name for name in sent if received.get(name) != sent[name]]
         if wrong or self._engine.weight_version() != version:
             raise SyncError(
                 f"sync of version {version} (the engine says {self._engine.weight_version()}): "
-                f"{len(wrong)} of {len(weights)} tensors arrived stale or damaged: "
+                f"{len(wrong)} of {len(sent)} tensors arrived stale or damaged: "
                 f"{', '.join(wrong[:8])}"
             )
 
-    def _probe(self, version: int) -> float:
+    def _probe(self, version: int, beside: Executor) -> float:
         length_B = np.array([min(4, self._probe_T.size), self._probe_T.size])
         branch_B = np.arange(len(length_B))
         self._engine.start(Sampling())
@@ -98,10 +102,10 @@ class Sync:
                 limit_B=np.ones(len(length_B), np.int64),
             )
         )
-        logprob_BV = self._logprobs(length_B)
+        learned = beside.submit(self._logprobs, length_B)
         largest = 0.0
         while len((sampled := self._engine.step()).branch_B):
-            expected_BV = logprob_BV[sampled.branch_B]
+            expected_BV = learned.result()[sampled.branch_B]
             chosen_B = expected_BV[np.arange(len(expected_BV)), sampled.token_B]
             entropy_B = torch.special.entr(expected_BV.exp()).sum(-1)
             expected_B2 = torch.stack([chosen_B, entropy_B], dim=1).numpy()
@@ -123,7 +127,8 @@ class Sync:
         device = self._model.device
         training = self._model.training
         self._model.eval()
-        with torch.no_grad():
+        # A new thread is on the first device, and Triton looks at the thread's, not the tensor's.
+        with torch.no_grad(), torch.accelerator.device_index(device.index):
             logits_BV: Tensor = self._model(
                 input_ids=torch.from_numpy(self._probe_T).to(device, torch.int64)[None],
                 use_cache=False,

@@ -8,10 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 from policy_fixture import COLUMNS, PPO, RESPONSES, STATE, fixture_loss
+from test_fused_loss import BUSY, head_problem, problem, terms_of
 from torch import Tensor
 from torch.autograd import grad
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pyrl.fused_loss import fused_policy_loss, linear_policy_loss
 from pyrl.loss_terms import Terms, loss_terms
 from pyrl.policy_loss import policy_loss
 from pyrl.presets import PRESETS
@@ -47,6 +49,30 @@ def test_compiled_with_terms_it_is_one_graph_with_the_same_results(name: str) ->
             results.append([value, totals, *torch.autograd.grad(value, leaves)])
         for ours, compiled_ours in zip(*results, strict=True):
             assert compiled_ours.equal(ours)
+
+
+@pytest.mark.parametrize("how", ["rows", "in place", "linear"])
+def test_compiled_one_go_with_terms_is_one_graph_with_the_same_results(how: str) -> None:
+    logits_TV, label_T, columns, before = problem(torch.float32)
+    hidden_TH, weight_VH, bias = head_problem(torch.float32)
+    terms = terms_of(BUSY, columns, before)
+
+    def step(*leaves: Tensor) -> tuple[Tensor, ...]:
+        axes = {"loss": BUSY, "terms": terms, **columns}
+        if how == "linear":
+            out, stats = linear_policy_loss(leaves[0], leaves[1], label_T, bias=leaves[2], **axes)
+        else:
+            out, stats = fused_policy_loss(leaves[0] * 2, label_T, inplace=how != "rows", **axes)
+        return 3 * out.loss, out.totals, out.logprob_grad_T, stats.entropy
+
+    results = []
+    for run in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+        given = (hidden_TH, weight_VH, bias) if how == "linear" else (logits_TV,)
+        leaves = [leaf.detach().clone().requires_grad_() for leaf in given]
+        found = run(*leaves)
+        results.append([*found, *grad(found[0], leaves)])
+    for ours, compiled_ours in zip(*results, strict=True):
+        assert compiled_ours.equal(ours)
 
 
 def test_compiled_without_terms_the_graph_breaks_and_the_results_stay() -> None:
