@@ -9,7 +9,7 @@
 namespace pyrl {
 namespace {
 
-constexpr std::size_t kChunk = 4096;  // tokens that are scanned at a time, in whole responses
+constexpr std::size_t kChunk = 1024;  // tokens that are scanned at a time, in whole responses
 
 // exp(base t^power) for t = 1 to n.
 std::vector<double> position_bound(double base, double power, std::int64_t n) {

@@ -40,17 +40,20 @@ std::int64_t count_used(const Segments& segments, std::size_t begin, std::size_t
 }
 
 // The same number for every token of the response.
-void spread_sum(bool mean, const Segments& segments, std::size_t begin, std::size_t end,
-                double* d) {
-  const std::size_t size = end - begin;
+void spread_sum(const ScanArgs& args, std::size_t begin, std::size_t end, double* d) {
   Lanes lanes = 0.0;
-  std::size_t i = 0;
-  for (; i + kLanes <= size; i += kLanes) lanes = lanes + load(d + i);
+  double block[kTokenBlock];
+  int i = 0, n = 0;  // of the last block
+  for_blocks(begin, end, [&](std::size_t t, int size) {
+    differences(args, t, n = size, block);
+    for (i = 0; i + kLanes <= n; i += kLanes) lanes = lanes + load(block + i);
+  });
   LaneSum sum;
   store(lanes, sum.lane);
-  add(sum, d + i, static_cast<int>(size - i));
-  const std::int64_t count = mean ? count_used(segments, begin, end) : 1;
-  std::fill(d, d + size, count ? total(sum) / static_cast<double>(count) : 0.0);
+  add(sum, block + i, n - i);
+  const bool mean = args.scan == Scan::seq_geo;
+  const std::int64_t count = mean ? count_used(*args.segments, begin, end) : 1;
+  std::fill(d, d + (end - begin), count ? total(sum) / static_cast<double>(count) : 0.0);
 }
 
 void prefix_sum(bool mean, const Segments& segments, std::size_t begin, std::size_t end,
@@ -78,17 +81,17 @@ void prefix_minimum(const Segments& segments, std::size_t begin, std::size_t end
 void scan_log_ratio(const ScanArgs& args, double* log_ratio) {
   const Segments& segments = *args.segments;
   const std::size_t origin = static_cast<std::size_t>(segments.offset_N1[args.first]);
-  const std::size_t stop = static_cast<std::size_t>(segments.offset_N1[args.last]);
-  for_blocks(origin, stop,
-             [&](std::size_t t, int n) { differences(args, t, n, log_ratio + (t - origin)); });
   for (std::size_t leaf = args.first; leaf < args.last; ++leaf) {
     const std::size_t begin = static_cast<std::size_t>(segments.offset_N1[leaf]);
     const std::size_t end = static_cast<std::size_t>(segments.offset_N1[leaf + 1]);
     double* d = log_ratio + (begin - origin);
+    if (args.scan == Scan::seq_geo || args.scan == Scan::seq_prod) {
+      spread_sum(args, begin, end, d);
+      continue;
+    }
+    for_blocks(begin, end, [&](std::size_t t, int n) { differences(args, t, n, d + (t - begin)); });
     if (args.scan == Scan::min_prefix) {
       prefix_minimum(segments, begin, end, d);
-    } else if (args.scan == Scan::seq_geo || args.scan == Scan::seq_prod) {
-      spread_sum(args.scan == Scan::seq_geo, segments, begin, end, d);
     } else {
       prefix_sum(args.scan == Scan::cum_geo, segments, begin, end, d);
     }

@@ -2,11 +2,12 @@
 // C++17, also nvcc.
 #pragma once
 
+#include "policy_column.h"
 #include "policy_penalty.h"
 
 namespace pyrl {
 
-// Columns of float64, one number per token; null where the loss does not use it.
+// One number per token; null where the loss does not use it.
 enum class TokenColumn : int {
   logprob,    // of the current policy
   entropy,    // of the current policy
@@ -71,9 +72,8 @@ struct TokenSpec {
 
 inline constexpr int kTokenSpecSize = sizeof(TokenSpec) / sizeof(double);
 
-// A column per name; null where the loss does not use it.
 struct TokenColumns {
-  const double* column[kTokenColumns];
+  Column column[kTokenColumns];
 };
 
 }  // namespace pyrl

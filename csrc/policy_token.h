@@ -262,11 +262,13 @@ struct OneToken {
   std::int64_t t;
   double logprob, entropy;
 
-  PYRL_HD bool has(TokenColumn name) const { return columns.column[static_cast<int>(name)]; }
+  PYRL_HD bool has(TokenColumn name) const {
+    return static_cast<bool>(columns.column[static_cast<int>(name)]);
+  }
   PYRL_HD double operator()(TokenColumn name) const {
     if (name == TokenColumn::logprob) return logprob;
     if (name == TokenColumn::entropy) return entropy;
-    return columns.column[static_cast<int>(name)][t];
+    return columns.column[static_cast<int>(name)][static_cast<std::size_t>(t)];
   }
 };
 

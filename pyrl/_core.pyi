@@ -446,7 +446,7 @@ def fused_loss(
     label: int,
     temperature: float,
     softcap: float,
-    columns: Sequence[int],
+    columns: Sequence[tuple[int, int]],
     spec: Sequence[float],
     stats: int,
     grad: int,

@@ -246,11 +246,20 @@ def answer_format(
 
 
 def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop: str) -> set[int]:
-    """Ids that end a response: the model's own, and every token whose text contains `stop`."""
+    """Ids that end a response: the model's own, and every token whose text contains `stop`.
+
+    ValueError if no token does, or if there is nothing at all to end a response with.
+    """
     own = model.generation_config.eos_token_id
     ids = set(own if isinstance(own, list) else [own]) | {tokenizer.eos_token_id}
     if stop:
-        ids |= {i for i in range(len(tokenizer)) if stop in tokenizer.decode([i])}
+        containing = {i for i in range(len(tokenizer)) if stop in tokenizer.decode([i])}
+        if not containing:
+            raise ValueError(
+                f"stop: expected a text that some token contains, got {stop!r}, which this "
+                f"tokenizer splits into {tokenizer.tokenize(stop)}"
+            )
+        ids |= containing
     ids.discard(None)
     if not ids:
         raise ValueError("the model has no end-of-sequence token; give a text to --stop at")

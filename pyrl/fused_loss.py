@@ -142,7 +142,7 @@ class _Plan:
         self, stats_KT: Tensor, inputs: list[Tensor], gradients: list[Tensor]
     ) -> tuple[PolicyLoss, TokenStats]:
         """The record of `policy_loss`, differentiable in `inputs`."""
-        stats = record(stats_KT, ASKED)
+        stats = record(stats_KT.unbind(0), ASKED)
         out = policy_loss(
             stats.logprob,
             stats.entropy,
@@ -190,7 +190,7 @@ def _weights(terms: Terms, tokens: int) -> Tensor:
     """`Terms.weight_T`, in a graph too."""
     offset_N1, weight_N = torch.from_numpy(terms.offset_N1), torch.from_numpy(terms.weight_N)
     weight_T = weight_N.repeat_interleave(offset_N1.diff(), output_size=tokens)
-    return weight_T if terms.mask_T is None else weight_T * torch.from_numpy(terms.mask_T)
+    return weight_T if terms.mask_T is None else weight_T.mul_(torch.from_numpy(terms.mask_T))
 
 
 def _refuse_loss(axis: str) -> None:

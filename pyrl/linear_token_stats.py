@@ -17,6 +17,7 @@ from pyrl.row_kernels import empty_stats, grad_into, stats_into
 from pyrl.token_stats import (
     TokenStats,
     check_labels,
+    contiguous,
     record,
     refuse_second_derivatives,
     request,
@@ -64,7 +65,7 @@ def linear_token_stats(
         nucleus_keeps_crossing=nucleus_keeps_crossing,
     )
     stats_KT = _stats_op(hidden_TH, weight_VH, bias, label_T, options, asked, head.chunk)
-    return record(stats_KT, asked)
+    return record(stats_KT.unbind(0), asked)
 
 
 def checked_head(
@@ -129,7 +130,8 @@ def _grad_op(
     head, label = Head(hidden, weight, bias, chunk), label.contiguous()
     gradient = HeadGradient(head, *needs)
     for part, logits in head.logits():
-        of_part, upstream_of_part = stats[:, part].contiguous(), upstream[:, part].contiguous()
+        of_part = stats[:, part].unbind(0)
+        upstream_of_part = contiguous(upstream[:, part].unbind(0))
         grad_into(logits, logits, label[part], options, outputs, of_part, upstream_of_part)
         gradient.add(part, logits)
     return gradient.tensors()

@@ -15,7 +15,7 @@ from pyrl import _core
 from pyrl.linear_token_stats import empty_gradients
 from pyrl.lm_head import Head, HeadGradient
 from pyrl.loss_spec import TOKEN_COLUMNS
-from pyrl.row_kernels import adjacent, device_of, empty_stats, rows_of
+from pyrl.row_kernels import adjacent, column_addresses, device_of, empty_stats, rows_of
 from pyrl.token_stats import refuse_second_derivatives
 
 ASKED = 0b111
@@ -23,7 +23,7 @@ ASKED = 0b111
 
 
 def ready(columns: Sequence[Tensor | None], device: torch.device) -> list[Tensor | None]:
-    """The columns as the kernels read them: float64 and contiguous on the device.
+    """The columns as the kernels read them: contiguous and on the device.
 
     ValueError: the advantage of a token that takes part is not finite. Before a row is visited,
     since in place nothing of the logits would be left behind the error.
@@ -36,7 +36,7 @@ def ready(columns: Sequence[Tensor | None], device: torch.device) -> list[Tensor
     if wrong_T.any():
         t = int(wrong_T.nonzero()[0])
         raise ValueError(f"advantage_T: expected finite numbers, got {advantage_T[t]} at {t}")
-    return [None if c is None else c.to(device, torch.float64).contiguous() for c in columns]
+    return [None if c is None else c.to(device).contiguous() for c in columns]
 
 
 def fused_into(
@@ -53,7 +53,7 @@ def fused_into(
     The columns are `ready`.
     """
     _core.fused_loss(
-        columns=[0 if column is None else column.data_ptr() for column in columns],
+        columns=column_addresses(columns),
         spec=spec,
         stats=stats_KT.data_ptr(),
         grad=grad_TV.data_ptr(),

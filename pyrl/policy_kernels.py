@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrl import _core
-from pyrl.row_kernels import device_of
+from pyrl.row_kernels import column_addresses, device_of
 
 
 def host_array(tensor: Tensor) -> NDArray[Any]:
@@ -90,7 +90,7 @@ def _on_device(inputs: PolicyInputs, outputs: tuple[Tensor | None, ...]) -> tupl
     loss_T, logprob_grad_T, entropy_grad_T = outputs
     return _core.policy_loss_cuda(
         tokens=len(like_T),
-        columns=[(0, 0) if c is None else (c.data_ptr(), c.element_size()) for c in columns],
+        columns=column_addresses(columns),
         mask=_address(mask_T),
         offset_N1=host_array(inputs.offset),
         weight_N=host_array(inputs.weight),

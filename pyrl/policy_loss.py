@@ -15,10 +15,8 @@ from typing import Any, TypedDict, Unpack
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import Parameter
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from pyrl.graph import untraced
+from pyrl.graph import traced, untraced
 from pyrl.loss import BinaryKL, Loss, LossState, TotalVariation
 from pyrl.loss_spec import TOKEN_COLUMNS, Lowered, lower
 from pyrl.loss_terms import Terms, loss_terms
@@ -90,7 +88,8 @@ def policy_loss(
         )
     lowered = lower(loss, "ref_logprob_T" in named)
     nucleus = terms.nucleus_T is not None
-    loss_value, loss_T, logprob_grad_T, entropy_grad_T, totals = _loss_of(logprob_T)(
+    compute = _loss_op if traced(logprob_T) else _Eager.apply
+    loss_value, loss_T, logprob_grad_T, entropy_grad_T, totals = compute(
         logprob_T,
         entropy_T,
         _given(named, "NucleusAnchor", "nucleus_entropy_T") if nucleus else None,
@@ -323,18 +322,8 @@ _loss_op.register_autograd(_backward, setup_context=_save)
 
 
 class _Eager(torch.autograd.Function):
-    """The op without torch.library's dispatch, which takes as long as 100,000 tokens."""
+    """The op without torch.library's dispatch."""
 
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        output = _compute(*inputs)
-        _save(ctx, inputs, output)
-        return output
-
+    forward = staticmethod(_compute)
+    setup_context = staticmethod(_save)
     backward = staticmethod(_backward)
-
-
-def _loss_of(logprob_T: Tensor) -> Any:
-    """What computes and differentiates: the op where somebody traces, who is to see it."""
-    traced = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
-    return _loss_op if traced or type(logprob_T) not in (Tensor, Parameter) else _Eager.apply

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -81,6 +81,11 @@ def device_of(tensor: Tensor) -> dict[str, Any]:
     return {"device": tensor.device.index, "stream": stream}
 
 
+def column_addresses(columns: Sequence[Tensor | None]) -> list[tuple[int, int]]:
+    """Of float32 or float64 columns: each one's address and the bytes of its numbers."""
+    return [(0, 0) if c is None else (c.data_ptr(), c.element_size()) for c in columns]
+
+
 def named(options: Sequence[float]) -> dict[str, Any]:
     """The options as the kernels take them."""
     return {name: kind(value) for (name, kind), value in zip(OPTIONS.items(), options, strict=True)}
@@ -106,12 +111,16 @@ def grad_into(
     options: Sequence[float],
     asked: int,
     stats_KT: Tensor,
-    upstream_KT: Tensor,
+    upstream_K: Sequence[Tensor | None],
 ) -> None:
-    """Write the gradient with respect to the logits; `grad_TV` may be `logits_TV`."""
+    """Write the gradient with respect to the logits; `grad_TV` may be `logits_TV`.
+
+    Upstream gradients are float64 and contiguous, of each row of the statistics; None: 0.
+    """
+    upstream = dict(zip(names(asked), upstream_K, strict=True))
     _core.token_stats_grad(
-        stat=_addresses(stats_KT, asked, STATS),
-        grad_stat=_addresses(upstream_KT, asked, DIFFERENTIABLE),
+        stat=_addresses(dict(zip(names(asked), stats_KT, strict=True))),
+        grad_stat=_addresses({name: upstream[name] for name in upstream if name in DIFFERENTIABLE}),
         grad=grad_TV.data_ptr(),
         grad_row_stride=grad_TV.stride(0),
         **rows_of(logits_TV, label_T),
@@ -120,8 +129,7 @@ def grad_into(
     )
 
 
-def _addresses(rows_KT: Tensor, asked: int, wanted: Collection[str]) -> list[int]:
-    """Of the row of each member of STATS; 0 for one that is not there or not wanted."""
-    step = rows_KT.shape[1] * rows_KT.element_size()
-    at = {name: rows_KT.data_ptr() + k * step for k, name in enumerate(names(asked))}
-    return [at[name] if name in at and name in wanted else 0 for name in STATS]
+def _addresses(rows: Mapping[str, Tensor | None]) -> list[int]:
+    """Of the row of each member of STATS; 0 for one that is not there."""
+    found = (rows.get(name) for name in STATS)
+    return [0 if row_T is None else row_T.data_ptr() for row_T in found]

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from pyrl.graph import traced
 from pyrl.row_kernels import (
     DIFFERENTIABLE,
     ELEMENTS,
@@ -116,7 +117,10 @@ def token_stats(
         nucleus=nucleus,
         nucleus_keeps_crossing=nucleus_keeps_crossing,
     )
-    return record(_stats_op(logits_TV, label_T, options, asked, inplace), asked)
+    arguments = (logits_TV, label_T, options, asked, inplace)
+    if traced(logits_TV):
+        return record(_stats_op(*arguments).unbind(0), asked)
+    return record(_Eager.apply(*arguments), asked)
 
 
 def request(
@@ -171,13 +175,15 @@ def request(
     return numbers, sum(int(bit) << i for i, bit in enumerate(asked))
 
 
-def record(stats_KT: Tensor, asked: int) -> TokenStats:
-    """The op's rows by name, those without a gradient detached."""
-    # unbind and not an index each: its backward pass makes one [K, T] tensor instead of K.
+def record(stats_K: Sequence[Tensor], asked: int) -> TokenStats:
+    """The op's rows by name, those without a gradient detached.
+
+    Rows of `unbind` and not of an index each, whose backward pass makes K tensors [K, T].
+    """
     return TokenStats(
         **{
             name: row_T if name in DIFFERENTIABLE else row_T.detach()
-            for name, row_T in zip(names(asked), stats_KT.unbind(0), strict=True)
+            for name, row_T in zip(names(asked), stats_K, strict=True)
         }
     )
 
@@ -236,13 +242,12 @@ def _grad_op(
     label: Tensor,
     options: Sequence[float],
     outputs: int,
-    stats: Tensor,
-    upstream: Tensor,
+    stats: Sequence[Tensor],
+    upstream: Sequence[Tensor | None],
 ) -> Tensor:
     logits = adjacent(logits)
     grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    label, stats, upstream = label.contiguous(), stats.contiguous(), upstream.contiguous()
-    grad_into(grad, logits, label, options, outputs, stats, upstream)
+    grad_into(grad, logits, label.contiguous(), options, outputs, stats, contiguous(upstream))
     return grad
 
 
@@ -252,8 +257,8 @@ def _(
     label: Tensor,
     options: Sequence[float],
     outputs: int,
-    stats: Tensor,
-    upstream: Tensor,
+    stats: Sequence[Tensor],
+    upstream: Sequence[Tensor | None],
 ) -> Tensor:
     return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
 
@@ -267,20 +272,27 @@ def _inplace_grad_op(
     label: Tensor,
     options: Sequence[float],
     outputs: int,
-    stats: Tensor,
-    upstream: Tensor,
+    stats: Sequence[Tensor],
+    upstream: Sequence[Tensor | None],
 ) -> None:
-    label, stats, upstream = label.contiguous(), stats.contiguous(), upstream.contiguous()
+    label, upstream = label.contiguous(), contiguous(upstream)
     grad_into(logits, logits, label, options, outputs, stats, upstream)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def contiguous(upstream_K: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """As `grad_into` reads them: autograd's may be expanded."""
+    return [None if row_T is None else row_T.contiguous() for row_T in upstream_K]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor | tuple[Tensor, ...]) -> None:
     logits, label, ctx.options, ctx.outputs, ctx.inplace = inputs
     ctx.overwritten = False
-    ctx.save_for_backward(logits, label, output)
+    ctx.save_for_backward(logits, label, *(output if isinstance(output, tuple) else [output]))
 
 
-def _backward(ctx: Any, upstream_KT: Tensor) -> tuple[Tensor, None, None, None, None]:
+def _backward(
+    ctx: Any, upstream_K: Sequence[Tensor | None]
+) -> tuple[Tensor, None, None, None, None]:
     if ctx.overwritten:
         raise RuntimeError(
             "token_stats: expected one backward pass with inplace=True, got a second one after "
@@ -288,8 +300,10 @@ def _backward(ctx: Any, upstream_KT: Tensor) -> tuple[Tensor, None, None, None, 
         )
     if ctx.inplace and torch.is_grad_enabled():  # create_graph=True
         refuse_second_derivatives("token_stats")
-    logits, label, stats = ctx.saved_tensors
-    arguments = (logits, label, ctx.options, ctx.outputs, stats, upstream_KT)
+    logits, label, *stats_K = ctx.saved_tensors
+    if stats_K[0].ndim == 2:  # the op's
+        stats_K = stats_K[0].unbind(0)
+    arguments = (logits, label, ctx.options, ctx.outputs, stats_K, upstream_K)
     if not ctx.inplace:
         return _grad_op(*arguments), None, None, None, None
     ctx.overwritten = True
@@ -308,5 +322,30 @@ def _refuse(*_: Any) -> None:
     refuse_second_derivatives("token_stats")
 
 
-_stats_op.register_autograd(_backward, setup_context=_save)
+_stats_op.register_autograd(
+    lambda ctx, upstream_KT: _backward(ctx, upstream_KT.unbind(0)), setup_context=_save
+)
 _grad_op.register_autograd(_refuse)
+
+
+class _Eager(torch.autograd.Function):
+    """The op with a result for each row: no [K, T] upstream gradient is put together."""
+
+    @staticmethod
+    def forward(
+        logits: Tensor, label: Tensor, options: Sequence[float], outputs: int, inplace: bool
+    ) -> tuple[Tensor, ...]:
+        stats = empty_stats(logits, outputs)
+        stats_into(stats, adjacent(logits), label.contiguous(), options, outputs)
+        return stats.unbind(0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _save(ctx, inputs, output)
+        ctx.set_materialize_grads(False)
+        asked = zip(names(inputs[3]), output, strict=True)
+        ctx.mark_non_differentiable(*(row for name, row in asked if name not in DIFFERENTIABLE))
+
+    @staticmethod
+    def backward(ctx: Any, *upstream_K: Tensor | None) -> tuple[Tensor, None, None, None, None]:
+        return _backward(ctx, upstream_K)

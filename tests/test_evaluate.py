@@ -266,6 +266,11 @@ def test_responses_end_with_the_model_s_own_token_or_one_that_holds_the_text(mod
     assert stop_tokens(lm, tokenizer, "7") == own | set(tokenizer("7")["input_ids"])
 
 
+def test_a_stop_text_that_no_token_contains_is_refused(model: Demo) -> None:
+    with pytest.raises(ValueError, match=r"stop: .*got '78', which .* splits into \['7', '8'\]"):
+        stop_tokens(*model, "78")
+
+
 def test_a_model_without_an_end_needs_a_stop() -> None:
     lm, tokenizer = load_model("demo")
     lm.generation_config.eos_token_id = tokenizer.eos_token = None

@@ -3,7 +3,7 @@
 #include <array>
 #include <cstring>
 
-#include "bindings/bind.h"
+#include "bindings/token_column.h"
 
 namespace pyrl {
 namespace {
@@ -22,7 +22,7 @@ void fused_loss_any(const FusedLossArgs& args, int threads, int device,
 void fused_loss_addresses(std::uintptr_t logits, int dtype, std::int64_t rows,
                           std::int64_t vocabulary, std::int64_t row_stride, std::uintptr_t label,
                           double temperature, double softcap,
-                          const std::array<std::uintptr_t, kTokenColumns>& columns,
+                          const std::array<ColumnAddress, kTokenColumns>& columns,
                           const std::array<double, kTokenSpecSize>& spec, std::uintptr_t stats,
                           std::uintptr_t grad, std::int64_t grad_row_stride, int threads,
                           int device, std::uintptr_t stream) {
@@ -38,8 +38,7 @@ void fused_loss_addresses(std::uintptr_t logits, int dtype, std::int64_t rows,
     row_T += rows;
   }
   std::memcpy(&args.spec, spec.data(), sizeof args.spec);
-  for (std::size_t c = 0; c < columns.size(); ++c)
-    args.columns.column[c] = pointer<const double>(columns[c]);
+  for (std::size_t c = 0; c < columns.size(); ++c) args.columns.column[c] = column_at(columns[c]);
   args.grad_TV = pointer<void>(grad);
   args.grad_row_stride = grad_row_stride;
   fused_loss_any(args, threads, device, stream);

@@ -66,9 +66,8 @@ py::tuple loss(const std::vector<std::optional<py::array>>& columns, const MaskA
   return tuple_of(totals);
 }
 
-// Addresses on the device; of a column with the size of its numbers, 4 or 8.
-py::tuple loss_cuda(std::int64_t tokens,
-                    const std::array<std::pair<std::uintptr_t, int>, kTokenColumns>& columns,
+// Addresses on the device.
+py::tuple loss_cuda(std::int64_t tokens, const std::array<ColumnAddress, kTokenColumns>& columns,
                     std::uintptr_t mask, const array<std::int64_t>& offset_N1,
                     const array<double>& weight_N, const std::vector<double>& spec, int scan,
                     const std::vector<double>& position, std::uintptr_t loss,
@@ -77,11 +76,7 @@ py::tuple loss_cuda(std::int64_t tokens,
   PolicyLossArgs args;
   args.segments = segments_of(static_cast<std::size_t>(tokens), std::nullopt, offset_N1);
   args.segments.mask_T = pointer<const std::uint8_t>(mask);
-  for (std::size_t c = 0; c < columns.size(); ++c) {
-    const auto [address, size] = columns[c];
-    if (size == 4) args.column[c].narrow = pointer<const float>(address);
-    if (size == 8) args.column[c].wide = pointer<const double>(address);
-  }
+  for (std::size_t c = 0; c < columns.size(); ++c) args.column[c] = column_at(columns[c]);
   set_kinds(args, weight_N, spec, scan, position);
   args.loss_T = pointer<void>(loss);
   args.logprob_grad_T = pointer<void>(logprob_grad);

@@ -22,6 +22,17 @@ inline Column column_of(const std::string& name, const py::array& values, std::s
   return column;
 }
 
+// A tensor's column: its address, and the bytes of a number, 4 or 8; {0, 0} for none.
+using ColumnAddress = std::pair<std::uintptr_t, int>;
+
+inline Column column_at(const ColumnAddress& column) {
+  const auto [address, size] = column;
+  Column found;
+  if (size == 4) found.narrow = pointer<const float>(address);
+  if (size == 8) found.wide = pointer<const double>(address);
+  return found;
+}
+
 using MaskArray = std::optional<array<bool>>;
 using OffsetArray = std::optional<array<std::int64_t>>;
 
