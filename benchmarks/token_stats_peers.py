@@ -2,7 +2,7 @@
 
 The functions raise ImportError where theirs is missing. What to install beside pyrl:
 
-    pip install trl
+    pip install trl msgpack protobuf requests jsonschema
     pip install --no-deps liger-kernel triton
     pip install --no-deps verl ray tensordict codetiming omegaconf hydra-core \
         pyvers orjson cloudpickle importlib_metadata zipp

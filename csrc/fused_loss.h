@@ -1,8 +1,8 @@
 // One-go: statistics of a row of logits, the policy loss of its token and the gradient with respect
 // to the logits in one visit to the row, while it is in the cache. For losses that are local to a
 // token; the same numbers as token_stats, policy_loss and token_stats_grad one after the other, for
-// an upstream gradient of 1: bit for bit on the CPU; on CUDA, where the compiler contracts products
-// and sums, to rounding.
+// an upstream gradient of 1, bit for bit (of CUDA, which is compiled without contraction of
+// products and sums, shown in emulation alone).
 #pragma once
 
 #include "policy_token.h"

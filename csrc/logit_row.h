@@ -18,6 +18,10 @@ namespace pyrl {
 
 inline constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
 inline constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+// NaN stays NaN.
+inline double at_least_0(double x) { return x < 0 ? 0 : x; }
+inline double at_most_0(double x) { return x > 0 ? 0 : x; }
+
 inline constexpr std::int64_t kPart = 8 * kBlock;  // columns that are summed on their own
 
 // Scale of base-2 exponents; throws std::invalid_argument for a temperature that is not positive.
@@ -156,7 +160,7 @@ struct PartSums {
 
   // nats, at the temperature that the scale stands for
   double entropy() const {
-    return empty() ? 0 : std::max(0.0, (std::log2(sum) - moment / sum) * std::numbers::ln2);
+    return empty() ? 0 : at_least_0((std::log2(sum) - moment / sum) * std::numbers::ln2);
   }
 };
 
@@ -165,6 +169,11 @@ struct PartSums {
 inline constexpr double kLargestSum = 4.0 * kBlock;
 
 inline constexpr int kFirst = 256;  // logits whose largest is near enough to shift their part by
+
+// Exponents of this size are held too coarsely to shift by. A logit so far below 0 masks its token,
+// as those do that are filled with the lowest number; one so far above breaks its row.
+template <typename R>
+inline constexpr double kFarthest = sizeof(R) == sizeof(float) ? 0x1p27 : 0x1p52;
 
 // What a logit above the shift grows to at a lower second temperature, before its block is summed
 // again.
@@ -188,12 +197,15 @@ PartSums sum_part(const Row& row, std::int64_t begin, std::int64_t end, const Su
     const auto shift_to = [&](double maximum) {
       result.move_to(kernels.representable(maximum * scale), options.second_ratio);
     };
+    constexpr double far = kFarthest<typename Row::Block>;
+    const auto masks = [&](double z) { return z * scale <= -far; };
+    const auto breaks = [&](double z) { return !(z * scale < far); };  // NaN too
     double maximum = kNaN;
     if (result.empty()) {
       maximum = kernels.maximum(z, std::min(n, kFirst));
-      if (!std::isfinite(maximum)) maximum = kernels.maximum(z, n);
-      if (std::isnan(maximum)) return result.valid = false;
-      if (maximum == kMinusInfinity) {
+      if (!std::isfinite(maximum) || masks(maximum)) maximum = kernels.maximum(z, n);
+      if (breaks(maximum)) return result.valid = false;
+      if (masks(maximum)) {
         if (maximum_of_block != nullptr) maximum_of_block[at / kBlock] = maximum;
         result.masked = true;
         result.exponent_sum = kMinusInfinity;
@@ -210,7 +222,7 @@ PartSums sum_part(const Row& row, std::int64_t begin, std::int64_t end, const Su
     }
     if (!(sums.sum <= kLargestSum)) {
       maximum = kernels.maximum(z, n);
-      if (std::isnan(maximum)) return result.valid = false;
+      if (breaks(maximum)) return result.valid = false;
       shift_to(maximum);
       sums = kernels.sums(z, n, {scale, result.shift}, result.masked, largest);
     }

@@ -87,7 +87,7 @@ class Statistics {
     const Row row = row_of_(t);
     const double temperature = args_.options.temperature;
     const double near = row.logit(args_.label_T[t]) - total.shift / scale_;
-    write(Stat::logprob, t, std::min(0.0, near / temperature - std::log(total.sum)));
+    write(Stat::logprob, t, at_most_0(near / temperature - std::log(total.sum)));
     write(Stat::entropy, t, total.entropy());
     write(Stat::logsumexp, t, total.shift / scale_ / temperature + std::log(total.sum));
     if (sums_.extras) finish_extras(t, near, total);
@@ -109,12 +109,12 @@ class Statistics {
     const double log2_sum = std::log2(total.sum);
     const double vocabulary = static_cast<double>(args_.logits_TV.vocabulary);
     const double certainty = (log2_sum - total.exponent_sum / vocabulary) * std::numbers::ln2;
-    write(Stat::self_certainty, t, std::max(0.0, certainty - std::log(vocabulary)));
+    write(Stat::self_certainty, t, at_least_0(certainty - std::log(vocabulary)));
     write(Stat::sum_p2, t, total.sum_p2 / total.sum / total.sum);
     write(Stat::sum_p2_logp, t,
           (total.moment_p2 - total.sum_p2 * log2_sum) * std::numbers::ln2 / total.sum / total.sum);
     write(Stat::second_logprob, t,
-          std::min(0.0, near / args_.options.second_temperature - std::log(total.second)));
+          at_most_0(near / args_.options.second_temperature - std::log(total.second)));
   }
 
   void finish_selections(std::int64_t t, const Row& row, const PartSums& total,

@@ -10,8 +10,10 @@
 //
 // A label of -100 ignores its row: zero statistics, zero gradient. Another label outside the
 // vocabulary, a NaN or a +inf in the row: NaN in its statistics and its gradient, and only there.
-// A -inf masks its token, with a softcap too. A row of -inf alone: logprob = logsumexp = -inf, the
-// other statistics and the gradient zero.
+// A -inf masks its token, with a softcap too, and so does a logit below -9e7 temperature (of
+// float64 -3e15), such as the lowest number. A row of masked tokens alone: logprob = logsumexp =
+// -inf, the other statistics and the gradient zero. A row whose largest logit is that far above 0:
+// NaN.
 #pragma once
 
 #include <functional>

@@ -187,7 +187,8 @@ class Learner:
                 use_cache=False,
             ).logits[0]
         label_T = torch.from_numpy(batch.label_T).to(device)
-        return token_stats(logits_TV, label_T, self.temperature)
+        # The head's product does not need its result again: the gradient takes its place.
+        return token_stats(logits_TV, label_T, self.temperature, inplace=True)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """The optimizer's tensors and step counts by parameter name, for a checkpoint."""

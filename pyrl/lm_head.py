@@ -50,19 +50,20 @@ class Head:
     def logits(self) -> Iterator[tuple[slice, Tensor]]:
         """The tokens of each chunk and their logits, in a buffer that the next chunk overwrites.
 
-        In the dtype of the arguments whatever autocast says: the backward pass must find the
-        logits of the forward pass again.
+        In the dtype of the arguments, since autocast leaves products with `out` alone: the backward
+        pass must find the logits of the forward pass again. Rows begin at multiples of 16 bytes.
         """
-        tokens = self.hidden_TH.shape[0]
-        buffer_CV = self.hidden_TH.new_empty((min(self.chunk, tokens), self.weight_VH.shape[0]))
+        tokens, vocabulary = self.hidden_TH.shape[0], self.weight_VH.shape[0]
+        row = -(-vocabulary * self.hidden_TH.element_size() // 16) * 16
+        shape = min(self.chunk, tokens), row // self.hidden_TH.element_size()
+        buffer_CV = self.hidden_TH.new_empty(shape)[:, :vocabulary]
         for begin in range(0, tokens, self.chunk):
             part = slice(begin, min(begin + self.chunk, tokens))
             logits_CV = buffer_CV[: part.stop - begin]
-            with torch.autocast(self.hidden_TH.device.type, enabled=False):
-                if self.bias_V is None:
-                    torch.mm(self.hidden_TH[part], self.weight_VH.T, out=logits_CV)
-                else:
-                    torch.addmm(self.bias_V, self.hidden_TH[part], self.weight_VH.T, out=logits_CV)
+            if self.bias_V is None:
+                torch.mm(self.hidden_TH[part], self.weight_VH.T, out=logits_CV)
+            else:
+                torch.addmm(self.bias_V, self.hidden_TH[part], self.weight_VH.T, out=logits_CV)
             yield part, logits_CV
 
     def check(self) -> None:

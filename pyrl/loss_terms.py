@@ -58,8 +58,9 @@ class Terms:
     scale_2_T: NDArray[np.float64] | None = None
     nucleus_T: NDArray[np.float64] | None = None
     """d loss / d nucleus entropy."""
-    nucleus_gap: float = 0.0
-    """Between the nucleus entropy of peaks and what it is held to (nats)."""
+    nucleus_gap: NDArray[np.float64] | None = None
+    """Between the nucleus entropy of peaks and what it is held to (nats). Without an axis, not a
+    number: torch.compile would compile anew for each."""
 
     @property
     def weight_T(self) -> NDArray[np.float64]:
@@ -202,7 +203,7 @@ def _penalty_terms(
                 raise ValueError("NucleusAnchor: needs state.nucleus_entropy, what it holds on to")
             mean, peak_T = core.nucleus_peaks(other.quantile)
             gap = mean - state.nucleus_entropy
-            result |= {"nucleus_T": 2 * other.coef * gap * peak_T, "nucleus_gap": gap}
+            result |= {"nucleus_T": 2 * other.coef * gap * peak_T, "nucleus_gap": np.array(gap)}
     return result
 
 

@@ -25,17 +25,26 @@ ASKED = 0b111
 def ready(columns: Sequence[Tensor | None], device: torch.device) -> list[Tensor | None]:
     """The columns as the kernels read them: contiguous and on the device.
 
-    ValueError: the advantage of a token that takes part is not finite. Before a row is visited,
-    since in place nothing of the logits would be left behind the error.
+    ValueError: of a token that takes part the advantage is not finite, or a radius below 0. Before
+    a row is visited, since in place nothing of the logits would be left behind the error.
     """
-    advantage_T = columns[TOKEN_COLUMNS.index("advantage")]
-    weight_T = columns[TOKEN_COLUMNS.index("weight")]
+    column = dict(zip(TOKEN_COLUMNS, columns, strict=True))
+    advantage_T, weight_T = column["advantage"], column["weight"]
     assert advantage_T is not None
     assert weight_T is not None
     wrong_T = ~advantage_T.isfinite() & (weight_T != 0)
     if wrong_T.any():
         t = int(wrong_T.nonzero()[0])
         raise ValueError(f"advantage_T: expected finite numbers, got {advantage_T[t]} at {t}")
+    low_T, high_T = column["low"], column["high"]
+    if low_T is not None and high_T is not None:
+        wrong_T = ~(torch.minimum(low_T, high_T) >= 0) & (weight_T != 0)
+        if wrong_T.any():
+            t = int(wrong_T.nonzero()[0])
+            raise ValueError(
+                f"clip_low_T, clip_high_T: expected radii >= 0, got {low_T[t]} and {high_T[t]} "
+                f"at {t}"
+            )
     return [None if c is None else c.to(device).contiguous() for c in columns]
 
 
@@ -181,8 +190,9 @@ def _(value: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> T
 
 @torch.library.custom_op("pyrl::scale_", mutates_args=("tensor",))
 def _scale_op(tensor: Tensor, factor: Tensor) -> None:
-    # A pass over a large gradient, for nothing if the loss is what is differentiated.
-    if factor.device.type != "cpu" or factor.item() != 1.0:
+    # A pass over a large gradient, for nothing if the loss is what is differentiated: to wait for
+    # the factor takes a GPU less time.
+    if factor.item() != 1.0:
         tensor.mul_(factor)
 
 

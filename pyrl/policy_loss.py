@@ -9,7 +9,7 @@ device, or in a build without CUDA kernels (`pyrl info`), all columns are, and t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -88,7 +88,7 @@ def policy_loss(
         )
     lowered = lower(loss, "ref_logprob_T" in named)
     nucleus = terms.nucleus_T is not None
-    compute = _loss_op if traced(logprob_T) else _Eager.apply
+    compute = _loss_op if traced(logprob_T) else _eager
     loss_value, loss_T, logprob_grad_T, entropy_grad_T, totals = compute(
         logprob_T,
         entropy_T,
@@ -98,7 +98,7 @@ def policy_loss(
         torch.from_numpy(terms.offset_N1),
         torch.from_numpy(terms.weight_N),
         _tensor(terms.nucleus_T),
-        terms.nucleus_gap,
+        _tensor(terms.nucleus_gap),
         lowered.spec,
         lowered.scan,
         lowered.position,
@@ -229,7 +229,7 @@ def _compute(
     offset: Tensor,
     weight: Tensor,
     nucleus: Tensor | None,
-    nucleus_gap: float,
+    nucleus_gap: Tensor | None,
     spec: Sequence[float],
     scan: int,
     position: Sequence[float],
@@ -244,15 +244,16 @@ def _compute(
     loss, *totals = policy_sums(
         inputs, loss_T if per_token else None, logprob_grad_T, entropy_grad_T if spec[-1] else None
     )
-    if nucleus is not None:  # coef gap^2 = the sum of 2 coef gap weight, times gap / 2
-        loss += 0.5 * nucleus_gap * float(nucleus.sum())
+    if nucleus is not None and nucleus_gap is not None:
+        # coef gap^2 = the sum of 2 coef gap weight, times gap / 2
+        loss += 0.5 * float(nucleus_gap) * float(nucleus.sum())
     device = logprob.device
     return (
         torch.tensor(loss, dtype=logprob.dtype, device=device),
         loss_T.to(device),
         logprob_grad_T.to(device),
         entropy_grad_T.to(device),
-        torch.tensor(totals, dtype=torch.float64),
+        torch.tensor(totals, dtype=torch.float64, device="cpu"),
     )
 
 
@@ -275,7 +276,7 @@ def _(
     offset: Tensor,
     weight: Tensor,
     nucleus: Tensor | None,
-    nucleus_gap: float,
+    nucleus_gap: Tensor | None,
     spec: Sequence[float],
     scan: int,
     position: Sequence[float],
@@ -327,3 +328,6 @@ class _Eager(torch.autograd.Function):
     forward = staticmethod(_compute)
     setup_context = staticmethod(_save)
     backward = staticmethod(_backward)
+
+
+_eager: Callable[..., tuple[Tensor, ...]] = _Eager.apply

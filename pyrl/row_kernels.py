@@ -110,16 +110,16 @@ def grad_into(
     label_T: Tensor,
     options: Sequence[float],
     asked: int,
-    stats_KT: Tensor,
+    stats_K: Sequence[Tensor],
     upstream_K: Sequence[Tensor | None],
 ) -> None:
     """Write the gradient with respect to the logits; `grad_TV` may be `logits_TV`.
 
-    Upstream gradients are float64 and contiguous, of each row of the statistics; None: 0.
+    Statistics and their upstream gradients, None for 0, are float64 [T] and contiguous.
     """
     upstream = dict(zip(names(asked), upstream_K, strict=True))
     _core.token_stats_grad(
-        stat=_addresses(dict(zip(names(asked), stats_KT, strict=True))),
+        stat=_addresses(dict(zip(names(asked), stats_K, strict=True))),
         grad_stat=_addresses({name: upstream[name] for name in upstream if name in DIFFERENTIABLE}),
         grad=grad_TV.data_ptr(),
         grad_row_stride=grad_TV.stride(0),

@@ -7,7 +7,7 @@ Formulas: csrc/token_stats.h.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -120,7 +120,7 @@ def token_stats(
     arguments = (logits_TV, label_T, options, asked, inplace)
     if traced(logits_TV):
         return record(_stats_op(*arguments).unbind(0), asked)
-    return record(_Eager.apply(*arguments), asked)
+    return record(_eager(*arguments), asked)
 
 
 def request(
@@ -349,3 +349,6 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream_K: Tensor | None) -> tuple[Tensor, None, None, None, None]:
         return _backward(ctx, upstream_K)
+
+
+_eager: Callable[..., tuple[Tensor, ...]] = _Eager.apply

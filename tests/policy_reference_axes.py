@@ -147,7 +147,11 @@ def facts(axis, batch: Batch) -> object:
     """What the choice of a token needs of all."""
     match axis:
         case loss_axes.ClipCov(low, high, share):
-            found = [t for t, c in enumerate(covariance(batch)) if low < c < high]
+            ratio = (batch["logprob"].detach() - batch["old_logprob"]).exp()
+            # Outside the bounds of the preset, Clip(1, 1), which leave negative advantages alone.
+            clipped = ((batch["advantage"] > 0) & (ratio > 2)).tolist()
+            cov = zip(covariance(batch), clipped, strict=True)
+            found = [t for t, (c, gone) in enumerate(cov) if low < c < high and not gone]
             found.sort(key=lambda t: uniform(batch.state.seed, batch.index[t]))
             return set(found[: max(1, int(share * len(batch)))])
         case loss_axes.ClipB(mu):

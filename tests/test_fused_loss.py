@@ -14,7 +14,7 @@ from torch import Tensor
 from pyrl import fused_loss, one_go
 from pyrl.fused_loss import fused_policy_loss, linear_policy_loss
 from pyrl.linear_token_stats import linear_token_stats
-from pyrl.loss import KL, Loss, LossState, PositionClip
+from pyrl.loss import KL, ConfidenceClip, Loss, LossState, PositionClip
 from pyrl.loss_terms import Terms, loss_terms
 from pyrl.policy_loss import policy_loss
 from pyrl.policy_result import PolicyLoss
@@ -380,6 +380,23 @@ def test_no_tokens_have_no_loss() -> None:
         advantage_T=empty_T,
     )
     assert (out.loss.item(), len(stats.logprob)) == (0, 0)
+
+
+def test_logits_survive_a_radius_that_is_refused() -> None:
+    logits_TV = torch.randn(2, 9, requires_grad=True) * 1
+    before_TV = logits_TV.detach().clone()
+    with pytest.raises(ValueError, match=r"expected radii >= 0, got 0\.2 and -0\.1 at 1"):
+        fused_policy_loss(
+            logits_TV,
+            torch.tensor([0, 1]),
+            loss=replace(PRESETS["ppo"](), bounds=ConfidenceClip()),
+            old_logprob_T=torch.zeros(2),
+            advantage_T=torch.ones(2),
+            clip_low_T=torch.full((2,), 0.2, dtype=torch.float64),
+            clip_high_T=torch.tensor([0.2, -0.1], dtype=torch.float64),
+            inplace=True,
+        )
+    assert logits_TV.equal(before_TV)
 
 
 def test_logits_survive_an_advantage_that_is_refused() -> None:

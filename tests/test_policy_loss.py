@@ -247,7 +247,7 @@ def test_the_op_obeys_torchs_rules() -> None:
         spec = [1.0, -20.0, 20.0, math.inf, 1.0, 0.2, 0.2, *[0.0] * 2, 0.0, math.inf, *[0.0] * 3]
         spec += [1.0, 1.0, math.inf, *[0.0] * 8, entropy_coef]
         weight_N = torch.ones(2, dtype=torch.float64)
-        rest = (columns, None, RESPONSES["offset_N1"], weight_N, None, 0.0, spec, 0, [0.0] * 4)
+        rest = (columns, None, RESPONSES["offset_N1"], weight_N, None, None, spec, 0, [0.0] * 4)
         per_token = entropy_coef != 0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # opcheck reads .grad of the copies that it makes

@@ -51,6 +51,40 @@ def test_compiled_with_terms_it_is_one_graph_with_the_same_results(name: str) ->
             assert compiled_ours.equal(ours)
 
 
+def test_one_graph_serves_all_mini_batches_of_siren() -> None:
+    loss = PRESETS["siren"]()
+    unread = ("ref_logprob_T", "expert_logprob_T")
+    columns = {k: v.numpy() for k, v in COLUMNS.items() if k not in unread}
+
+    def step(logprob_T: Tensor, entropy_T: Tensor, nucleus_T: Tensor, terms: Terms) -> Tensor:
+        old_T = COLUMNS["old_logprob_T"]
+        return policy_loss(
+            logprob_T,
+            entropy_T,
+            loss=loss,
+            old_logprob_T=old_T,
+            nucleus_entropy_T=nucleus_T,
+            terms=terms,
+        ).loss
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for batch in range(torch._dynamo.config.recompile_limit + 2):
+        terms = loss_terms(
+            loss,
+            columns,
+            offset_N1=RESPONSES["offset_N1"].numpy(),
+            group_N=RESPONSES["group_N"].numpy(),
+            state=replace(STATE, nucleus_entropy=0.1 * batch),
+        )
+        leaf_T = COLUMNS["nucleus_entropy_T"].clone().requires_grad_()
+        found = []
+        for run in (step, compiled):
+            value = run(COLUMNS["logprob_T"], COLUMNS["entropy_T"], leaf_T, terms)
+            found.append([value, *grad(value, [leaf_T])])
+        for ours, compiled_ours in zip(*found, strict=True):
+            assert compiled_ours.equal(ours)
+
+
 @pytest.mark.parametrize("how", ["rows", "in place", "linear"])
 def test_compiled_one_go_with_terms_is_one_graph_with_the_same_results(how: str) -> None:
     logits_TV, label_T, columns, before = problem(torch.float32)

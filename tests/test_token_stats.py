@@ -208,12 +208,13 @@ def test_masked_tokens_have_no_mass_and_no_gradient(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("masked", [255, 256, 2047, 2048, 16384, 16500])
 @pytest.mark.parametrize("entropy", [0.0, 0.3])
+@pytest.mark.parametrize("fill", [-math.inf, torch.finfo(torch.float32).min, -1e30, -1e20, -1e10])
 def test_tokens_that_are_masked_at_the_front_leave_the_others_as_they_are(
-    masked: int, entropy: float
+    masked: int, entropy: float, fill: float
 ) -> None:
     """The first logits of a part give the shift of its sums."""
     logits_TV, label_T = problem(3, 18000, torch.float32)
-    logits_TV[:, :masked] = -math.inf
+    logits_TV[:, :masked] = fill
     label_T[:] = 17000
     logits_TV.requires_grad_()
     stats = token_stats(logits_TV, label_T)
@@ -222,6 +223,14 @@ def test_tokens_that_are_masked_at_the_front_leave_the_others_as_they_are(
     assert logits_TV.grad is not None
     assert not logits_TV.grad[:, :masked].any()
     assert logits_TV.grad.isfinite().all()
+
+
+def test_a_row_of_huge_logits_is_nan_and_no_other_row_is() -> None:
+    logits_TV, label_T = problem(3, 5000, torch.float32)
+    logits_TV[1] = 1e30
+    stats = token_stats(logits_TV, label_T)
+    for row_T in (stats.logprob, stats.entropy, stats.logsumexp):
+        assert row_T.isnan().tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("above", [6.0, 12.0, 40.0, 300.0])
@@ -233,8 +242,9 @@ def test_a_logit_far_above_the_first_ones_costs_no_accuracy(above: float) -> Non
         assert_stats(stats, reference.token_stats(logits_TV, label_T, 1.0), 2e-6)
 
 
-def test_a_masked_label_is_impossible_and_a_fully_masked_row_is_empty() -> None:
-    logits_TV = torch.tensor([[0.0, -math.inf, 1.0], [-math.inf] * 3], requires_grad=True)
+@pytest.mark.parametrize("fill", [-math.inf, torch.finfo(torch.float32).min])
+def test_a_masked_label_is_impossible_and_a_fully_masked_row_is_empty(fill: float) -> None:
+    logits_TV = torch.tensor([[0.0, -math.inf, 1.0], [fill] * 3], requires_grad=True)
     stats = token_stats(logits_TV, torch.tensor([1, 1]), top_k=5)
     assert stats.confidence is not None
     assert stats.logprob.tolist() == [-math.inf, -math.inf]
