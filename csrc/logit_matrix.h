@@ -7,6 +7,11 @@ namespace pyrl {
 
 enum class Dtype : int { float32 = 0, float64 = 1, float16 = 2, bfloat16 = 3 };
 
+// Base-2 exponents of this size are held too coarsely to shift sums by. A logit so far below 0
+// masks its token, as those do that are filled with the lowest number; one so far above breaks its
+// row.
+inline constexpr double kFarthest = 0x1p27, kFarthestOfFloat64 = 0x1p52;
+
 struct Float16 {
   std::uint16_t bits;
 };

@@ -170,11 +170,6 @@ inline constexpr double kLargestSum = 4.0 * kBlock;
 
 inline constexpr int kFirst = 256;  // logits whose largest is near enough to shift their part by
 
-// Exponents of this size are held too coarsely to shift by. A logit so far below 0 masks its token,
-// as those do that are filled with the lowest number; one so far above breaks its row.
-template <typename R>
-inline constexpr double kFarthest = sizeof(R) == sizeof(float) ? 0x1p27 : 0x1p52;
-
 // What a logit above the shift grows to at a lower second temperature, before its block is summed
 // again.
 inline constexpr double kLargestSecond = 0x1p40;
@@ -197,7 +192,8 @@ PartSums sum_part(const Row& row, std::int64_t begin, std::int64_t end, const Su
     const auto shift_to = [&](double maximum) {
       result.move_to(kernels.representable(maximum * scale), options.second_ratio);
     };
-    constexpr double far = kFarthest<typename Row::Block>;
+    constexpr bool wide = sizeof(typename Row::Block) == sizeof(double);
+    constexpr double far = wide ? kFarthestOfFloat64 : kFarthest;
     const auto masks = [&](double z) { return z * scale <= -far; };
     const auto breaks = [&](double z) { return !(z * scale < far); };  // NaN too
     double maximum = kNaN;

@@ -58,11 +58,26 @@ __device__ double label_logit(const Element* row, std::int64_t label,
   return static_cast<double>(Softcap{options.softcap}.of(widen_device(row[label])));
 }
 
+// The largest exponent in units of what is too far.
+__device__ inline double distance(const TokenStatsArgs& args, const PartSums& sums) {
+  const bool wide = args.logits_TV.dtype == Dtype::float64;
+  const double exponent = sums.maximum * kLog2E / args.options.temperature;
+  return exponent / (wide ? kFarthestOfFloat64 : kFarthest);
+}
+
+__device__ inline bool broken(const TokenStatsArgs& args, const PartSums& sums) {
+  return isnan(sums.sum) || distance(args, sums) >= 1;
+}
+
+__device__ inline bool masked_alone(const TokenStatsArgs& args, const PartSums& sums) {
+  return sums.sum == 0 || distance(args, sums) <= -1;
+}
+
 // z_label: after the soft cap.
 __device__ inline void write_stats(const TokenStatsArgs& args, std::int64_t t, const PartSums& sums,
                                    double z_label) {
-  if (isnan(sums.sum)) return write_all(args, t, NAN);
-  if (sums.sum == 0) {  // -inf alone
+  if (broken(args, sums)) return write_all(args, t, NAN);
+  if (masked_alone(args, sums)) {
     write_all(args, t, 0);
     write(args, Stat::logprob, t, -INFINITY);
     write(args, Stat::logsumexp, t, -INFINITY);

@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t t = blockIdx.x, vocabulary = args.logits_TV.vocabulary;
   if (!is_label(args.label_T[t], vocabulary)) return;
   const PartSums& sums = part_TP[t * parts];
-  if (isnan(sums.sum) || sums.sum == 0) return;  // written by merge_kernel
+  if (broken(args, sums) || masked_alone(args, sums)) return;  // written by merge_kernel
   const ThresholdRow<Element> row{row_of<Element>(args.logits_TV, t), vocabulary,
                                   Softcap{args.options.softcap}, scale, sums.maximum};
   if (stat(args, Stat::kept_mass) != nullptr) {

@@ -382,33 +382,19 @@ def test_no_tokens_have_no_loss() -> None:
     assert (out.loss.item(), len(stats.logprob)) == (0, 0)
 
 
-def test_logits_survive_a_radius_that_is_refused() -> None:
+@pytest.mark.parametrize(("advantage", "high"), [(math.nan, 0.2), (1.0, -0.1)])
+def test_logits_survive_what_is_refused(advantage: float, high: float) -> None:
     logits_TV = torch.randn(2, 9, requires_grad=True) * 1
     before_TV = logits_TV.detach().clone()
-    with pytest.raises(ValueError, match=r"expected radii >= 0, got 0\.2 and -0\.1 at 1"):
+    with pytest.raises(ValueError, match=r"expected .* got .* at 1$"):
         fused_policy_loss(
             logits_TV,
             torch.tensor([0, 1]),
             loss=replace(PRESETS["ppo"](), bounds=ConfidenceClip()),
-            old_logprob_T=torch.zeros(2),
-            advantage_T=torch.ones(2),
-            clip_low_T=torch.full((2,), 0.2, dtype=torch.float64),
-            clip_high_T=torch.tensor([0.2, -0.1], dtype=torch.float64),
-            inplace=True,
-        )
-    assert logits_TV.equal(before_TV)
-
-
-def test_logits_survive_an_advantage_that_is_refused() -> None:
-    logits_TV = torch.randn(2, 9, requires_grad=True) * 1
-    before_TV = logits_TV.detach().clone()
-    with pytest.raises(ValueError, match="advantage_T: expected finite numbers, got nan at 1"):
-        fused_policy_loss(
-            logits_TV,
-            torch.tensor([0, 1]),
-            loss=PRESETS["ppo"](),
             inplace=True,
             old_logprob_T=torch.zeros(2),
-            advantage_T=torch.tensor([1.0, math.nan]),
+            advantage_T=torch.tensor([1.0, advantage]),
+            clip_low_T=torch.tensor([0.2, 0.2]),
+            clip_high_T=torch.tensor([0.2, high]),
         )
     assert logits_TV.equal(before_TV)
