@@ -221,7 +221,7 @@ def test_the_op_reads_no_column_out_of_bounds(column: int, changed: Tensor, mess
     with pytest.raises(ValueError, match=message):
         torch.ops.pyrl.policy_loss(
             *(logprob_T, logprob_T, None, columns, None, torch.tensor([0, 4, 7]), weight_N),
-            *(None, 0.0, spec, 0, [0.0] * 4, False),
+            *(None, None, spec, 0, [0.0] * 4, False),
         )
 
 
