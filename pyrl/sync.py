@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -55,7 +55,7 @@ class Sync:
     of `probe_T` (token ids, longer than a block of its cache), and log-prob and entropy are
     compared with the model's: that finds what arrived and is not used, such as the head of tied
     embeddings, and prefixes cached from older weights. The drawn tokens differ with each version.
-    What the learner has to compute for both runs in a second thread, beside the engine.
+    What the learner has to compute for both runs in a second thread, beside the engine's loading.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Sync:
         self._engine, self._model, self._dtype = engine, model, dtype
         # A whole block and one more, so that a cached prefix that outlived its weights shows.
         self._probe_T = np.resize(probe_T, engine.block_size + 1).astype(np.int32)
+        self._length_B = np.array([min(4, self._probe_T.size), self._probe_T.size])
 
     def __call__(self, version: int) -> dict[str, float]:
         """Sync; seconds and the largest difference of the probe (nats). SyncError if it failed."""
@@ -71,9 +72,10 @@ class Sync:
         weights = self._model.state_dict()
         with ThreadPoolExecutor(1) as beside:
             sent = beside.submit(digests, weights)
+            learned = beside.submit(self._logprobs)
             self._engine.load_weights(weights.items(), version)
             self._compare(sent.result(), version)
-            difference = self._probe(version, beside)
+            difference = self._probe(version, learned)
         return {
             "sync/seconds": time.monotonic() - started,
             "sync/difference": difference,
@@ -89,20 +91,18 @@ class Sync:
                 f"{', '.join(wrong[:8])}"
             )
 
-    def _probe(self, version: int, beside: Executor) -> float:
-        length_B = np.array([min(4, self._probe_T.size), self._probe_T.size])
-        branch_B = np.arange(len(length_B))
+    def _probe(self, version: int, learned: Future[Tensor]) -> float:
+        branch_B = np.arange(len(self._length_B))
         self._engine.start(Sampling())
         self._engine.submit(
             Branches(
-                prompts=[self._probe_T[:length] for length in length_B],
+                prompts=[self._probe_T[:length] for length in self._length_B],
                 prompt_B=branch_B,
                 branch_B=branch_B,
                 seed_B=np.array([version, version + 1], np.uint64),
-                limit_B=np.ones(len(length_B), np.int64),
+                limit_B=np.ones(len(branch_B), np.int64),
             )
         )
-        learned = beside.submit(self._logprobs, length_B)
         largest = 0.0
         while len((sampled := self._engine.step()).branch_B):
             expected_BV = learned.result()[sampled.branch_B]
@@ -122,8 +122,8 @@ class Sync:
             largest = max(largest, float(difference_B2.max()))
         return largest
 
-    def _logprobs(self, length_B: NDArray[np.int64]) -> Tensor:
-        """Log-probs of each next token [B, V] after so many tokens of the probe, by the learner."""
+    def _logprobs(self) -> Tensor:
+        """Log-probs [B, V] of the token after each beginning of the probe, by the learner."""
         device = self._model.device
         training = self._model.training
         self._model.eval()
@@ -132,7 +132,7 @@ class Sync:
             logits_BV: Tensor = self._model(
                 input_ids=torch.from_numpy(self._probe_T).to(device, torch.int64)[None],
                 use_cache=False,
-                logits_to_keep=torch.from_numpy(length_B - 1).to(device),
+                logits_to_keep=torch.from_numpy(self._length_B - 1).to(device),
             ).logits[0]
         self._model.train(training)
         return logits_BV.cpu().double().log_softmax(-1)
