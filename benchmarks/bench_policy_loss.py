@@ -51,7 +51,7 @@ def columns(tokens: int, dtype: torch.dtype) -> dict[str, Tensor]:
         return scale * torch.randn(shape, generator=generator, dtype=torch.float64)
 
     old = -torch.rand(shape, generator=generator, dtype=torch.float64).pow(4) * 6 - 1e-3
-    reward = torch.randint(0, 2, (shape[0], 1), generator=generator).double().expand(shape)
+    reward = 2 * torch.randint(0, 2, (shape[0], 1), generator=generator).double() - 1
     entropy = (0.3 - old * 0.5 + normal(0.1)).clamp(min=0.01)
     found = {
         "logprob_T": (old + normal(0.1)).clamp(max=-1e-4),
@@ -62,8 +62,8 @@ def columns(tokens: int, dtype: torch.dtype) -> dict[str, Tensor]:
         "proxy_logprob_T": old + 0.01,
         "expert_logprob_T": (old + normal(0.5)).clamp(max=-1e-4),
         "second_logprob_T": old * 1.1,
-        "advantage_T": 2 * reward - 1 + 0.1 * normal(1.0)[:, :1],
-        "reward_T": reward,
+        "advantage_T": (reward + 0.1 * normal(1.0)[:, :1]).expand(shape),
+        "reward_T": reward.expand(shape),
         "sum_p2_T": torch.exp(-entropy),
         "sum_p2_logp_T": -0.3 * entropy,
     }

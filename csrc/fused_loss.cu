@@ -13,10 +13,8 @@ namespace {
 
 constexpr int kTeams = 2;
 
-// Statistics of row t and the coefficients of its gradient; one thread calls it.
-__device__ RowUpstream visit_token(const FusedLossArgs& args, std::int64_t t, const PartSums& sums,
-                                   double z_label) {
-  write_stats(args.stats, t, sums, z_label);
+// The coefficients of row t's gradient, from its statistics; one thread calls it.
+__device__ RowUpstream visit_token(const FusedLossArgs& args, std::int64_t t) {
   RowUpstream row = {};
   row.entropy = stat(args.stats, Stat::entropy)[t];
   row.logsumexp = stat(args.stats, Stat::logsumexp)[t];
@@ -54,12 +52,14 @@ __global__ void __launch_bounds__(kTeams* kThreads, 1)
     __syncthreads();
     if (threadIdx.x == 0) {
       const PartSums sums = combine(of_part, parts, wanted);
-      upstream = visit_token(args, t, sums, label_logit(row, label, options));
+      write_stats(args.stats, t, sums, label_logit(row, label, options));
+      upstream = visit_token(args, t);
     }
-    __syncthreads();
   } else if (threadIdx.x == 0) {
     write_all(args.stats, t, label == kIgnoredLabel ? 0.0 : NAN);
+    upstream = visit_token(args, t);
   }
+  __syncthreads();
   Element* out = static_cast<Element*>(args.grad_TV) + t * args.grad_row_stride;
   for (std::int64_t part = team; part < parts; part += kTeams) {
     write_part_gradient(row, part * kPart, part_end(part * kPart, vocabulary), thread, vocabulary,

@@ -73,7 +73,7 @@ Group group_of(const PolicyChunk& chunk, const Cursor& cursor) {
   if (!chunk.low) return group;
   group.low = cursor.low;
   group.high = cursor.high;
-  if (chunk.args->position.dual > 0) group.dual = cursor.dual;
+  group.dual = cursor.dual;
   return group;
 }
 

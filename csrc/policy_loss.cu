@@ -34,8 +34,7 @@ struct Token {
 
   PYRL_HD bool by_position(TokenColumn name) const {
     if (along.position_T == nullptr) return false;
-    return name == TokenColumn::low || name == TokenColumn::high ||
-           (name == TokenColumn::dual && args.position.dual > 0);
+    return name == TokenColumn::low || name == TokenColumn::high || name == TokenColumn::dual;
   }
   PYRL_HD bool has(TokenColumn name) const {
     return by_position(name) || static_cast<bool>(args.column[static_cast<int>(name)]);

@@ -215,6 +215,7 @@ inline std::pair<double, double> ranked(std::vector<double>& values, std::size_t
 
 // Linear interpolation between order statistics; reorders the values, of which there is one.
 inline double linear_quantile(std::vector<double>& values, double q) {
+  PYRL_CHECK(q >= 0 && q <= 1, "quantile: expected a number in [0, 1], got ", q);
   const double position = q * static_cast<double>(values.size() - 1);
   const auto low = static_cast<std::size_t>(position);
   const auto [below, above] = ranked(values, low);
@@ -240,6 +241,7 @@ inline void mark_least(std::vector<Candidate>& candidates, std::size_t k, std::u
 }
 
 inline std::size_t share_of(double share, double count) {
+  PYRL_CHECK(share >= 0 && share <= 1, "share: expected a number in [0, 1], got ", share);
   return static_cast<std::size_t>(std::max(share * count, 1.0));
 }
 

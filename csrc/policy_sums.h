@@ -23,9 +23,9 @@ PYRL_INLINE void add(TokenSums<Real>& sums, const TokenTerm<Real>& term, const t
   if (kinds.capped) sums.clipped_dual = sums.clipped_dual + select(term.capped, w, zero);
   if (spec.penalty[0] != 0) sums.penalty = sums.penalty + select(w != 0.0, w * term.penalty, zero);
   sums.ratio = sums.ratio + w * term.ratio;
+  sums.ratio_max = larger(sums.ratio_max, select(w != 0.0, term.ratio, zero));
   if (kinds.one) return;
   sums.kl_old = sums.kl_old + w * ((term.ratio - 1.0) - term.log_ratio);
-  sums.ratio_max = larger(sums.ratio_max, select(w != 0.0, term.ratio, zero));
 }
 
 // An advantage that is not finite, or a negative radius, of a token that takes part.

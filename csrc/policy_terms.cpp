@@ -134,6 +134,10 @@ void band_advantage(const LossColumns& in, double low, double high, double* adva
       advantage_T[block.begin + i] = entropy > high  ? std::max(reward[i], 0.0)
                                      : entropy < low ? std::min(reward[i], 0.0)
                                                      : advantage[i];
+    for (int i = 0; i < block.n; ++i)
+      PYRL_CHECK(block.used[i] == 0 || std::abs(reward[i]) == 1,
+                 "EntropyBand: expected rewards of -1 or 1, got ", reward[i], " at ",
+                 block.begin + static_cast<std::size_t>(i));
   });
 }
 

@@ -140,6 +140,8 @@ PYRL_INLINE TokenTerm<Real> policy_term(const Kinds& kinds, const TokenSpec& spe
   const Real logprob = in(TokenColumn::logprob);
   TokenTerm<Real> term;
   Real given = zero;
+  const auto none = zero < zero;
+  auto clamped_ratio = none, moved_far = none;  // without a gradient
   term.log_ratio = zero;
   term.ratio = 1.0;
   if (!kinds.one) {
@@ -148,8 +150,9 @@ PYRL_INLINE TokenTerm<Real> policy_term(const Kinds& kinds, const TokenSpec& spe
     given = select(weight != 0.0, given, zero);
     term.log_ratio = clamped(given, spec.log_ratio_low, spec.log_ratio_high);
     term.ratio = exp_of(term.log_ratio);
+    // Not of NaN, whose gradient is NaN as its loss is.
+    clamped_ratio = (given < spec.log_ratio_low) | (given > spec.log_ratio_high);
   }
-  auto active = term.log_ratio == given;  // else clamped, without a gradient
   Bounds<Real> bounds;
   bounds.low = kinds.low;
   bounds.high = kinds.high;
@@ -161,7 +164,7 @@ PYRL_INLINE TokenTerm<Real> policy_term(const Kinds& kinds, const TokenSpec& spe
     if (!tests_ratio(spec)) set_trust(spec, in, bounds);
     if (spec.pre_clip < kInfinity) {
       const Real moved = logprob - in(TokenColumn::anchor);
-      active = active & !(select(advantage < 0.0, -moved, moved) > spec.pre_clip);
+      moved_far = select(advantage < 0.0, -moved, moved) > spec.pre_clip;
     }
     if (spec.redistribute != 0) advantage = redistributed(spec, in, advantage, term.ratio, bounds);
   }
@@ -178,7 +181,7 @@ PYRL_INLINE TokenTerm<Real> policy_term(const Kinds& kinds, const TokenSpec& spe
     gate = bounded;
     value = gate * logprob;
   } else if (kinds.surrogate == SurrogateKind::gppo) {
-    gate = select(active, gate, zero);
+    gate = select(clamped_ratio, zero, gate);
     gate = select(term.above, spec.outer_high * value, gate);
     gate = select(term.below, spec.outer_low * value, gate);
     if (spec.outer_value != 0) value = select(outside, gate, value);
@@ -189,12 +192,13 @@ PYRL_INLINE TokenTerm<Real> policy_term(const Kinds& kinds, const TokenSpec& spe
       value = (4.0 / tau) * s;
       gate = gate * (4.0 * (s * (1.0 - s)));
     }
-    gate = select(active, gate, zero);
+    gate = select(clamped_ratio, zero, gate);
   }
+  if (!kinds.plain) gate = select(moved_far, zero, gate);
   const Real pull = -advantage;
   term.loss = pull * value;
   term.logprob_grad = pull * gate;
-  term.capped = zero < zero;
+  term.capped = none;
   if (kinds.capped) {
     const Real most = pull * column_or<Real>(in, TokenColumn::dual, spec.dual);
     term.capped = (advantage < 0.0) & (term.loss > most);

@@ -14,6 +14,12 @@ struct RowUpstream {
   double entropy, logsumexp;
   double nucleus_entropy, nucleus_threshold, nucleus_log_mass;
   double grad_logprob, grad_entropy, grad_logsumexp, grad_self_certainty, grad_nucleus;
+
+  // Else the row has no part in what is differentiated, whatever it holds.
+  __device__ bool asks() const {
+    return grad_logprob != 0 || grad_entropy != 0 || grad_logsumexp != 0 ||
+           grad_self_certainty != 0 || grad_nucleus != 0;
+  }
 };
 
 // dz_j = slope of the soft cap * (2^e (constant + factor e) + everywhere), e = (z_j - shift) scale,

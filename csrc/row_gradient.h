@@ -9,6 +9,12 @@ namespace pyrl {
 // What one row's gradient is made of.
 struct RowUpstream {
   double logprob, entropy, logsumexp, self_certainty, nucleus_entropy;
+
+  // Else the row has no part in what is differentiated, whatever it holds.
+  bool asks() const {
+    return logprob != 0 || entropy != 0 || logsumexp != 0 || self_certainty != 0 ||
+           nucleus_entropy != 0;
+  }
 };
 struct RowForward {
   double entropy, logsumexp, nucleus_entropy, nucleus_threshold, nucleus_log_mass;
@@ -47,7 +53,9 @@ class Gradient {
 
   // Columns [begin, end).
   void write(std::int64_t begin, std::int64_t end, Element* dz) const {
-    if (label_ == kIgnoredLabel || f_.logsumexp == kMinusInfinity) return fill(begin, end, 0, dz);
+    if (label_ == kIgnoredLabel || f_.logsumexp == kMinusInfinity || !g_.asks()) {
+      return fill(begin, end, 0, dz);
+    }
     if (label_ < 0 || label_ >= row_.vocabulary || std::isnan(f_.logsumexp)) {
       return fill(begin, end, kNaN, dz);
     }

@@ -140,7 +140,9 @@ __device__ void write_part_gradient(const Element* row, std::int64_t begin, std:
                                     int thread, std::int64_t vocabulary, std::int64_t label,
                                     const RowUpstream& upstream, const TokenStatsOptions& options,
                                     Element* out) {
-  if (label == kIgnoredLabel) return fill_gradient(0, begin, end, thread, out);
+  if (label == kIgnoredLabel || !upstream.asks()) {
+    return fill_gradient(0, begin, end, thread, out);
+  }
   if (!is_label(label, vocabulary) || isnan(upstream.logsumexp)) {
     return fill_gradient(NAN, begin, end, thread, out);
   }

@@ -8,6 +8,7 @@ bit.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
@@ -15,6 +16,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
+from pyrl.graph import untraced
 from pyrl.linear_token_stats import checked_head
 from pyrl.loss import Loss, PositionClip
 from pyrl.loss_spec import TOKEN_COLUMNS, lower
@@ -28,13 +30,21 @@ from pyrl.one_go import (
 )
 from pyrl.policy_loss import (
     Columns,
+    check_terms,
     given_columns,
     policy_loss,
     tensor_terms,
     token_columns,
 )
 from pyrl.policy_result import PolicyLoss
-from pyrl.token_stats import IGNORED_LABEL, TokenStats, check_rows, record, request
+from pyrl.token_stats import (
+    IGNORED_LABEL,
+    TokenStats,
+    check_rows,
+    record,
+    refuse_forward_mode,
+    request,
+)
 
 
 def fused_policy_loss(
@@ -69,6 +79,7 @@ def fused_policy_loss(
     token: a ratio over a response, bounds by position, or a nucleus entropy.
     """
     check_rows(logits_TV, label_T, inplace=inplace)
+    refuse_forward_mode("fused_policy_loss", logits_TV)
     options, _ = request(temperature, softcap=softcap)
     plan = _plan(loss, terms, columns, mask_T, offset_N1, logits_TV, label_T, per_token)
     row_arguments = (label_T, options, plan.columns, plan.spec)
@@ -106,6 +117,7 @@ def linear_policy_loss(
     Raises ValueError as `linear_token_stats` and `fused_policy_loss` do.
     """
     head = checked_head(hidden_TH, weight_VH, bias, label_T, chunk)
+    refuse_forward_mode("linear_policy_loss", hidden_TH, weight_VH, bias)
     options, _ = request(temperature, softcap=softcap)
     plan = _plan(loss, terms, columns, mask_T, offset_N1, hidden_TH, label_T, per_token)
     inputs = (hidden_TH, weight_VH, bias)
@@ -174,16 +186,40 @@ def _plan(
     if isinstance(loss.bounds, PositionClip):
         _refuse_loss("PositionClip")
     if terms is None:
-        known_T = label_T != IGNORED_LABEL
-        mask_T = known_T if mask_T is None else mask_T & known_T
-        terms = tensor_terms(loss, given, mask_T, offset_N1, None, None)
-    if len(terms.advantage_T) != tokens:
-        raise ValueError(f"terms: expected those of {tokens} tokens, got {len(terms.advantage_T)}")
+        terms = _local_terms(loss, given, mask_T, offset_N1, label_T)
+    else:
+        check_terms(terms, tokens, {"mask_T": mask_T, "offset_N1": offset_N1})
     if terms.nucleus_T is not None:
         _refuse_loss("NucleusAnchor")
     found = token_columns(loss, lowered, terms, given)
     found[TOKEN_COLUMNS.index("weight")] = _weights(terms, tokens)
     return _Plan(loss, terms, given, found, lowered.spec, per_token)
+
+
+@untraced
+def _local_terms(
+    loss: Loss,
+    given: Mapping[str, Tensor],
+    mask_T: Tensor | None,
+    offset_N1: Tensor | None,
+    label_T: Tensor,
+) -> Terms:
+    """The terms of a loss that reads no log-prob, entropy or group; ValueError for another one."""
+    known_T = label_T != IGNORED_LABEL
+    if mask_T is not None and (mask_T.dtype != torch.bool or mask_T.shape != label_T.shape):
+        raise ValueError(
+            f"mask_T: expected torch.bool[{len(label_T)}], got {mask_T.dtype}{list(mask_T.shape)}"
+        )
+    mask_T = known_T if mask_T is None else mask_T & known_T
+    try:
+        return tensor_terms(loss, given, mask_T, offset_N1, None, None)
+    except ValueError as error:
+        if re.search(r"needs .*\b(logprob_T|entropy_T|group_N|state)", str(error)):
+            raise ValueError(
+                f"{error}: it is not known before the rows are visited; expected terms="
+                "pyrl.loss_terms.loss_terms(...), of the policy before the update"
+            ) from error
+        raise
 
 
 def _weights(terms: Terms, tokens: int) -> Tensor:

@@ -19,6 +19,7 @@ from pyrl.token_stats import (
     check_labels,
     contiguous,
     record,
+    refuse_forward_mode,
     refuse_second_derivatives,
     request,
 )
@@ -52,6 +53,7 @@ def linear_token_stats(
     Raises ValueError for wrong shapes, dtypes or devices or an option outside its range.
     """
     head = checked_head(hidden_TH, weight_VH, bias, label_T, chunk)
+    refuse_forward_mode("linear_token_stats", hidden_TH, weight_VH, bias)
     options, asked = request(
         temperature,
         softcap=softcap,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pyrl._core import LossColumns
 from pyrl.aggregate import Aggregate, TokenMean
-from pyrl.loss_check import finite, finite_axes, ordered
+from pyrl.loss_check import check_axes, finite, not_negative, ordered
 from pyrl.pack import TokenBatch
 
 
@@ -35,11 +35,11 @@ class Ratio:
     are reduced to a response's ratio; beyond it a token has no gradient (arXiv:2507.20673)."""
 
     def __post_init__(self) -> None:
-        if self.pre_clip is not None and not (self.pre_clip > 0 and self.of != "one"):
-            raise ValueError(
-                f"Ratio.pre_clip: expected > 0 and another ratio than one, got {self.pre_clip} "
-                f"of {self.of!r}"
-            )
+        if self.pre_clip is None:
+            return
+        if self.of in ("one", "token") or not self.pre_clip > 0:
+            got = f"{self.pre_clip} of {self.of}"
+            raise ValueError(f"Ratio.pre_clip: expected > 0, and a ratio of responses, got {got}")
 
 
 # -- bounds: how far a ratio may move before its gradient is cut --
@@ -60,8 +60,7 @@ class Clip:
     high: float = 0.2
 
     def __post_init__(self) -> None:
-        if not (self.low >= 0 and self.high >= 0):
-            raise ValueError(f"Clip: expected radii >= 0, got {self.low} and {self.high}")
+        not_negative(self, "low", "high")
 
     def __call__(self, batch: TokenBatch) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         tokens = len(batch.label_T)
@@ -145,6 +144,9 @@ class EntropyClip:
     high: float = 0.2
     alpha: float = 1.0
 
+    def __post_init__(self) -> None:
+        not_negative(self, "low", "high", "alpha")
+
 
 @dataclass(frozen=True)
 class TotalVariation:
@@ -180,6 +182,9 @@ class MaskedLogp:
 
     cap: float | None = None
 
+    def __post_init__(self) -> None:
+        not_negative(self, "cap")
+
 
 @dataclass(frozen=True)
 class ClampedLogp:
@@ -194,6 +199,9 @@ class SoftClipped:
     high: float = 1.0
     scale_value: bool = True
     """The displayed value outside is scaled too."""
+
+    def __post_init__(self) -> None:
+        not_negative(self, "low", "high")
 
 
 @dataclass(frozen=True)
@@ -253,7 +261,7 @@ class Factor(Protocol):
     """A detached factor of the policy term, clipped as it is."""
 
     def __call__(self, columns: LossColumns, state: LossState) -> NDArray[np.float64]:
-        """Factors [T]."""
+        """Factors [T], an array of its own: it is written to."""
 
 
 class Keep(Protocol):
@@ -371,9 +379,14 @@ class Loss:
     penalties: tuple[Penalty | ExpertLeak | EntropySmoothing | NucleusAnchor, ...] = ()
 
     def __post_init__(self) -> None:
-        finite_axes(self)
+        check_axes(self)
         if self.dual is not None and not self.dual > 1:
             raise ValueError(f"loss.dual: expected > 1, got {self.dual}")
+        if self.ratio.to == "rollout" and self.behaviour is not None:
+            raise ValueError(
+                "loss.behaviour: expected None where Ratio.to is 'rollout', which it would count "
+                f"twice, got {self.behaviour}"
+            )
 
     @property
     def has_reference(self) -> bool:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pyrl._core import LossColumns
 from pyrl.loss import LossState
+from pyrl.loss_check import not_negative, ordered
 
 LEVELS = {"token": 0, "seq_sum": 1, "seq_mean": 2, "seq_max": 3, "sequence": 1}
 MISMATCHES = {"rho": 0, "k1": 1, "k2": 2, "k3": 3}
@@ -112,6 +113,10 @@ class TIS:
     normalize: bool = False
     """Divide by the mean over tokens, or responses."""
 
+    def __post_init__(self) -> None:
+        not_negative(self, "floor")
+        ordered(self, self.floor, self.cap)
+
     def __call__(self, columns: LossColumns, state: LossState) -> NDArray[np.float64]:
         """Columns: old_logprob_T, rollout_logprob_T."""
         return columns.importance(LEVELS[self.level], self.cap, self.floor, self.normalize)
@@ -123,6 +128,9 @@ class IcePop:
 
     low: float = 0.5
     high: float = 5.0
+
+    def __post_init__(self) -> None:
+        ordered(self, self.low, self.high)
 
     def __call__(self, columns: LossColumns, state: LossState) -> NDArray[np.float64]:
         """Columns: old_logprob_T, rollout_logprob_T."""
@@ -169,6 +177,9 @@ class Matched:
     level: Literal["token", "seq_sum", "seq_mean", "seq_max"] = "token"
     shrink: bool = True
 
+    def __post_init__(self) -> None:
+        ordered(self, self.low, self.high)
+
     def __call__(self, columns: LossColumns, state: LossState) -> NDArray[np.bool_]:
         """Columns: old_logprob_T, rollout_logprob_T."""
         level, mismatch = LEVELS[self.level], MISMATCHES[self.statistic]
@@ -199,6 +210,9 @@ class ClipCov:
     high: float = 5.0
     share: float = 2e-4
     shrink: bool = False
+
+    def __post_init__(self) -> None:
+        ordered(self, self.low, self.high)
 
     def __call__(self, columns: LossColumns, state: LossState) -> NDArray[np.bool_]:
         """Columns: advantage_T, logprob_T, old_logprob_T."""

@@ -1,14 +1,18 @@
-"""Checks of the numbers that an axis of a loss is made of."""
+"""Checks of the numbers, names and parts that an axis of a loss is made of."""
 
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
-from typing import Any
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 ONE_SIDED = frozenset({"low", "high", "cap", "limit", "gamma", "mu"})
 """Fields that may be infinite: no bound on that side."""
+SHARES = frozenset({"share", "max_share", "quantile"})
+"""Fields in [0, 1]."""
 
 
 def finite(record: object, *names: str) -> None:
@@ -19,18 +23,65 @@ def finite(record: object, *names: str) -> None:
             raise ValueError(f"{type(record).__name__}.{name}: expected a number, got {value}")
 
 
-def finite_axes(record: Any) -> None:
-    """ValueError unless all numbers of the record and of the records in it are finite or bounds."""
-    for field in fields(record):
-        value = vars(record)[field.name]
-        if isinstance(value, float) and not (field.name in ONE_SIDED and not np.isnan(value)):
-            finite(record, field.name)
-        for part in value if isinstance(value, tuple) else (value,):
-            if is_dataclass(part) and not isinstance(part, type):
-                finite_axes(part)
-
-
 def ordered(record: object, low: float, high: float) -> None:
     """ValueError unless low <= high."""
     if not low <= high:
         raise ValueError(f"{type(record).__name__}: expected low <= high, got {low} and {high}")
+
+
+def not_negative(record: object, *names: str) -> None:
+    """ValueError unless these fields are numbers >= 0, or None."""
+    for name in names:
+        value = vars(record)[name]
+        if value is not None and not value >= 0:
+            raise ValueError(f"{type(record).__name__}.{name}: expected >= 0, got {value}")
+
+
+def check_axes(record: Any) -> None:
+    """ValueError unless the record and those in it hold what their fields are declared to hold.
+
+    Numbers are finite or bounds, shares in [0, 1], names among those that there are, and axes
+    instances of their classes. Fields of axes of one's own are checked for their numbers alone.
+    """
+    of_class: Any = type(record)
+    for name, kinds in _kinds(of_class).items():
+        value = vars(record)[name]
+        where = f"{type(record).__name__}.{name}"
+        for part in value if isinstance(value, tuple) else (value,):
+            _check(where, name, part, kinds)
+            if is_dataclass(part) and not isinstance(part, type):
+                check_axes(part)
+
+
+def _check(where: str, name: str, value: Any, kinds: tuple[Any, ...]) -> None:
+    if isinstance(value, float | int):
+        if np.isnan(value) or (np.isinf(value) and name not in ONE_SIDED):
+            raise ValueError(f"{where}: expected a number, got {value}")
+        if name in SHARES and not 0 <= value <= 1:
+            raise ValueError(f"{where}: expected a number in [0, 1], got {value}")
+    names = [choice for kind in kinds for choice in get_args(kind)]
+    if names and value not in names:
+        raise ValueError(f"{where}: expected one of {', '.join(names)}, got {value!r}")
+    protocols = [k for k in kinds if isinstance(k, type) and Protocol in k.__bases__]
+    records: list[Any] = [kind for kind in kinds if is_dataclass(kind)]
+    if not (protocols or records) or (value is None and NoneType in kinds):
+        return
+    own = protocols and callable(value) and not isinstance(value, type)
+    if not (own or isinstance(value, tuple(records))):
+        expected = ", ".join(kind.__name__ for kind in (*records, *protocols))
+        raise ValueError(f"{where}: expected an instance of {expected}, got {value!r}")
+
+
+@cache
+def _kinds(record: Any) -> dict[str, tuple[Any, ...]]:
+    """What each field, or each entry of a tuple, may be: classes, and Literals of names."""
+    if not record.__module__.startswith("pyrl."):
+        return {field.name: () for field in fields(record)}
+    return {name: _members(hint) for name, hint in get_type_hints(record).items()}
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    origin = get_origin(hint)
+    if origin in (Union, UnionType, tuple):
+        return tuple(kind for part in get_args(hint) if part is not ... for kind in _members(part))
+    return (hint,) if origin is Literal or isinstance(hint, type) else ()

@@ -30,7 +30,15 @@ TOKEN_COLUMNS = (
 """Columns of the per-token part, in the order of the kernels (csrc/policy_spec.h, TokenColumn)."""
 
 _ONE, _TOKEN, _GIVEN = 0.0, 1.0, 2.0
-_SCANS = {"seq_geo": 1, "seq_prod": 2, "cum_prod": 3, "cum_geo": 4, "min_prefix": 5}
+_SCANS = {
+    "one": 0,
+    "token": 0,
+    "seq_geo": 1,
+    "seq_prod": 2,
+    "cum_prod": 3,
+    "cum_geo": 4,
+    "min_prefix": 5,
+}
 _PENALTIES = {"k1": 1, "abs": 2, "k2": 3, "k3": 4, "k1+": 5, "k2+": 3, "k3+": 6, "leaky": 7}
 
 
@@ -114,7 +122,7 @@ def lower(loss: Loss, has_reference: bool) -> Lowered:
             spec.penalty[slot] = _PENALTIES[penalty.estimator]
     return Lowered(
         spec=spec.numbers(),
-        scan=_SCANS.get(loss.ratio.of, 0),
+        scan=_SCANS[loss.ratio.of],
         position=position,
         anchor=f"{loss.ratio.to}_logprob_T",
         targets=tuple(targets),

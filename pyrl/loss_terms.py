@@ -93,9 +93,23 @@ def loss_terms(
 
     `columns` by name: "advantage_T", and what the axes name. `logprob_T` and `entropy_T` may be of
     the policy before the update, so that no pass of the update depends on another. Sums run in
-    float64 in token order; ties go to the lower index. ValueError: a column that an axis needs is
-    missing or has another length.
+    float64 in token order; ties go to the lower index.
+
+    Raises ValueError: a column that an axis needs is missing, or a column or what an axis returns
+    has another length or dtype.
     """
+    if "advantage_T" not in columns:
+        raise ValueError("loss_terms: needs the column advantage_T")
+    for name, values, dtype in (
+        ("mask_T", mask_T, np.bool_),
+        ("offset_N1", offset_N1, np.int64),
+        ("group_N", group_N, np.int64),
+    ):
+        if values is not None and (values.dtype != dtype or values.ndim != 1):
+            raise ValueError(
+                f"{name}: expected {np.dtype(dtype)} with one axis, got "
+                f"{values.dtype}{list(values.shape)}"
+            )
     state = replace(state or LossState(), radii=_radii(loss))
     tokens = len(columns["advantage_T"])
     if offset_N1 is None:
@@ -110,7 +124,7 @@ def loss_terms(
     for reshape in loss.reshape:
         rest = rest | {"advantage_T": reshape(core, state)}
         core = _core.LossColumns(tokens, rest, mask_T, offset_N1, group_N)
-    factor_T, kept_T = _factor(loss, core, state, mask_T)
+    factor_T, kept_T = _factor(loss, core, state, mask_T, tokens)
     tokens_N = _core.count_tokens(tokens, kept_T, whole_N1)
     weight_N = loss.aggregate(tokens_N)
     heat = isinstance(loss.bounds, EntropyClip) or loss.redistribute != 0
@@ -146,17 +160,21 @@ def _radius_columns(
 
 
 def _factor(
-    loss: Loss, core: _core.LossColumns, state: LossState, mask_T: NDArray[np.bool_] | None
+    loss: Loss,
+    core: _core.LossColumns,
+    state: LossState,
+    mask_T: NDArray[np.bool_] | None,
+    tokens: int,
 ) -> tuple[NDArray[np.float64] | None, NDArray[np.bool_] | None]:
     """The product of factors, 0 where a token is dropped, and the mask without those that leave."""
     factor_T: NDArray[np.float64] | None = None
     for factor in (loss.behaviour, loss.weight):
         if factor is not None:
-            value_T = factor(core, state)
+            value_T = _of_tokens(factor, factor(core, state), tokens, np.float64)
             factor_T = value_T if factor_T is None else np.multiply(factor_T, value_T, factor_T)
     kept_T = mask_T
     for keep in loss.keep:
-        stays_T = keep(core, state)
+        stays_T = _of_tokens(keep, keep(core, state), tokens, np.bool_)
         if keep.shrink:
             kept_T = stays_T if kept_T is None else kept_T & stays_T
         elif factor_T is None:
@@ -164,6 +182,16 @@ def _factor(
         else:
             np.copyto(factor_T, 0.0, where=~stays_T)
     return factor_T, kept_T
+
+
+def _of_tokens(axis: object, values: NDArray[Any], tokens: int, dtype: type) -> NDArray[Any]:
+    """What an axis returned; ValueError unless it is one value of this type for each token."""
+    if values.dtype != dtype or values.shape != (tokens,):
+        raise ValueError(
+            f"{type(axis).__name__}: expected it to return {np.dtype(dtype)}[{tokens}], got "
+            f"{values.dtype}{list(values.shape)}"
+        )
+    return values
 
 
 def _penalty_terms(
@@ -193,6 +221,7 @@ def _penalty_terms(
             value_T = core.expert_scale(penalty.passed)
         elif penalty.select is not None:
             value_T = penalty.select(core, state)
+            _of_tokens(penalty.select, value_T, len(terms.advantage_T), np.bool_)
         result[f"scale_{slot}_T"] = scaled(value_T, penalty.aggregate)
     for other in loss.penalties:
         if isinstance(other, EntropySmoothing):

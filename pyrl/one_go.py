@@ -22,13 +22,24 @@ ASKED = 0b111
 """logprob, entropy and logsumexp."""
 
 
-def ready(columns: Sequence[Tensor | None], device: torch.device) -> list[Tensor | None]:
+def ready(
+    columns: Sequence[Tensor | None], tokens: int, device: torch.device
+) -> list[Tensor | None]:
     """The columns as the kernels read them: contiguous and on the device.
 
-    ValueError: of a token that takes part the advantage is not finite, or a radius below 0. Before
-    a row is visited, since in place nothing of the logits would be left behind the error.
+    ValueError: a column has another shape or dtype, or of a token that takes part the advantage is
+    not finite or a radius below 0. Before a row is visited, since in place nothing of the logits
+    would be left behind the error.
     """
     column = dict(zip(TOKEN_COLUMNS, columns, strict=True))
+    for name, values_T in column.items():
+        if values_T is None:
+            continue
+        if values_T.shape != (tokens,) or values_T.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"{name}_T: expected float32[{tokens}] or float64[{tokens}], got "
+                f"{values_T.dtype}{list(values_T.shape)}"
+            )
     advantage_T, weight_T = column["advantage"], column["weight"]
     assert advantage_T is not None
     assert weight_T is not None
@@ -86,7 +97,7 @@ def fused_loss(
     spec: Sequence[float],
 ) -> tuple[Tensor, Tensor]:
     """Statistics [3, T] and gradient of each row."""
-    columns = ready(columns, logits.device)
+    columns = ready(columns, len(logits), logits.device)
     stats, logits = empty_stats(logits, ASKED), adjacent(logits)
     grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     fused_into(stats, grad, logits, label.contiguous(), options, columns, spec)
@@ -116,7 +127,7 @@ def fused_loss_(
     spec: Sequence[float],
 ) -> Tensor:
     """Statistics [3, T]; the gradient takes the place of the logits."""
-    columns = ready(columns, logits.device)
+    columns = ready(columns, len(logits), logits.device)
     stats = empty_stats(logits, ASKED)
     fused_into(stats, logits, logits, label.contiguous(), options, columns, spec)
     return stats
@@ -146,7 +157,7 @@ def linear_fused_loss(
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Statistics [3, T], and the gradients of hidden, weight and bias; empty if not needed."""
-    columns = ready(columns, hidden.device)
+    columns = ready(columns, len(hidden), hidden.device)
     stats, label = empty_stats(hidden, ASKED), label.contiguous()
     head = Head(hidden, weight, bias, chunk)
     gradient = HeadGradient(head, *needs)

@@ -72,20 +72,20 @@ def policy_loss(
     `offset_N1` (int64) is where each response begins, and the end of the last; it may be left out
     where nothing depends on responses. Tokens outside `mask_T` (bool) take no part, whatever they
     hold. `terms` (`loss_terms`) stands for what is computed once per mini-batch when these tokens
-    are a part of it: then advantages, mask, offsets and state are its own, and torch.compile finds
-    no graph break. `per_token` asks for `PolicyLoss.loss_T`. Columns are float32 or float64, each,
-    and read in place where contiguous, else from a copy. Sums run in float64 in a fixed order.
+    are a part of it: advantages, mask, offsets, groups and state are its own, and torch.compile
+    finds no graph break. `per_token` asks for `PolicyLoss.loss_T`. Columns are float32 or float64,
+    each, and read in place where contiguous. Sums run in float64 in a fixed order.
 
-    Raises ValueError for a column that is missing, or of another dtype, length or device, and for
-    an advantage that is not finite or a radius below 0.
+    Raises ValueError for a column that is missing, or of another dtype, length or device, for an
+    advantage that is not finite or a radius below 0, and for a mask, offsets, groups or a state
+    beside `terms`.
     """
     named = given_columns(logprob_T, entropy_T, columns)
     if terms is None:
         terms = tensor_terms(loss, named, mask_T, offset_N1, group_N, state)
-    elif len(terms.advantage_T) != len(logprob_T):
-        raise ValueError(
-            f"terms: expected those of {len(logprob_T)} tokens, got {len(terms.advantage_T)}"
-        )
+    else:
+        own = {"mask_T": mask_T, "offset_N1": offset_N1, "group_N": group_N, "state": state}
+        check_terms(terms, len(logprob_T), own)
     lowered = lower(loss, "ref_logprob_T" in named)
     nucleus = terms.nucleus_T is not None
     compute = _loss_op if traced(logprob_T) else _eager
@@ -145,11 +145,21 @@ def given_columns(
     """Those that are not None, checked; TypeError or ValueError names one that cannot be used."""
     unknown = sorted(set(columns) - set(Columns.__annotations__))
     if unknown:
-        raise TypeError(f"policy_loss: there is no column {unknown[0]!r}")
+        expected = ", ".join(Columns.__annotations__)
+        raise TypeError(f"unexpected column {unknown[0]!r}: expected some of {expected}")
     named = {"logprob_T": logprob_T, "entropy_T": entropy_T}
     named |= {name: tensor for name, tensor in columns.items() if tensor is not None}
     _check(named)
     return named
+
+
+def check_terms(terms: Terms, tokens: int, own: Mapping[str, object]) -> None:
+    """ValueError unless they are of so many tokens and nothing is given of what is their own."""
+    if len(terms.advantage_T) != tokens:
+        raise ValueError(f"terms: expected those of {tokens} tokens, got {len(terms.advantage_T)}")
+    for name, given in own.items():
+        if given is not None:
+            raise ValueError(f"{name}: expected None with terms, which have their own")
 
 
 def _given(columns: Mapping[str, Tensor], axis: str, name: str) -> Tensor:
@@ -170,15 +180,6 @@ def tensor_terms(
     """`loss_terms` of tensors, which numpy computes."""
     if "advantage_T" not in columns:
         raise ValueError("policy_loss: needs the column advantage_T, or terms")
-    for name, tensor, dtype in (
-        ("mask_T", mask_T, torch.bool),
-        ("offset_N1", offset_N1, torch.int64),
-        ("group_N", group_N, torch.int64),
-    ):
-        if tensor is not None and (tensor.dtype != dtype or tensor.ndim != 1):
-            raise ValueError(
-                f"{name}: expected {dtype} with one axis, got {tensor.dtype}{list(tensor.shape)}"
-            )
     return loss_terms(
         loss,
         {name: host_array(tensor) for name, tensor in columns.items() if name not in _LATER},
@@ -303,16 +304,20 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor) -> tuple[Tensor | 
             "policy_loss: expected to be differentiated once, got a request for second derivatives"
         )
     logprob_grad_T, entropy_grad_T, nucleus_T = ctx.saved_tensors
+    logprob_grad = _times(grad_loss, logprob_grad_T)
     entropy_grad = _times(grad_loss, entropy_grad_T) if len(entropy_grad_T) else None
     nucleus_grad = None if nucleus_T is None else grad_loss * nucleus_T.to(grad_loss)
-    return _times(grad_loss, logprob_grad_T), entropy_grad, nucleus_grad, *[None] * 10
+    # Autograd makes a tensor that nobody else refers to the `grad` of a leaf, and adds to it.
+    ctx.handed_out = logprob_grad, entropy_grad
+    return logprob_grad, entropy_grad, nucleus_grad, *[None] * 10
 
 
 def _times(factor: Tensor, gradient: Tensor) -> Tensor:
     """Without a pass over memory where the loss itself is differentiated.
 
-    What is handed out shares the version of what is saved: written to in place, a second backward
-    pass through a retained graph is refused by autograd. Not while compiling: values are unknown.
+    What is handed out is the memory of PolicyLoss.logprob_grad_T, and shares its version: after a
+    write to it, a second backward pass through a retained graph is refused by autograd. Not while
+    compiling: values are unknown.
     """
     if type(factor) is Tensor and factor.device.type == "cpu" and factor.item() == 1:
         return gradient.detach()

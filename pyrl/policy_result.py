@@ -21,7 +21,7 @@ class PolicyLoss:
     """Per token, before aggregation; detached. 0 where the token takes no part; None if not asked
     for."""
     logprob_grad_T: Tensor
-    """d loss / d logprob_T, detached: the memory that a backward pass hands out, so read only."""
+    """d loss / d logprob_T, detached: the memory that a backward pass hands on, so read only."""
     entropy_grad_T: Tensor
     """d loss / d entropy_T, likewise."""
     nucleus_grad_T: Tensor | None
@@ -54,7 +54,10 @@ class PolicyLoss:
 
     @property
     def kl_old(self) -> float:
-        """Mean of r - 1 - log r, an estimate of KL(old || current) (nats)."""
+        """Mean of r - 1 - log r of the loss's ratio r, an estimate of KL(old || current) (nats).
+
+        Of the policy, the response or the prefix that `Loss.ratio` names; 0 where it names none.
+        """
         return self._mean(4)
 
     @property
@@ -64,7 +67,7 @@ class PolicyLoss:
 
     @property
     def ratio_mean(self) -> float:
-        """Of the ratio."""
+        """Of the loss's ratio."""
         return self._mean(6)
 
     @property

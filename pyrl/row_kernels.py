@@ -43,6 +43,9 @@ STATS = (
 
 DIFFERENTIABLE = frozenset(STATS[:5])
 
+READ_BACKWARD = frozenset({"entropy", "logsumexp", *STATS[4:7]})
+"""What the gradient is computed from, beside the logits."""
+
 
 def names(asked: int) -> list[str]:
     """The members of STATS that are asked for."""
@@ -52,6 +55,14 @@ def names(asked: int) -> list[str]:
 def empty_stats(rows: Tensor, asked: int) -> Tensor:
     """[K, T], not initialised."""
     return rows.new_empty((len(names(asked)), rows.shape[0]), dtype=torch.float64)
+
+
+def apart(stats_KT: Tensor) -> tuple[Tensor, ...]:
+    """The rows as tensors of their own in the same memory: a write to one is none to the others."""
+    memory, (rows, tokens) = stats_KT.untyped_storage(), stats_KT.shape
+    return tuple(
+        stats_KT.new_empty(0).set_(memory, k * tokens, (tokens,), (1,)) for k in range(rows)
+    )
 
 
 def adjacent(matrix_TV: Tensor) -> Tensor:
@@ -110,12 +121,13 @@ def grad_into(
     label_T: Tensor,
     options: Sequence[float],
     asked: int,
-    stats_K: Sequence[Tensor],
+    stats_K: Sequence[Tensor | None],
     upstream_K: Sequence[Tensor | None],
 ) -> None:
     """Write the gradient with respect to the logits; `grad_TV` may be `logits_TV`.
 
-    Statistics and their upstream gradients, None for 0, are float64 [T] and contiguous.
+    Statistics, of which READ_BACKWARD are read, and their upstream gradients, None for 0, are
+    float64 [T] and contiguous.
     """
     upstream = dict(zip(names(asked), upstream_K, strict=True))
     _core.token_stats_grad(

@@ -13,12 +13,15 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from pyrl.graph import traced
 from pyrl.row_kernels import (
     DIFFERENTIABLE,
     ELEMENTS,
+    READ_BACKWARD,
     adjacent,
+    apart,
     empty_stats,
     grad_into,
     names,
@@ -95,7 +98,8 @@ def token_stats(
     Logits are float32, float64, float16 or bfloat16 on the CPU or a CUDA device; -inf masks a
     token; rows may be strided, columns that are not adjacent are copied. Label -100
     (IGNORED_LABEL) ignores a row; another label outside the vocabulary gives NaN in its row, and so
-    does a row with NaN or +inf. The backward pass cannot be differentiated again.
+    does a row with NaN or +inf. A row without an upstream gradient has a gradient of zero, whatever
+    it holds. The backward pass cannot be differentiated again.
 
     `inplace=True`: the backward pass writes the gradient over the logits, which nothing else may
     need by then. A second backward pass, or one of another operation that saved these logits,
@@ -242,7 +246,7 @@ def _grad_op(
     label: Tensor,
     options: Sequence[float],
     outputs: int,
-    stats: Sequence[Tensor],
+    stats: Sequence[Tensor | None],
     upstream: Sequence[Tensor | None],
 ) -> Tensor:
     logits = adjacent(logits)
@@ -257,7 +261,7 @@ def _(
     label: Tensor,
     options: Sequence[float],
     outputs: int,
-    stats: Sequence[Tensor],
+    stats: Sequence[Tensor | None],
     upstream: Sequence[Tensor | None],
 ) -> Tensor:
     return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
@@ -272,7 +276,7 @@ def _inplace_grad_op(
     label: Tensor,
     options: Sequence[float],
     outputs: int,
-    stats: Sequence[Tensor],
+    stats: Sequence[Tensor | None],
     upstream: Sequence[Tensor | None],
 ) -> None:
     label, upstream = label.contiguous(), contiguous(upstream)
@@ -287,7 +291,16 @@ def contiguous(upstream_K: Sequence[Tensor | None]) -> list[Tensor | None]:
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor | tuple[Tensor, ...]) -> None:
     logits, label, ctx.options, ctx.outputs, ctx.inplace = inputs
     ctx.overwritten = False
-    ctx.save_for_backward(logits, label, *(output if isinstance(output, tuple) else [output]))
+    ctx.by_row = isinstance(output, tuple)
+    kept: list[Tensor | None] = (
+        [output]
+        if isinstance(output, Tensor)
+        else [
+            row_T if name in READ_BACKWARD else None
+            for name, row_T in zip(names(ctx.outputs), output, strict=True)
+        ]
+    )
+    ctx.save_for_backward(logits, label, *kept)
 
 
 def _backward(
@@ -301,7 +314,7 @@ def _backward(
     if ctx.inplace and torch.is_grad_enabled():  # create_graph=True
         refuse_second_derivatives("token_stats")
     logits, label, *stats_K = ctx.saved_tensors
-    if stats_K[0].ndim == 2:  # the op's
+    if not ctx.by_row:
         stats_K = stats_K[0].unbind(0)
     arguments = (logits, label, ctx.options, ctx.outputs, stats_K, upstream_K)
     if not ctx.inplace:
@@ -316,6 +329,17 @@ def refuse_second_derivatives(name: str) -> NoReturn:
     raise NotImplementedError(
         f"{name}: expected to be differentiated once, got a request for second derivatives"
     )
+
+
+def refuse_forward_mode(name: str, *tensors: Tensor | None) -> None:
+    """NotImplementedError for a dual tensor, whose tangent an op of torch.library would drop."""
+    if torch.compiler.is_compiling():
+        return
+    unpack: Callable[[Tensor], Any] = forward_ad.unpack_dual
+    if any(t is not None and unpack(t).tangent is not None for t in tensors):
+        raise NotImplementedError(
+            f"{name}: expected to be differentiated backwards, got a tangent of forward mode"
+        )
 
 
 def _refuse(*_: Any) -> None:
@@ -337,7 +361,7 @@ class _Eager(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         stats = empty_stats(logits, outputs)
         stats_into(stats, adjacent(logits), label.contiguous(), options, outputs)
-        return stats.unbind(0)
+        return apart(stats)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

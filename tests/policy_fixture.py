@@ -30,10 +30,12 @@ COLUMNS: dict[str, Tensor] = {
     "second_logprob_T": tensor([-0.80, -1.15, -2.20, -0.25, -0.85, -2.00, -0.80]),
     "nucleus_entropy_T": tensor([0.90, 1.50, 2.20, 0.30, 1.10, 2.80, 0.70]),
     "advantage_T": tensor([1.0] * 4 + [-0.8] * 3),
-    "reward_T": tensor([1.0] * 4 + [0.0] * 3),
+    "reward_T": tensor([1.0] * 4 + [-1.0] * 3),
     "sum_p2_T": tensor([0.5, 0.3, 0.2, 0.8, 0.4, 0.1, 0.6]),
     "sum_p2_logp_T": tensor([-0.3, -0.3, -0.3, -0.1, -0.3, -0.2, -0.3]),
 }
+NOUGHT_OR_ONE_T = COLUMNS["reward_T"].clamp(min=0)
+"""The same rewards without a sign, as some published values have them."""
 RESPONSES = {"offset_N1": torch.tensor([0, 4, 7]), "group_N": torch.tensor([0, 0])}
 STATE = LossState(entropy=0.3, nucleus_entropy=2.0)
 PPO = ppo()

@@ -137,9 +137,9 @@ def surrogate(loss: axes.Loss, batch: Batch, heat: Tensor) -> Tensor:
     position = {t: i for rows in batch.responses() for i, t in enumerate(rows, 1)}
     for t in range(len(batch)):
         r, a, h = log[t].exp(), number(advantage[t]), number(heat[t])
-        e = loss.ratio.pre_clip
+        e, of_token = loss.ratio.pre_clip, logprob[t]
         if e is not None and (number(own[t]) > e if a > 0 else number(own[t]) < -e):
-            r = r.detach()
+            r, of_token = r.detach(), of_token.detach()
         low, high, dual = -math.inf, math.inf, loss.dual or math.inf
         match loss.bounds:
             case axes.Clip(lo, hi):
@@ -161,7 +161,7 @@ def surrogate(loss: axes.Loss, batch: Batch, heat: Tensor) -> Tensor:
         cut = (a > 0 and seen > high) or (a < 0 and seen < low)
         if isinstance(loss.bounds, axes.TotalVariation | axes.BinaryKL):
             cut = diverged(loss.bounds, number(logprob[t]), number(batch["old_logprob"][t]), a)
-        value = one_surrogate(loss, r, a, low, high, cut, logprob[t])
+        value = one_surrogate(loss, r, a, low, high, cut, of_token)
         if a < 0 and number(value) > -a * dual:
             value = value * 0 - a * dual
         out.append(value)

@@ -9,5 +9,6 @@ from __future__ import annotations
 import cuda_on_cpu
 import pytest
 from test_fused_loss import *  # noqa: F403
+from test_rows_left_out import *  # noqa: F403
 
 kernels = pytest.fixture(scope="module", autouse=True)(cuda_on_cpu.in_place_of_the_core)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from policy_fixture import fixture_loss, near, unit
+from policy_fixture import NOUGHT_OR_ONE_T, fixture_loss, near, unit
 
 from pyrl.aggregate import SeqMeanTokenSumNorm
 from pyrl.loss import Clip, Loss, Penalty, SoftClipped
@@ -203,6 +203,9 @@ GOLDEN: dict[str, tuple[float, list[float], list[float]]] = {
 }
 
 
+REWARDS = {"dcpo": {"reward_T": NOUGHT_OR_ONE_T}}
+
+
 def test_every_published_value_has_a_loss() -> None:
     assert set(LOSSES) == set(GOLDEN)
 
@@ -210,11 +213,12 @@ def test_every_published_value_has_a_loss() -> None:
 @pytest.mark.parametrize("name", GOLDEN)
 def test_losses_are_the_golden_ones(name: str) -> None:
     value, loss_T, _ = GOLDEN[name]
-    result = fixture_loss(LOSSES[name])
+    result = fixture_loss(LOSSES[name], **REWARDS.get(name, {}))
     assert result.loss.item() == pytest.approx(value, abs=1e-6)
     near(result.loss_T, loss_T)
 
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_gradients_are_the_golden_ones(name: str) -> None:
-    near(fixture_loss(unit(LOSSES[name])).logprob_grad_T, GOLDEN[name][2])
+    result = fixture_loss(unit(LOSSES[name]), **REWARDS.get(name, {}))
+    near(result.logprob_grad_T, GOLDEN[name][2])

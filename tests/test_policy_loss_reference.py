@@ -13,7 +13,7 @@ from policy_reference_axes import Batch
 from torch import Tensor
 
 from pyrl.aggregate import SeqMeanTokenMean, SeqMeanTokenSum, TokenMean
-from pyrl.loss import KL, Loss, LossState, Penalty, Ratio
+from pyrl.loss import KL, ClampedLogp, Loss, LossState, MaskedLogp, Penalty, Ratio
 from pyrl.loss_axes import (
     TIS,
     ClipB,
@@ -33,6 +33,12 @@ STATE = LossState(seed=7, entropy=0.6, nucleus_entropy=0.3, progress=0.5)
 # Shares and thresholds that choose tokens even of a few.
 LOSSES: dict[str, Loss] = {name: preset() for name, preset in PRESETS.items()} | {
     "ratio seq_prod": replace(ppo(), ratio=Ratio("seq_prod")),
+    "pre-clip, masked": replace(
+        ppo(), ratio=Ratio("seq_geo", pre_clip=0.2), surrogate=MaskedLogp(5.0)
+    ),
+    "pre-clip, clamped": replace(
+        ppo(), ratio=Ratio("cum_prod", pre_clip=0.2), surrogate=ClampedLogp()
+    ),
     "ratio cum_geo": replace(ppo(), ratio=Ratio("cum_geo")),
     "k3+ penalty": replace(ppo(), penalties=(Penalty(0.3, "k3+", "old"),)),
     "kl and entropy": replace(ppo(), kl=KL(0.2), entropy=0.1, aggregate=SeqMeanTokenMean()),
@@ -76,7 +82,7 @@ def problems(draw: st.DrawFn) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor
         "expert_logprob_T": old + numbers(0.3),
         "second_logprob_T": old + numbers(0.3),
         "advantage_T": leaf_N[leaf_T],
-        "reward_T": (leaf_N > 0).double()[leaf_T],
+        "reward_T": leaf_N.sign()[leaf_T],
         "sum_p2_T": numbers().abs(),
         "sum_p2_logp_T": -numbers().abs(),
     }

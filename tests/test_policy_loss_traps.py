@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from policy_fixture import COLUMNS, PPO, fixture_loss, near, tensor, unit
+from policy_fixture import COLUMNS, NOUGHT_OR_ONE_T, PPO, fixture_loss, near, tensor, unit
 from torch import Tensor
 
 from pyrl import _core
@@ -22,6 +22,7 @@ from pyrl.loss import (
     Loss,
     LossState,
     Penalty,
+    PositionClip,
     Ratio,
 )
 from pyrl.loss_axes import (
@@ -69,7 +70,7 @@ def test_hapo_widens_its_bounds_and_redistributes_as_intended() -> None:
 
 
 def test_group_advantages_count_tokens() -> None:
-    advantage_T = TokenGroup()(core(), LossState())
+    advantage_T = TokenGroup()(core(reward_T=NOUGHT_OR_ONE_T.numpy()), LossState())
     np.testing.assert_allclose(advantage_T, [0.866024] * 4 + [-1.154698] * 3, atol=1e-6)
     fallback_T = TokenGroup(limit=1.0)(core(), LossState())
     np.testing.assert_array_equal(fallback_T, COLUMNS["advantage_T"])
@@ -276,6 +277,7 @@ def test_rewards_of_entrocraft_are_signs() -> None:
     band = EntropyBand()
     assert band.band(0.25) == pytest.approx((0.55, 0.65))
     assert EntropyBand(cosine=True).band(0.25) == pytest.approx((0.570711, 0.670711), abs=1e-6)
+    """0/1 rewards, of which the branch without positive ones is all zeros, are refused."""
     signs = np.array([1.0, 1, -1, -1, 1, -1, -1])
     above = band(core(reward_T=signs), LossState())
     below = EntropyBand((9, 9), (10, 10))(core(reward_T=signs), LossState())
@@ -283,8 +285,8 @@ def test_rewards_of_entrocraft_are_signs() -> None:
     assert above.tolist() == [1, 1, 0, 0, 1, 0, 0]
     assert below.tolist() == [0, 0, -1, -1, 0, -1, -1]
     assert between.tolist() == COLUMNS["advantage_T"].tolist()
-    nought = EntropyBand((9, 9), (10, 10))(core(), LossState())
-    assert not nought.any()  # 0/1 rewards have no negatives
+    with pytest.raises(ValueError, match="EntropyBand: expected rewards of -1 or 1, got 0 at 2"):
+        band(core(reward_T=np.maximum(signs, 0)), LossState())
 
 
 def test_scores_of_clip_b_and_clip_v_are_the_published_ones() -> None:
@@ -336,7 +338,7 @@ def test_mismatch_statistics_are_the_published_ones() -> None:
 
 
 def test_dcpo_blends_by_the_share_of_rewards() -> None:
-    advantage_T = Blend()(core(), LossState(entropy=0.3))
+    advantage_T = Blend()(core(reward_T=NOUGHT_OR_ONE_T.numpy()), LossState(entropy=0.3))
     expected = [0.969788, 0.976785, 1.058310, 0.979683] + [-0.666667] * 3
     np.testing.assert_allclose(advantage_T, expected, atol=1e-6)
     without = Blend()(core(reward_T=np.zeros(7)), LossState(entropy=0.3))
@@ -382,3 +384,11 @@ def test_ctpo_has_the_published_bounds_on_a_gentler_batch() -> None:
         fixture_loss(unit(mean), **close).logprob_grad_T,
         [-1.005013, -0.997503, -1.006689, -1.005264, 0.796010, 0, 0.792700],
     )
+
+
+def test_a_dual_bound_of_zero_is_a_cap_of_one() -> None:
+    bounds = PositionClip(low=5.0, high=5.0, dual=0.0)
+    loss = replace(PPO, ratio=Ratio("cum_prod"), bounds=bounds)
+    result = fixture_loss(loss, logprob_T=COLUMNS["old_logprob_T"] + 0.1)
+    near(result.loss_T[4:], [0.8] * 3)
+    assert result.clipped_dual == pytest.approx(3 / 7)

@@ -9,7 +9,11 @@ import pytest
 import torch
 from token_stats_reference import EVERYTHING, given, weighted_sum
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from pyrl.fused_loss import fused_policy_loss, linear_policy_loss
+from pyrl.linear_token_stats import linear_token_stats
+from pyrl.presets import ppo
 from pyrl.token_stats import IGNORED_LABEL, request, token_stats
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -186,3 +190,39 @@ def test_logits_without_a_gradient_keep_their_values_in_place() -> None:
     before_TV = logits_TV.clone()
     assert not token_stats(logits_TV, label_T, inplace=True).logprob.requires_grad
     assert logits_TV.equal(before_TV)
+
+
+def test_a_statistic_may_be_overwritten() -> None:
+    """Of masked tokens trainers like to set log-probs to 0."""
+    leaf_TV, label_T = problem()
+    leaf_TV.requires_grad_()
+    mask_T = torch.arange(len(label_T)) % 2 == 0
+    kept = token_stats(leaf_TV, label_T, max_probability=True)
+    expected = torch.autograd.grad((kept.logprob * mask_T + kept.entropy).sum(), leaf_TV)
+    stats = token_stats(leaf_TV, label_T, max_probability=True)
+    assert stats.max_probability is not None
+    stats.max_probability.zero_()
+    stats.logprob[~mask_T] = 0.0
+    assert stats.entropy.equal(kept.entropy)
+    assert torch.autograd.grad((stats.logprob + stats.entropy).sum(), leaf_TV)[0].equal(expected[0])
+    stats = token_stats(leaf_TV, label_T)
+    stats.entropy[0] = 0.0  # the gradient is computed from it
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        stats.entropy.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_forward_mode_is_refused() -> None:
+    logits_TV, label_T = problem()
+    weight_VH = torch.ones(4, logits_TV.shape[1])
+    columns = {"advantage_T": torch.ones(len(label_T)), "old_logprob_T": torch.ones(len(label_T))}
+    with forward_ad.dual_level():
+        dual_TV = forward_ad.make_dual(logits_TV, torch.ones_like(logits_TV))
+        for call in (
+            lambda: token_stats(dual_TV, label_T),
+            lambda: linear_token_stats(dual_TV, weight_VH, label_T),
+            lambda: fused_policy_loss(dual_TV, label_T, loss=ppo(), **columns),
+            lambda: linear_policy_loss(dual_TV, weight_VH, label_T, loss=ppo(), **columns),
+        ):
+            with pytest.raises(NotImplementedError):
+                call()

@@ -27,7 +27,7 @@ void bind_policy_loss(py::module_& m);
 void bind_policy_terms(py::module_& m);
 void bind_fused_loss(py::module_& m);
 
-// A C-contiguous array argument without conversion: a wrong dtype or stride is a TypeError.
+// A C-contiguous array argument; of another layout, or of a type that converts safely, a copy.
 template <typename T>
 using array = py::array_t<T, py::array::c_style>;
 

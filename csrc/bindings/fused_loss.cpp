@@ -38,6 +38,8 @@ void fused_loss_addresses(std::uintptr_t logits, int dtype, std::int64_t rows,
     row_T += rows;
   }
   std::memcpy(&args.spec, spec.data(), sizeof args.spec);
+  PYRL_CHECK(args.spec.ratio != static_cast<double>(RatioKind::given),
+             "spec: expected a ratio that is local to a token, got one along a response");
   for (std::size_t c = 0; c < columns.size(); ++c) args.columns.column[c] = column_at(columns[c]);
   args.grad_TV = pointer<void>(grad);
   args.grad_row_stride = grad_row_stride;

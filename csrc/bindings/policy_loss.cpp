@@ -24,6 +24,8 @@ void set_kinds(PolicyLossArgs& args, const array<double>& weight_N, const std::v
   args.weight_N = weight_N.data();
   args.spec = spec_of(spec);
   args.scan = static_cast<Scan>(scan);
+  PYRL_CHECK((args.spec.ratio == static_cast<double>(RatioKind::given)) == (scan != 0),
+             "scan: expected one for a ratio along a response and none for another, got ", scan);
   PYRL_CHECK(position.size() == 4, "position: expected 4 numbers, got ", position.size());
   args.position = {position[0], position[1], position[2], position[3]};
   args.wide = args.column[0].wide != nullptr;
