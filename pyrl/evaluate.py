@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -208,23 +209,24 @@ def evaluate_model(settings: EvalSettings, progress: Progress) -> Evaluation:
         dtype="float32",
         probe_T=prompts[0].tokens,
     )
-    sync(0)
-    evaluator = Evaluator(
-        engine,
-        decoder(tokenizer),
-        extractor,
-        EQUIVALENCES[settings.equivalence](),
-        settings.seed,
-        progress.tokens,
-    )
-    progress.phase("evaluating")
     how = Scoring(
         temperature=settings.temperature,
         samples=settings.samples,
         low_temperature=settings.low_temperature,
         max_tokens=settings.max_tokens,
     )
-    return evaluator(settings.data.replace("/", " "), "before", prompts, how)
+    with closing(engine):
+        sync(0)
+        evaluator = Evaluator(
+            engine,
+            decoder(tokenizer),
+            extractor,
+            EQUIVALENCES[settings.equivalence](),
+            settings.seed,
+            progress.tokens,
+        )
+        progress.phase("evaluating")
+        return evaluator(settings.data.replace("/", " "), "before", prompts, how)
 
 
 def decoder(tokenizer: PreTrainedTokenizerBase) -> Decode:

@@ -21,8 +21,9 @@ from pyrl.policy_loss import policy_loss
 from pyrl.policy_result import PolicyLoss
 from pyrl.token_stats import TokenStats, token_stats
 
-TOLERANCE = {"float32": 1e-2, "bfloat16": 1.0}
-"""Largest difference between log-probs (nats) of one policy in the sampler and in the learner."""
+TOLERANCE = {"float32": 1e-2, "float16": 0.2, "bfloat16": 1.0}
+"""Largest difference between log-probs (nats) of one policy in the sampler and in the learner, by
+the coarser of the types that the two compute in."""
 
 
 class NonFiniteError(FloatingPointError):
@@ -112,7 +113,8 @@ class Learner:
 
     def _check(self, tally: Tally, norm: float, *, on_policy: bool) -> None:
         """Raise, and drop the gradient, unless it may change the weights."""
-        tolerance = TOLERANCE[self.run.dtype]
+        sampler = self.run.vllm.dtype if self.run.engine == "vllm" else None
+        tolerance = max(TOLERANCE[self.run.dtype], TOLERANCE[sampler or self.run.dtype])
         finite = math.isfinite(tally.loss) and math.isfinite(norm)
         if finite and not (on_policy and tally.gap > tolerance):
             return

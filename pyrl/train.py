@@ -206,6 +206,10 @@ class Trainer:
         advantage_T, metrics = advantages(self.algorithm.advantage, scored)
         return pack(rows, advantage_T), dict(metrics)
 
+    def close(self) -> None:
+        """Give back what the engine holds: vLLM runs one in a process."""
+        self.engine.close()
+
     # ---- the run
 
     def train(self) -> Report:

@@ -173,7 +173,7 @@ def test_a_question_without_an_answer_is_refused_before_anything_is_sampled(
 
 
 def test_scores_of_a_model_by_name_are_those_of_the_evaluator(
-    model: Demo, prompts: list[Prompt], tmp_path: Path
+    model: Demo, prompts: list[Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = EvalSettings(
         model="demo",
@@ -188,7 +188,10 @@ def test_scores_of_a_model_by_name_are_those_of_the_evaluator(
         max_rows=8,
         device="cpu",
     )
+    closed: list[HFEngine] = []
+    monkeypatch.setattr(HFEngine, "close", closed.append)
     found = evaluate_model(settings, quiet())
+    assert len(closed) == 1  # of vLLM there is one in a process
     how = Scoring(0.6, samples=3, low_temperature=0.3, max_tokens=LIMIT)
     expected = evaluator(model)("some", "before", prompts[:10], how)
     assert isinstance(found, Evaluation)

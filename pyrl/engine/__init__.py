@@ -123,3 +123,6 @@ class Engine(Protocol):
     def weight_version(self) -> int: ...
 
     def work(self) -> Work: ...
+
+    def close(self) -> None:
+        """Give back what it holds: caches, processes; it is of no use then."""

@@ -193,6 +193,9 @@ class HFEngine:
     def work(self) -> Work:
         return Work(**self._work)
 
+    def close(self) -> None:
+        self.abort(np.array([*self._known], np.int64))
+
     def _find(self, branch: int) -> _Branch:
         if branch not in self._known:
             raise ValueError(f"branch {branch} is unknown: never submitted, finished or aborted")

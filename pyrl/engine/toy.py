@@ -161,6 +161,9 @@ class ToyEngine:
     def work(self) -> Work:
         return self._work
 
+    def close(self) -> None:
+        self.abort(np.array([*self._running, *self._retained], np.int64))
+
     def _find(self, branch: int) -> _Row:
         row = self._running.get(branch) or self._retained.get(branch)
         if row is None:

@@ -83,6 +83,26 @@ def test_forks_of_finished_branches_and_of_forks(small: Small) -> None:
     assert_same(*drivers)
 
 
+def test_a_refused_prompt_is_nobodys_cache(small: Small) -> None:
+    """The next branch gets the number that the refused one would have had."""
+    small.engine.load_weights(small.model.state_dict().items(), 7)
+    drivers = small.drivers()
+    for driver in drivers:
+        driver.submit([1], limit=40)
+        driver.step()
+        with pytest.raises(ValueError, match="identifiers that are not in use"):
+            driver.engine.submit(
+                Branches(
+                    PROMPTS, np.array([3]), np.array([0]), np.array([5], np.uint64), np.array([9])
+                )
+            )
+        driver.submit([2], limit=40)
+        driver.step(4)
+        driver.submit([3], limit=40)
+        driver.finish()
+    assert_same(*drivers)
+
+
 def test_fork_abort_and_finish_in_one_step(small: Small) -> None:
     drivers = small.drivers()
     for driver in drivers:

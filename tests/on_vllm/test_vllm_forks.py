@@ -64,6 +64,16 @@ def test_forks_of_an_ended_branch_copy_from_full_blocks(small: Small) -> None:
     assert_same(*drivers)
 
 
+def test_a_fork_of_a_fork_enters_with_it(small: Small) -> None:
+    drivers = grown(small, 60)
+    for driver in drivers:
+        (child,) = driver.fork(0, 40, seed=7)
+        (grandchild,) = driver.fork(child, 38, seed=8)
+        driver.fork(grandchild, 3, seed=9)
+        driver.finish()
+    assert_same(*drivers)
+
+
 def test_a_later_branch_copies_what_it_shares_of_the_prompt(small: Small) -> None:
     drivers = grown(small, 40)
     before = small.engine.work().copied_tokens
@@ -112,6 +122,7 @@ class Scheduler:
         self.blocks[name] = blocks
         given = SimpleNamespace(get_block_ids=lambda: (blocks,))
         self.connector.update_state_after_alloc(request, given, spared)
+        request.num_computed_tokens = spared  # as vLLM counts, before anything is copied
         return request, spared
 
     def step(self, **scheduled: int) -> list[tuple[int, int]]:
@@ -146,6 +157,17 @@ def test_a_source_that_is_not_computed_yet_is_not_copied() -> None:
     assert scheduler.step(s=3, g=3) == [(1, 5), (2, 6)]
     scheduler.blocks["s"] = []  # preempted
     assert scheduler.enter("h", [7, 8], 8, "s", 7)[1] == 0
+
+
+def test_what_a_source_copies_itself_is_not_copied_in_the_same_step() -> None:
+    """All blocks are read before one is written."""
+    scheduler = Scheduler()
+    scheduler.ended_source()
+    assert scheduler.enter("f", [5, 6], 7, "s", 6)[1] == 4
+    assert scheduler.enter("g", [7, 8], 7, "f", 6)[1] == 0
+    assert scheduler.step(f=3, g=7) == [(9, 5)]
+    assert scheduler.enter("h", [1, 2], 7, "f", 6)[1] == 4
+    assert scheduler.step(h=3) == [(5, 1)]
 
 
 def test_an_evicted_block_is_not_copied() -> None:

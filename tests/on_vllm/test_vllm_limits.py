@@ -4,21 +4,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from driven_engine import PROMPTS
+from driven_engine import PROMPTS, Driver, assert_as_a_fresh_forward
 from small_llama import Small, assert_same, small_llama
 
-from pyrl.engine import EngineError
+from pyrl.engine import RUNNING, EngineError, EngineFailure
+from pyrl.engine.vllm.channel import Frame
 from pyrl.engine.vllm.engine import VLLMEngine
-from pyrl.engine.vllm.release import BatchUpdate
+from pyrl.engine.vllm.release import BatchUpdate, EngineCoreOutput, FinishReason
 from pyrl.engine.vllm.tap import Tap
 from pyrl.sync import Sync, SyncError
 
 
-def test_a_cache_too_small_for_all_loses_no_leaf(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The cache holds 1024 tokens of 64 x 60: vLLM preempts branches and computes them again."""
-    returned = []
+def preempted(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """What branches had drawn that came back after a preemption; it grows."""
+    returned: list[list[int]] = []
     update_state = Tap.update_state
 
     def watched(tap: Tap, update: BatchUpdate | None) -> None:
@@ -26,6 +25,14 @@ def test_a_cache_too_small_for_all_loses_no_leaf(
         update_state(tap, update)
 
     monkeypatch.setattr(Tap, "update_state", watched)
+    return returned
+
+
+def test_a_cache_too_small_for_all_loses_no_leaf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache holds 1024 tokens of 64 x 60: vLLM preempts branches and computes them again."""
+    returned = preempted(monkeypatch)
     crowded = Small(small_llama(), tmp_path, kv_cache_gib=0.0005)
     drivers = crowded.drivers()
     for driver in drivers:
@@ -52,6 +59,77 @@ def test_a_crowded_cache_copies_what_is_left_of_it(tmp_path: Path) -> None:
         driver.abort(0)
     assert_same(*drivers)
     crowded.engine.close()
+
+
+def test_forks_of_branches_that_come_back_are_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Branches fork at their newest token while others are preempted and resume by a copy."""
+    returned = preempted(monkeypatch)
+    crowded = Small(small_llama(), tmp_path, kv_cache_gib=0.0005)
+    for seed in range(4):
+        rng, driver = np.random.default_rng(seed), Driver(crowded.engine)
+        driver.submit([0, 1, 2, 3] * 8, limit=60, seed_B=range(100 * seed, 100 * seed + 32))
+        while driver.step():
+            running = [b for b, trace in driver.traces.items() if trace.finish == RUNNING]
+            if len(driver.traces) < 80 and running:
+                parent = int(rng.choice(running))
+                keep = len(driver.traces[parent].tokens)
+                driver.fork(parent, keep, 2, seed=int(rng.integers(1 << 30)))
+        # When a branch comes back decides where others fork: no reference grows the same trees.
+        assert_as_a_fresh_forward(driver, crowded.model, 1.0, 1e-4)
+    assert len(returned) > 10
+    assert crowded.engine.work().copied_tokens > 300
+    crowded.engine.close()
+
+
+def planted(small: Small, records: str, change: int) -> None:
+    """Change a column of the next frame."""
+    frame = small.engine._core.frame
+
+    def changed() -> Frame | None:
+        found = frame()
+        if found is not None:
+            found.records_B[records] += change
+        return found
+
+    small.engine._core.frame = changed  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("column", ["position", "token"])
+def test_numbers_of_another_token_end_the_engine(tmp_path: Path, column: str) -> None:
+    """And an engine that has failed says so, whatever it is asked."""
+    small = Small(small_llama(), tmp_path)
+    driver, _ = small.drivers()
+    driver.submit([0, 1])
+    driver.step(2)
+    planted(small, column, 1)
+    with pytest.raises(EngineFailure, match=r"were given tokens .* but .* were drawn at"):
+        driver.step()
+    with pytest.raises(EngineFailure, match="the engine is closed, or has failed before"):
+        driver.step()
+    small.engine.abort(np.array([0, 1]))
+    with pytest.raises(EngineFailure, match="the engine is closed, or has failed before"):
+        small.engine.load_weights(small.model.state_dict().items(), 2)
+
+
+def test_a_request_that_ends_before_its_branch_loses_no_token(tmp_path: Path) -> None:
+    small = Small(small_llama(), tmp_path)
+    driver, _ = small.drivers()
+    driver.submit([0, 1])
+    driver.step(2)
+    outputs = small.engine._core.outputs
+
+    def ended() -> list[EngineCoreOutput]:
+        found = outputs()
+        found[0].finish_reason = FinishReason.ABORT
+        return found
+
+    small.engine._core.outputs = ended  # type: ignore[method-assign]
+    lengths = small.engine._table.length_R.copy()
+    with pytest.raises(EngineFailure, match="ended before their branches"):
+        driver.step()
+    assert (small.engine._table.length_R == lengths).all()
 
 
 def test_a_thousand_branches_at_once(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from driven_engine import Driver
 from small_llama import Small, small_llama
 
-from pyrl.engine import EngineFailure
+from pyrl.engine import RUNNING, EngineFailure
 
 
 @pytest.fixture(scope="module")
@@ -73,16 +75,81 @@ def _dead() -> None:
     raise EngineFailure("never started")
 
 
+def test_weights_after_aborted_branches_need_no_new_engine(own: Small) -> None:
+    """The process has drawn on with the older ones; nobody wants those tokens."""
+    core, version = own.engine._core, own.engine.weight_version()
+    drivers = own.drivers()
+    for driver in drivers:
+        driver.submit([0, 1, 2, 3] * 4, limit=60)
+        driver.step(5)
+        driver.abort(*[b for b, trace in driver.traces.items() if trace.finish == RUNNING])
+        driver.engine.load_weights(
+            own.model.state_dict().items() if driver is drivers[0] else None, version + 1
+        )
+        driver.submit([0, 1, 2, 3], limit=20)
+        driver.finish()
+    assert own.engine._core is core
+    ours, reference = drivers
+    for branch in range(16, 20):
+        assert ours.traces[branch].tokens == reference.traces[branch].tokens
+
+
+def test_ctrl_c_is_the_owners_business(own: Small) -> None:
+    """A terminal sends it to every process."""
+    core = own.engine._core
+    driver = Driver(own.engine)
+    driver.submit([0, 1], limit=40)
+    driver.step(2)
+    for process in children():
+        process.send_signal(signal.SIGINT)
+    driver.finish()
+    assert own.engine._core is core
+    own.clear(driver)
+
+
+OWNER = """
+import sys, time
+from pyrl.engine.vllm.engine import VLLMEngine
+from pyrl.engine.vllm.options import VLLMOptions
+if __name__ == "__main__":
+    options = VLLMOptions(own_process=True, kv_cache_gib=0.25)
+    engine = VLLMEngine(sys.argv[1], [2], max_rows=4, options=options)
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_engine_ends_with_its_owner(own: Small, tmp_path: Path) -> None:
+    script = tmp_path / "owner.py"
+    script.write_text(OWNER)
+    before = set(memory_files())
+    with subprocess.Popen(
+        [sys.executable, script, own.folder], stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "ready\n"
+        engines = psutil.Process(owner.pid).children(recursive=True)
+        assert engines
+        assert set(memory_files()) == before  # unlinked as soon as they are mapped
+        owner.kill()
+        owner.wait()
+    _, alive = psutil.wait_procs(engines, timeout=20)
+    assert not alive
+
+
+def memory_files() -> list[Path]:
+    return list(Path("/dev/shm").glob("pyrl-*"))
+
+
 def test_a_closed_engine_leaves_nothing_behind(tmp_path: Path) -> None:
-    before = {p.pid for p in children()}
+    before, files = {p.pid for p in children()}, set(memory_files())
     made = Small(small_llama(), tmp_path, own_process=True)
-    folder = made.engine._core._folder
-    assert folder.is_dir()
+    made.engine.load_weights(made.model.state_dict().items(), 1)
+    assert set(memory_files()) == files
     assert {p.pid for p in children()} > before
     driver = Driver(made.engine)
     driver.submit([0], limit=50)
     made.engine.close()
-    assert not folder.exists()
     deadline = time.monotonic() + 20
     while {p.pid for p in children()} != before:
         assert time.monotonic() < deadline, children()

@@ -22,6 +22,7 @@ from vllm.v1.executor import Executor
 from vllm.v1.metrics.stats import PrefillStats
 from vllm.v1.request import Request
 from vllm.v1.worker import kv_connector_model_runner_mixin
+from vllm.v1.worker.gpu.buffer_utils import UvaBackedTensor
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm.v1.worker.worker_base import WorkerBase, WorkerWrapperBase
 
@@ -152,7 +153,10 @@ def test_the_v1_logits_processor_is_what_the_tap_is() -> None:
 @pytest.mark.skipif(not release.HAS_V2, reason="V2 takes logits processors from 0.31 on")
 def test_the_v2_logits_processor_is_what_the_tap_is() -> None:
     assert_has("LogitsContext", fields(release.LogitsContext), {"expanded_idx_mapping", "pos"})
-    assert_has("LogitsProcRequestState", fields(release.LogitsProcRequestState), {"max_num_reqs"})
+    read = {"max_num_reqs", "prefill_len"}
+    assert_has("LogitsProcRequestState", fields(release.LogitsProcRequestState), read)
+    assert "self.np = " in inspect.getsource(UvaBackedTensor.__init__), "no UvaBackedTensor.np"
+    assert_has("SamplingParams", dir(SamplingParams), {"for_sampler_warmup"})
     base = release.LogitsProcessorV2
     unmade = base.__abstractmethods__ - set(vars(tap.TapV2))
     assert not unmade, f"vLLM {release.VERSION}: V2's LogitsProcessor wants {sorted(unmade)}"

@@ -164,18 +164,25 @@ def test_the_greedy_token_is_the_drawn_one(
 
 def v2(folder: Path, slots: int = 6) -> tuple[TapV2, Drawing]:
     nobody: Any = None
+    prefill: Any = SimpleNamespace(np=np.zeros(slots, np.int32))
     state = release.LogitsProcRequestState(
         device=torch.device("cpu"),
         max_num_reqs=slots,
         vocab_size=50,
         all_token_ids=nobody,
         prompt_len=nobody,
-        prefill_len=nobody,
+        prefill_len=prefill,
         total_len=nobody,
     )
     settings = config()
     tap = TapV2(settings, state)
     return tap, drawing(settings, folder)
+
+
+def enter(tap: TapV2, slot: int, ticket: int, seed: int, first: int = 0, prompt: int = 5) -> None:
+    """A request that comes with `first` response tokens, as vLLM adds it."""
+    tap._prefill.np[slot] = prompt + first
+    assert tap.add_request(slot, params(ticket, seed, first, prompt))
 
 
 def context(slot_B: list[int], pos_B: list[int]) -> release.LogitsContext:
@@ -205,7 +212,7 @@ def test_v2_draws_what_v1_draws(v1: tuple[Tap, Drawing], tmp_path: Path) -> None
     tap.apply(one := normal(3))
     tap2, made2 = v2(tmp_path)
     for row, slot in enumerate([4, 0, 3]):
-        assert tap2.add_request(slot, params(row, 100 + row, first[row]))
+        enter(tap2, slot, row, 100 + row, first[row])
     # A prompt of 5: the newest read token is its last, at 4, and then those of the response.
     tap2.apply(two := normal(3), context([4, 0, 3], [4, 7, 7]))
     np.testing.assert_array_equal(frame(made).records_B, frame(made2).records_B)
@@ -216,7 +223,7 @@ def test_v2_draws_what_v1_draws(v1: tuple[Tap, Drawing], tmp_path: Path) -> None
 def test_v2_rows_may_come_in_any_order(tmp_path: Path) -> None:
     tap, made = v2(tmp_path)
     for slot in range(4):
-        tap.add_request(slot, params(10 + slot, slot, prompt=slot + 1))
+        enter(tap, slot, 10 + slot, slot, prompt=slot + 1)
     logits = normal(4)
     tap.apply(logits.clone(), context([0, 1, 2, 3], [0, 1, 2, 3]))
     forward = frame(made).records_B
@@ -229,8 +236,8 @@ def test_v2_rows_may_come_in_any_order(tmp_path: Path) -> None:
 @needs_v2
 def test_v2_slots_are_used_again(tmp_path: Path) -> None:
     tap, made = v2(tmp_path)
-    tap.add_request(2, params(1, 11, first=3, prompt=9))
-    tap.add_request(2, params(7, 17, first=0, prompt=2))
+    enter(tap, 2, 1, 11, first=3, prompt=9)
+    enter(tap, 2, 7, 17, first=0, prompt=2)
     logits = normal(1)
     expected = sample_tokens(logits, np.array([17], np.uint64), np.array([4]), Sampling())
     tap.apply(logits, context([2], [5]))
@@ -242,10 +249,32 @@ def test_v2_slots_are_used_again(tmp_path: Path) -> None:
 def test_v2_prompts_that_are_partly_read_are_not_written(tmp_path: Path) -> None:
     """A fork's prompt ends with its shared response tokens: 5 + 3, of which 7 are read."""
     tap, made = v2(tmp_path)
-    tap.add_request(0, params(1, 11, first=3, prompt=5))
-    tap.add_request(1, params(2, 12, first=0, prompt=5))
+    enter(tap, 0, 1, 11, first=3)
+    enter(tap, 1, 2, 12)
     tap.apply(normal(2), context([0, 1], [6, 4]))
     assert frame(made).records_B["ticket"].tolist() == [2]
     tap.apply(normal(2), context([0, 1], [7, 3]))
     records_B = frame(made).records_B
     assert (records_B["ticket"].tolist(), records_B["position"].tolist()) == ([1], [3])
+
+
+@needs_v2
+def test_v2_what_a_preempted_branch_reads_again_is_not_written(tmp_path: Path) -> None:
+    """It had drawn 7 tokens after a prompt of 5; its first pass reads 8 of the 12 again."""
+    tap, made = v2(tmp_path)
+    enter(tap, 0, 1, 11)
+    tap._prefill.np[0] = 12
+    tap.apply(normal(1), context([0], [7]))
+    assert made.channel is not None
+    assert made.channel.read() is None
+    tap.apply(normal(1), context([0], [11]))
+    assert frame(made).records_B["position"].tolist() == [7]
+
+
+@needs_v2
+def test_v2_takes_the_requests_that_vllm_warms_up_with(tmp_path: Path) -> None:
+    tap, made = v2(tmp_path)
+    assert tap.add_request(0, release.SamplingParams.for_sampler_warmup())
+    enter(tap, 1, 2, 12)
+    tap.apply(normal(2), context([0, 1], [0, 4]))
+    assert frame(made).records_B["ticket"].tolist() == [-1, 2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
-import shutil
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -51,18 +51,17 @@ class Core:
             Core._here = self
         self._options = options
         self._watch = _Watch() if options.own_process else None
-        self._folder = Path(tempfile.mkdtemp(prefix="pyrl-", dir=_memory_folder()))
         self._client: Any = None
-        with ExitStack() as undo, _own_threads():
+        self._closed = False
+        with ExitStack() as undo, _own_threads(), _shared_folder() as folder:
             undo.callback(self.close)
-            self._channel = Channel.create(self._folder / "channel", CHANNEL_RECORDS)
+            self._channel = Channel.create(folder / "channel", CHANNEL_RECORDS)
             config = _configuration(model, max_rows, dtype, options)
             with _refusing(model):
-                self._client = self._within(
-                    START_SECONDS, lambda: release.launch(config, own_process=options.own_process)
-                )
+                self._within(START_SECONDS, lambda: self._launch(config))
             patience = options.step_seconds if options.own_process else 0.0
-            self._rpc("pyrl_open", str(self._folder / "channel"), patience)
+            owner = os.getpid() if options.own_process else 0
+            self._rpc("pyrl_open", str(folder / "channel"), patience, owner)
             self._try(model)
             undo.pop_all()
             atexit.register(self.close)
@@ -88,7 +87,9 @@ class Core:
 
     def outputs(self) -> list[release.EngineCoreOutput]:
         """What the next step gave each request that drew or ended in it."""
-        outputs: list[release.EngineCoreOutput] = self._call(self._client.get_output).outputs
+        outputs: list[release.EngineCoreOutput] = self._call(
+            lambda: self._client.get_output()
+        ).outputs
         return outputs
 
     def frame(self) -> Frame | None:
@@ -97,10 +98,13 @@ class Core:
 
     def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> dict[str, int]:
         """Replace the weights and forget every cached prefix; the digests of what arrived."""
-        source: Any = list(weights)
-        if self._watch is not None:
-            source = str(_write(dict(source), self._folder / "weights.safetensors"))
-        received: dict[str, int] = self._rpc("pyrl_load", source, version)[0]
+        received: dict[str, int]
+        if self._watch is None:
+            received = self._rpc("pyrl_load", list(weights), version)[0]
+        else:
+            with _shared_folder() as folder:
+                file = _write(dict(weights), folder / "weights.safetensors")
+                received = self._rpc("pyrl_load", str(file), version)[0]
         if not self._call(lambda: self._client.reset_prefix_cache()):
             raise EngineFailure("the prefix cache was not reset: requests still hold its blocks")
         return received
@@ -108,19 +112,27 @@ class Core:
     @property
     def closed(self) -> bool:
         """Whether nothing can be asked of it any more."""
-        return self._client is None
+        return self._closed
 
     def close(self) -> None:
-        """Stop the engine and its processes, however they are, and remove its files."""
+        """Stop the engine and its processes, however they are."""
         atexit.unregister(self.close)
         if Core._here is self:
             Core._here = None
+        self._closed = True
+        self._shut_down()
+        if self._watch is not None:
+            self._watch.close()
+
+    def _launch(self, config: release.VllmConfig) -> None:
+        self._client = release.launch(config, own_process=self._options.own_process)
+        if self._closed:  # nobody has waited so long
+            self._shut_down()
+
+    def _shut_down(self) -> None:
         client, self._client = self._client, None
         if client is not None:
             client.shutdown(timeout=2.0)
-        if self._watch is not None:
-            self._watch.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _try(self, model: str) -> None:
         """Draw one token: a model may load and not run (no kernel for its head size)."""
@@ -137,6 +149,8 @@ class Core:
         return answers
 
     def _call(self, function: Callable[[], _T]) -> _T:
+        if self._closed:
+            raise EngineFailure("the engine is closed, or has failed before")
         return self._within(self._options.step_seconds, function)
 
     def _within(self, seconds: float, function: Callable[[], _T]) -> _T:
@@ -185,9 +199,16 @@ def _refusing(model: str) -> Iterator[None]:
         raise EngineError(f"vLLM {release.VERSION} cannot run {model}: {error}") from error
 
 
-def _memory_folder() -> str | None:
-    """Where files are memory; None, the usual place of temporary files, without such a place."""
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+@contextmanager
+def _shared_folder() -> Iterator[Path]:
+    """Where files are memory, or without such a place the usual one of temporary files.
+
+    Removed as soon as the other side has mapped or read what is in it: nothing is left behind
+    however this process ends.
+    """
+    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="pyrl-", dir=memory) as folder:
+        yield Path(folder)
 
 
 def _configuration(
@@ -221,7 +242,6 @@ def _configuration(
 
 
 def _write(weights: dict[str, Tensor], path: Path) -> Path:
-    """A file of weights, replaced whole; tied weights are written under each of their names."""
-    new = path.with_suffix(".new")
-    save_file({name: tensor.detach().cpu().clone() for name, tensor in weights.items()}, new)
-    return new.replace(path)
+    """A file of weights; tied weights are written under each of their names."""
+    save_file({name: tensor.detach().cpu().clone() for name, tensor in weights.items()}, path)
+    return path

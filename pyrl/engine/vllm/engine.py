@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,6 +105,7 @@ class VLLMEngine:
     def submit(self, branches: Branches) -> None:
         prompts = [np.asarray(prompt, np.int32) for prompt in branches.prompts]
         self._check(prompts, branches)
+        self._refuse_known(branches.branch_B)
         fields = (branches.branch_B, branches.prompt_B, branches.seed_B, branches.limit_B)
         new: list[Branch] = []
         for branch, p, seed, limit in zip(*(x.tolist() for x in fields), strict=True):
@@ -121,6 +123,7 @@ class VLLMEngine:
         length = self._length(source)
         finished = source.ticket not in self._by_ticket
         last = length - finished
+        self._refuse_known(branch_B)
         if not 0 <= keep <= last:
             state = "finished" if finished else "running"
             raise ValueError(f"fork: expected keep in 0..{last} ({state} parent), got {keep}")
@@ -217,6 +220,11 @@ class VLLMEngine:
                 f"{self._core.max_model_len}, got {branches.limit_B[b]}"
             )
 
+    def _refuse_known(self, branch_B: NDArray[np.int64]) -> None:
+        branches = branch_B.tolist()
+        if len({*branches}) < len(branches) or self._known.keys() & branches:
+            raise ValueError("expected branch identifiers that are not in use, each once")
+
     def _find(self, branch: int) -> Branch:
         if branch not in self._known:
             raise ValueError(f"branch {branch} is unknown: never submitted, finished or aborted")
@@ -227,13 +235,10 @@ class VLLMEngine:
 
     def _enter(self, new: list[Branch], tokens: NDArray[np.int32]) -> None:
         """Give branches tickets and queue their requests; `tokens`: responses so far."""
-        ids = {entry.branch: entry for entry in new}
-        if len(ids) < len(new) or ids.keys() & self._known.keys():
-            raise ValueError("expected branch identifiers that are not in use, each once")
         if not self._known:
             self._table = BranchTable(self._tickets)
-        self._known.update(ids)
         for entry in new:
+            self._known[entry.branch] = entry
             self._request(entry, tokens)
 
     def _request(self, entry: Branch, tokens: NDArray[np.int32]) -> None:
@@ -265,24 +270,23 @@ class VLLMEngine:
         """The tokens of one step, from the channel; vLLM says whose they are."""
         drew = [output for output in outputs if output.new_token_ids]
         ticket_B = np.array([int(output.request_id) for output in drew], np.int64)
-        records_B = self._read(ticket_B)
-        lifted = np.maximum(records_B["token"], 0).tolist()
-        wrong = [
-            output.request_id
-            for output, token in zip(drew, lifted, strict=True)
-            if output.new_token_ids != [token]
-        ]
-        if wrong:
-            raise EngineFailure(f"requests {wrong[:8]} were given other tokens than were drawn")
         row_B = ticket_B - self._table.base
         alive_B = (row_B >= 0) & self._table.running_R.take(row_B, mode="clip")
-        self._count(int(alive_B.sum()), drew)
+        if not alive_B.all():  # a process of its own draws on for branches that were aborted
+            drew = list(compress(drew, alive_B.tolist()))
+            ticket_B, row_B = ticket_B[alive_B], row_B[alive_B]
+        records_B = self._read(ticket_B)
+        given = [output.new_token_ids for output in drew]
+        lifted = np.maximum(records_B["token"], 0)[:, None].tolist()
+        if given != lifted or (records_B["position"] != self._table.length_R[row_B]).any():
+            raise EngineFailure(
+                f"requests {ticket_B[:8].tolist()}... were given tokens {given[:8]} at positions "
+                f"{self._table.length_R[row_B][:8]}, but {lifted[:8]} were drawn at "
+                f"{records_B['position'][:8]}"
+            )
+        self._count(drew)
         ended = {int(output.request_id) for output in outputs if output.finish_reason is not None}
-        order_B = np.argsort(ticket_B)
-        sampled = self._sampled(records_B.take(order_B[alive_B[order_B]]))
-        if ended & self._by_ticket.keys():
-            raise EngineFailure(f"requests {sorted(ended)[:8]} ended before their branches")
-        return sampled
+        return self._sampled(records_B.take(np.argsort(ticket_B)), ended)
 
     def _read(self, ticket_B: NDArray[np.int64]) -> NDArray[np.void]:
         """The records of these requests' tokens, in order; frames may hold aborted ones too."""
@@ -294,22 +298,26 @@ class VLLMEngine:
                 raise EngineFailure(
                     f"no numbers arrived for requests {ticket_B[where_B < 0][:8].tolist()}"
                 )
-            if frame.version != self._version:
+            ticket_R = frame.records_B["ticket"].copy()
+            order_R = np.argsort(ticket_R)
+            index_B = order_R.take(np.searchsorted(ticket_R, ticket_B, sorter=order_R), mode="clip")
+            here_B = ticket_R[index_B] == ticket_B
+            if frame.version != self._version and here_B.any():
                 raise EngineFailure(
                     f"tokens were drawn with weights of version {frame.version}, expected "
                     f"{self._version}"
                 )
-            ticket_R = frame.records_B["ticket"].copy()
-            order_R = np.argsort(ticket_R)
-            index_B = order_R.take(np.searchsorted(ticket_R, ticket_B, sorter=order_R), mode="clip")
-            where_B = np.where(ticket_R[index_B] == ticket_B, size + index_B, where_B)
+            where_B = np.where(here_B, size + index_B, where_B)
             frames.append(frame.records_B)
             size += len(ticket_R)
         # `take`: indexing by an array copies a record field by field.
         return np.concatenate(frames).take(where_B)
 
-    def _sampled(self, records_B: NDArray[np.void]) -> Sampled:
-        """Write drawn tokens into the table, and close the branches that end with them."""
+    def _sampled(self, records_B: NDArray[np.void], ended: Collection[int] = ()) -> Sampled:
+        """Write drawn tokens into the table, and close the branches that end with them.
+
+        `ended`: tickets whose requests vLLM has ended. EngineFailure if a branch goes on without.
+        """
         row_B = records_B["ticket"] - self._table.base
         token_B = records_B["token"].copy()
         if (broken_B := token_B < 0).any():
@@ -317,11 +325,14 @@ class VLLMEngine:
                 "expected logits without NaN or +inf and a finite entry in each row, got "
                 f"{broken_B.sum()} of {len(token_B)} rows that are not"
             )
-        self._table.append(row_B, token_B)
-        spent_B = self._table.length_R[row_B] == self._table.limit_R[row_B]
+        spent_B = self._table.length_R[row_B] + 1 == self._table.limit_R[row_B]
         stopped_B = np.isin(token_B, self._eos)
         finish_B = np.where(stopped_B, STOPPED, np.where(spent_B, TRUNCATED, RUNNING))
-        for ticket in records_B["ticket"][finish_B != RUNNING].tolist():
+        finished = records_B["ticket"][finish_B != RUNNING].tolist()
+        if early := (self._by_ticket.keys() & ended).difference(finished):
+            raise EngineFailure(f"requests {sorted(early)[:8]} ended before their branches")
+        self._table.append(row_B, token_B)
+        for ticket in finished:
             entry = self._by_ticket[ticket]
             self._close(ticket)
             if not entry.retain:
@@ -340,7 +351,9 @@ class VLLMEngine:
         """A new engine with the current weights; unfinished branches go on where they are."""
         self._core.close()
         self._failures += 1
-        if not self._options.own_process or self._failures > self._options.restarts:
+        if not self._options.own_process:
+            raise failure
+        if self._failures > self._options.restarts:
             raise EngineFailure(f"{failure} (restarts in a row: {self._failures - 1})")
         logger.warning("vLLM is started again: %s", failure)
         self._failure = None
@@ -362,16 +375,12 @@ class VLLMEngine:
             entry.source, entry.shared = -1, entry.prompt.size + len(tokens)
             self._request(entry, tokens)
 
-    def _count(self, drawn: int, outputs: Sequence[EngineCoreOutput]) -> None:
+    def _count(self, drew: Sequence[EngineCoreOutput]) -> None:
         """Forward tokens: a token drawn after a prefill cost the prefill, any other cost one.
 
         What a preempted request computes again vLLM does not tell: it is not in here.
         """
-        prefilled = [
-            output
-            for output in outputs
-            if output.prefill_stats is not None and int(output.request_id) in self._by_ticket
-        ]
+        prefilled = [output for output in drew if output.prefill_stats is not None]
         computed = cached = again = 0
         for output in prefilled:
             entry, stats = self._by_ticket[int(output.request_id)], output.prefill_stats
@@ -381,7 +390,7 @@ class VLLMEngine:
         old = self._work
         self._work = Work(
             old.prompt_tokens + computed,
-            old.decode_tokens + drawn - len(prefilled),
+            old.decode_tokens + len(drew) - len(prefilled),
             old.copied_tokens + cached,
             old.recomputed_tokens + again,
         )

@@ -57,8 +57,8 @@ class ForkCopies(release.KVConnectorBase_V1, release.SupportsHMA):
         """Of requests that are about to enter: blocks of their sources, tokens found cached."""
         self._fresh: set[int] = set()
         """Blocks that requests were given which enter in this step: hashed, but not computed."""
-        self._entered: list[Any] = []
-        """These requests."""
+        self._entered: dict[str, Any] = {}
+        """These requests: vLLM counts what they copy, and what they found, as computed already."""
         self._unread: list[Any] = []
         """Requests that entered earlier, and whose prompts are read in parts."""
         self._copies: list[tuple[int, int]] = []
@@ -88,14 +88,14 @@ class ForkCopies(release.KVConnectorBase_V1, release.SupportsHMA):
             self._copies += zip(found[part], own[part], strict=True)
         self._fresh.update(own[first:])
         self._running[request.request_id] = request
-        self._entered.append(request)
+        self._entered[request.request_id] = request
 
     def build_connector_meta(self, scheduler_output: Any) -> Copies:
         """What the workers copy in this step."""
         scheduled = scheduler_output.num_scheduled_tokens
         self._unread = [
             request
-            for request in self._unread + self._entered
+            for request in (*self._unread, *self._entered.values())
             if request.request_id in self._running
             and request.num_computed_tokens + scheduled.get(request.request_id, 0)
             < request.num_tokens
@@ -129,7 +129,8 @@ class ForkCopies(release.KVConnectorBase_V1, release.SupportsHMA):
             pass
         elif (source := self._running.get(name)) is not None:
             blocks = self._manager.get_block_ids(name)[0]
-            computed = source.num_computed_tokens if blocks else 0
+            there = blocks and name not in self._entered
+            computed = source.num_computed_tokens if there else 0
         elif not self._unread:
             pool = self._manager.block_pool.blocks
             for block, content in self._ended.get(name, []):

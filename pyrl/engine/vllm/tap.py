@@ -23,6 +23,8 @@ from pyrl.sample_tokens import draw_tokens
 
 KEY = "pyrl"
 """Of a request's extra arguments: [ticket, seed, first token's position, tokens of the prompt]."""
+NOBODY = (-1, 0, 0, 0)
+"""Of the requests by which vLLM itself warms up; nobody reads what they draw."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Tap(release.LogitsProcessor):
         for index in batch_update.removed:
             self._places.pop(index, None)
         for index, params, _, drawn in batch_update.added:
-            ticket, seed, first, _ = params.extra_args[KEY]
+            ticket, seed, first, _ = (params.extra_args or {}).get(KEY, NOBODY)
             self._places[index] = Place(ticket, seed, first, drawn)
         for source, target, direction in batch_update.moved:
             place, other = self._places.pop(source), self._places.pop(target, None)
@@ -142,21 +144,23 @@ class TapV2(release.LogitsProcessorV2):
         slots = req_states.max_num_reqs
         self._ticket_S = np.full(slots, -1, np.int64)
         self._seed_S = np.zeros(slots, np.uint64)
-        self._first_S, self._prompt_S = np.zeros(slots, np.int64), np.zeros(slots, np.int64)
+        self._prompt_S = np.zeros(slots, np.int64)
+        self._prefill = req_states.prefill_len
+        """Of each slot: what is read before the next draw, after a preemption drawn tokens too."""
 
     def add_request(self, req_idx: int, sampling_params: release.SamplingParams) -> bool:
         """Take a slot over; True: its logits are changed."""
-        ticket, seed, first, prompt = sampling_params.extra_args[KEY]
+        ticket, seed, _, prompt = (sampling_params.extra_args or {}).get(KEY, NOBODY)
         self._ticket_S[req_idx], self._seed_S[req_idx] = ticket, seed
-        self._first_S[req_idx], self._prompt_S[req_idx] = first, prompt
+        self._prompt_S[req_idx] = prompt
         return True
 
     def apply(self, logits: Tensor, ctx: release.LogitsContext) -> Tensor:
         """Draw for every row; logits: float32 [B, V], changed in place."""
         slot_B = ctx.expanded_idx_mapping.cpu().numpy()
         # Positions count from the start of the sequence; a response's from the end of the prompt.
-        position_B = ctx.pos.cpu().numpy().astype(np.int64) + 1 - self._prompt_S[slot_B]
-        discarded_B = position_B < self._first_S[slot_B]
-        place_B = np.maximum(position_B, 0)  # a prompt that is read in parts is before its response
+        read_B = ctx.pos.cpu().numpy().astype(np.int64) + 1
+        discarded_B = read_B < self._prefill.np[slot_B]
+        place_B = np.maximum(read_B - self._prompt_S[slot_B], 0)  # a prompt that is read in parts
         self._drawing(logits, self._ticket_S[slot_B], self._seed_S[slot_B], place_B, discarded_B)
         return logits

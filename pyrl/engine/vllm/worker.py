@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from safetensors import safe_open
@@ -24,13 +28,20 @@ class WorkerExtension:
     pyrl_drawing: Drawing
     """Of this worker's tap."""
 
-    def pyrl_open(self, path: str, patience: float) -> None:
-        """Let the first rank write what it draws into a channel; seconds to wait for its reader."""
+    def pyrl_open(self, path: str, patience: float, owner: int) -> None:
+        """Let the first rank write what it draws into a channel; seconds to wait for its reader.
+
+        `owner`: the process that this one works for and ends with; 0: it is this one.
+        """
         self.pyrl_drawing = drawing = UNCLAIMED.pop()
         drawing.patience = patience
         drawing.discarded = release.discarded_rows(self.model_runner)
         if self.rank == 0:
             drawing.channel = Channel(path)
+        if owner:
+            # Ctrl-C reaches every process of a terminal; what follows from it the owner decides.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            Thread(target=_end_with, args=(owner,), daemon=True).start()
 
     def pyrl_sampling(self, temperature: float, top_k: int, top_p: float, min_p: float) -> None:
         """The distribution to draw from."""
@@ -60,6 +71,19 @@ class WorkerExtension:
         self.model_runner.reload_weights(weights_iterator=passing())
         self.pyrl_drawing.version = version
         return received
+
+
+def _end_with(owner: int) -> None:
+    """End this process when its owner has ended, in whatever way: it would keep its memory."""
+    status = Path(f"/proc/{owner}/stat")
+    while True:
+        try:
+            state = status.read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            state = "X"
+        if state in "XZ":  # gone, or dead and not yet taken note of
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.5)
 
 
 def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
