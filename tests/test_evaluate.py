@@ -189,7 +189,7 @@ def test_scores_of_a_model_by_name_are_those_of_the_evaluator(
         device="cpu",
     )
     closed: list[HFEngine] = []
-    monkeypatch.setattr(HFEngine, "close", closed.append)
+    monkeypatch.setattr(HFEngine, "close", lambda engine: closed.append(engine))
     found = evaluate_model(settings, quiet())
     assert len(closed) == 1  # of vLLM there is one in a process
     how = Scoring(0.6, samples=3, low_temperature=0.3, max_tokens=LIMIT)
