@@ -150,10 +150,9 @@ std::vector<std::int64_t> Forest::fork(std::int64_t branch, std::int64_t at,
              branch, ", got ", at);
   PYRL_CHECK(!seed.empty(), "fork: expected at least one seed, one per new branch, got none");
   const auto [tree, trunk] = std::pair(branches_[source].tree, branches_[source].trunk);
-  const double parts = share ? static_cast<double>(seed.size() + 1) : 1.0;
-  const double weight = branches_[source].weight /= parts;
   const auto position = static_cast<std::uint32_t>(at);
   const std::int32_t parent = fork_point(branches_[source].segment, position);
+  const double weight = share ? share_weight(parent, seed.size()) : branches_[source].weight;
   std::vector<std::int64_t> forks;
   forks.reserve(seed.size());
   for (const std::uint64_t value : seed) {
@@ -163,6 +162,22 @@ std::vector<std::int64_t> Forest::fork(std::int64_t branch, std::int64_t at,
     forks.push_back(handle(index, branches_[index]));
   }
   return forks;
+}
+
+// Divides what lies below a place anew, for so many more branches there; the weight of each.
+double Forest::share_weight(std::int32_t place, std::size_t siblings) {
+  double width = 0, sum = 0;
+  for (std::int32_t s = segments_[place].children.first; s != kNone; s = segments_[s].sibling.next)
+    ++width;
+  const double wider = width + static_cast<double>(siblings);
+  const std::int32_t end = next_preorder(place, true);
+  for (std::int32_t s = next_preorder(place, false); s != end; s = next_preorder(s, false)) {
+    if (segments_[s].branch == kNone) continue;
+    double& weight = branches_[segments_[s].branch].weight;
+    sum += weight;
+    weight /= wider / width;
+  }
+  return sum / wider;
 }
 
 // The inner segment on the path that ends at `at`; made by a split if there is none.

@@ -73,7 +73,8 @@ class Forest {
   std::int64_t add_trunk(std::int64_t tree, std::uint64_t seed);
   void append(const Append& step);
   // New open branches, one per seed, that share the first `at` response tokens of `branch`.
-  // `share` divides the branch's weight among it and them; otherwise all keep it.
+  // `share`: a branch's weight has a factor of 1 / width for each place on its path that is forked,
+  // whatever was forked first; else the new ones have the branch's.
   std::vector<std::int64_t> fork(std::int64_t branch, std::int64_t at,
                                  std::span<const std::uint64_t> seed, bool share);
   void finish(std::span<const std::int64_t> branch, std::span<const std::uint8_t> reason);
@@ -175,6 +176,7 @@ class Forest {
                           std::uint32_t at);
   std::int32_t add_segment(std::int32_t parent, std::int32_t run, std::uint32_t begin,
                            std::uint32_t end);
+  double share_weight(std::int32_t place, std::size_t siblings);
   std::int32_t fork_point(std::int32_t segment, std::uint32_t at);
   std::int32_t split(std::int32_t segment, std::uint32_t at);
   void open_page(Branch& branch);

@@ -17,7 +17,8 @@ Sketch::Sketch(int steps)
 }
 
 int Sketch::bin(double value) {
-  const double size = std::abs(value);
+  const double largest = std::ldexp(1.0, kLowOctave + kSide / kBinsPerOctave);
+  const double size = std::min(std::abs(value), largest);    // also of an infinity
   if (!(size >= std::ldexp(1.0, kLowOctave))) return kSide;  // zero, and NaN
   int octave;
   const double mantissa = 2 * std::frexp(size, &octave) - 1;  // [0, 1)
@@ -86,10 +87,15 @@ Signals::Signals(const SignalSpec& spec)
       group_(spec.history),
       tail_(spec.history),
       trace_(spec.history) {
-  PYRL_CHECK(
-      spec.smooth_window >= 1 && spec.group_window >= 1 && spec.tail_window >= 1,
-      "SignalSpec: expected windows of at least 1 token, got smooth_window=", spec.smooth_window,
-      ", group_window=", spec.group_window, ", tail_window=", spec.tail_window);
+  for (const int window : {spec.smooth_window, spec.group_window, spec.tail_window})
+    PYRL_CHECK(window >= 1 && window <= kLongestWindow, "SignalSpec: expected windows of 1 to ",
+               kLongestWindow, " tokens, got smooth_window=", spec.smooth_window,
+               ", group_window=", spec.group_window, ", tail_window=", spec.tail_window);
+  PYRL_CHECK(std::isfinite(spec.alpha) && std::isfinite(spec.beta),
+             "SignalSpec: expected numbers, got alpha=", spec.alpha, ", beta=", spec.beta);
+  PYRL_CHECK(spec.cooldown >= 0 && spec.max_forks >= 0 && spec.min_tokens >= 0,
+             "SignalSpec: expected cooldown, max_forks and min_tokens >= 0, got ", spec.cooldown,
+             ", ", spec.max_forks, " and ", spec.min_tokens);
   PYRL_CHECK(spec.width_min >= 1 && spec.width_max >= spec.width_min,
              "SignalSpec: expected 1 <= width_min <= width_max, got ", spec.width_min, " and ",
              spec.width_max);
@@ -145,6 +151,7 @@ void Signals::begin_step() {
 }
 
 Signals::Branch& Signals::branch(std::int64_t handle) {
+  PYRL_CHECK(handle >= 0, "Signals: expected a handle of a forest, got ", handle);
   const auto index =
       static_cast<std::size_t>(handle >> 32);  // Forest's handles: index | generation
   if (index >= branches_.size()) branches_.resize(std::max(index + 1, 2 * branches_.size()));
@@ -267,6 +274,12 @@ Observed Signals::observe(std::span<const std::int64_t> handle, std::span<const 
     PYRL_CHECK(std::isfinite(entropy[row]) && std::isfinite(confidence[row]),
                "observe: expected finite entropy and confidence, got ", entropy[row], " and ",
                confidence[row], " for branch ", handle[row]);
+  ++call_;
+  for (const std::int64_t h : handle) {
+    std::int64_t& call = branch(h).call;
+    PYRL_CHECK(call != call_, "observe: expected distinct branches, got ", h, " twice");
+    call = call_;
+  }
   Observed out;
   for (auto* values : {&out.smooth_entropy, &out.entropy_rise, &out.group_confidence,
                        &out.tail_confidence, &out.min_confidence})
@@ -289,6 +302,10 @@ void Signals::rewind(std::int64_t handle, std::span<const float> entropy,
   PYRL_CHECK(entropy.size() == confidence.size() && !entropy.empty(),
              "rewind: expected as many entropies as confidences, and one at least, got ",
              entropy.size(), " and ", confidence.size());
+  for (std::size_t t = 0; t < entropy.size(); ++t)
+    PYRL_CHECK(std::isfinite(entropy[t]) && std::isfinite(confidence[t]),
+               "rewind: expected finite entropies and confidences, got ", entropy[t], " and ",
+               confidence[t], " at ", t);
   branch(handle).handle = -1;  // so that it starts empty
   Branch& state = branch(handle);
   for (std::size_t t = 0; t < entropy.size(); ++t) slide_windows(state, entropy[t], confidence[t]);

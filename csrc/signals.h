@@ -61,6 +61,8 @@ struct Threshold {
   double value = 0;
 };
 
+inline constexpr int kLongestWindow = 1 << 20;
+
 struct SignalSpec {
   int smooth_window =
       4;  // tokens of the moving average of entropy, and of what dH is taken against
@@ -109,8 +111,8 @@ class Signals {
   void begin_step();
   // Reads the thresholds again without turning: after the warm-up traces of a run's first step.
   void calibrate();
-  // One more token of each branch; std::invalid_argument, with nothing changed, unless all
-  // entropies and confidences are finite.
+  // One more token of each branch; std::invalid_argument, with nothing changed, unless the branches
+  // are distinct and all entropies and confidences finite.
   Observed observe(std::span<const std::int64_t> branch, std::span<const float> entropy,
                    std::span<const float> confidence);
   // Puts the windows of a finished branch back to where they were after these tokens, so that it
@@ -131,6 +133,7 @@ class Signals {
   struct Branch {
     std::int64_t handle = -1;
     std::int64_t tokens = 0;
+    std::int64_t call = 0;  // the last `observe` that named it: finds duplicates
     double smooth_sum = 0, group_sum = 0, tail_sum = 0;
     float last_tail = 0, min_group = 0;
     int drops = 0, spikes = 0, cooldown = 0, forks = 0;
@@ -153,6 +156,7 @@ class Signals {
   Thresholds thresholds_;
   Sketch entropy_, rise_, group_, tail_, trace_;
   std::vector<Branch> branches_;  // by handle index
+  std::int64_t call_ = 0;
 };
 
 }  // namespace pyrl

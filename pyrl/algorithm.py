@@ -63,8 +63,12 @@ class Sample:
                 f"sample.stop_when_decided: expected train < votes (leaves that train are never "
                 f"stopped), got {self.train} for both"
             )
-        if self.temperature <= 0:
+        if not self.temperature > 0:
             raise ValueError(f"sample.temperature: expected > 0, got {self.temperature}")
+        try:
+            self.sampling()
+        except ValueError as error:
+            raise ValueError(f"sample.{error}") from error
 
     def sampling(self) -> Sampling:
         return Sampling(self.temperature, self.top_k, self.top_p, self.min_p)

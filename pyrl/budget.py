@@ -15,7 +15,9 @@ class Allowance:
     """
 
     tokens: int = 0
-    """Sampled for one prompt, at most; 0: no limit."""
+    """Sampled for one prompt, at most; 0: no limit. It is spent once a token for each of its
+    branches, those that wait for a row included, would not fit; a prompt that pruning has left
+    without any samples one more."""
     seconds: float = 0.0
     """Of the rollout of all prompts, looked at before each step of the engine; 0: no limit."""
 

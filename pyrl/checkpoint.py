@@ -77,7 +77,7 @@ def save(
             {k: v.detach().contiguous().cpu() for k, v in optimizer[0].items()}, folder / OPTIMIZER
         )
         (folder / SIGNALS).write_bytes(signals)
-        files = {p.name: _digest(p) for p in sorted(folder.iterdir())}
+        files = {p.relative_to(folder).as_posix(): _digest(p) for p in _files(folder)}
         (folder / STATE).write_text(json.dumps({**state, "files": files}, indent=1))
     for old in _checkpoints(directory)[:-keep]:
         # Under its own name it would count as a checkpoint until its last file is gone.
@@ -113,7 +113,7 @@ def replacing(target: Path) -> Iterator[Path]:
         try:
             folder.mkdir()
             yield folder
-            for path in [*folder.iterdir(), folder]:
+            for path in [*folder.rglob("*"), folder]:
                 _sync(path)
             if target.exists():
                 shutil.rmtree(target)
@@ -177,6 +177,11 @@ def _checkpoints(directory: Path) -> list[Path]:
         p for p in directory.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()
     ]
     return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")))
+
+
+def _files(folder: Path) -> list[Path]:
+    """Also those in folders of its own: transformers puts further chat templates into one."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _digest(path: Path) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import rich
 import tyro
 
+from pyrl.answers.pool import VerifierError
 from pyrl.engine import EngineError, EngineFailure
 
 if TYPE_CHECKING:
@@ -29,6 +30,12 @@ pyrl: tree-rollout test-time RL. Fork where the model is unsure, vote, learn.
 
 Each command has --help.
 """
+
+
+BAD_INPUT = (
+    ValueError, OSError, ImportError, FloatingPointError, EngineError, VerifierError,
+)  # fmt: skip
+"""What ends a command with a sentence and exit code 2."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +62,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     except EngineFailure as error:
         print(f"pyrl: {error}", file=sys.stderr)
         sys.exit(3)
-    except (ValueError, OSError, ImportError, FloatingPointError, EngineError) as error:
+    except BAD_INPUT as error:
         # A reward function's own error carries its name in a note.
         for line in (error, *vars(error).get("__notes__", ())):
             print(f"pyrl: {line}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print(
-            "pyrl: interrupted; give the same command with --resume to go on after the last "
-            "finished step",
-            file=sys.stderr,
-        )
+    except KeyboardInterrupt as interrupt:
+        print(f"pyrl: interrupted; {str(interrupt) or 'nothing was saved'}", file=sys.stderr)
         sys.exit(130)
 
 

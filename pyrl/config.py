@@ -66,7 +66,7 @@ class Run:
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the rate falls after the warm-up."""
     min_learning_rate: float = 0.05
-    """Where it ends, as a share of the peak."""
+    """What it falls towards, as a share of the peak; one step after the last it would be there."""
     clip_grad_norm: float = 1.0
     """Largest norm of the gradient; larger ones are scaled down to it."""
     updates_per_step: int = 1
@@ -296,8 +296,8 @@ def _read(path: Path) -> dict[str, Any]:
     """Dotted names and values of a YAML file."""
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: no valid YAML: {error}") from error
     if not isinstance(content, dict):

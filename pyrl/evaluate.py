@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Literal
@@ -19,7 +19,7 @@ from pyrl.engine.launch import launch
 from pyrl.engine.vllm.options import VLLMOptions
 from pyrl.fork import Flat
 from pyrl.leaves import Decode, Leaves, collect
-from pyrl.models import load_model
+from pyrl.models import load_model, positions
 from pyrl.prompts import Prompt, load_prompts
 from pyrl.prune import Keep
 from pyrl.report import Evaluation, Progress
@@ -185,7 +185,7 @@ def evaluate_model(settings: EvalSettings, progress: Progress) -> Evaluation:
     """Load a model and questions, and score the one on the other: `pyrl eval`."""
     model, tokenizer = load_model(settings.model)
     model.to(find_device(settings.device))
-    room = model.config.get_text_config().max_position_embeddings
+    room = positions(model)
     prompts = load_prompts(
         settings.data,
         tokenizer,
@@ -245,6 +245,24 @@ def answer_format(
     source = open_source(data)
     ids = stop_tokens(model, tokenizer, source.stop if stop is None else stop)
     return extractor_named(source.extractor if extractor is None else extractor), ids
+
+
+def check_formats(
+    data: str, others: Iterable[str], extractor: str | None, stop: str | None
+) -> None:
+    """ValueError if questions of others want answers that end, or are read, otherwise."""
+    ours = open_source(data)
+    for other in others:
+        theirs = open_source(other)
+        for name, given, mine, wanted in (
+            ("extractor", extractor, ours.extractor, theirs.extractor),
+            ("stop", stop, ours.stop, theirs.stop),
+        ):
+            if given is None and mine != wanted:
+                raise ValueError(
+                    f"{other}: expected the {name} of {data}, {mine!r}, got {wanted!r}: give one "
+                    f"that fits both by --{name}, or score the model by pyrl eval afterwards"
+                )
 
 
 def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop: str) -> set[int]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrl._core import Forest, Observed, SignalSpec, Threshold
+from pyrl.checks import at_least, finite, shares
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,9 @@ class TopEntropy(Flat):
     mask_tail: int = 8
     """Last tokens of a trunk that never fork."""
 
+    def __post_init__(self) -> None:
+        at_least(0, self, "forks", "siblings", "min_gap", "mask_tail")
+
     def trunks(self, votes: int) -> int:
         return max(1, votes // self.cap(votes))
 
@@ -116,6 +120,10 @@ class EPTree(TopEntropy):
     rounds: int = 1
     """L: each round looks at all tokens of the tree, also those of earlier rounds."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(0, self, "rounds")
+
     def cap(self, votes: int) -> int:
         return 1 + self.forks * self.rounds * self.siblings
 
@@ -134,9 +142,7 @@ class EPTree(TopEntropy):
                 order != other or abs(at - place) >= self.min_gap for other, place in chosen
             ):
                 chosen.append((order, at))
-        # From the first token on, so that a leaf's weight has a factor for each fork on its path.
-        sites = sorted(chosen)
-        return [Site(trunk.leaves[order], at, self.siblings) for order, at in sites]
+        return [Site(trunk.leaves[order], at, self.siblings) for order, at in sorted(chosen)]
 
 
 @dataclass(frozen=True)
@@ -154,6 +160,10 @@ class OnlineEntropy(Flat):
     cooldown: int = 16
     min_tokens: int = 1
     warmup_traces: int = 16
+
+    def __post_init__(self) -> None:
+        shares(self, "quantile")
+        at_least(0, self, "forks", "siblings", "cooldown", "min_tokens", "warmup_traces")
 
     def trunks(self, votes: int) -> int:
         return max(1, votes // (1 + self.forks * self.siblings))
@@ -203,6 +213,12 @@ class EntropyConfidence(Flat):
     min_tokens: int = 4
     warmup_traces: int = 16
     """Finished samples before the first fork of a run."""
+
+    def __post_init__(self) -> None:
+        shares(self, "entropy_high", "entropy_low", "confidence", "entropy_rise", "trunk_share")
+        finite(self, "alpha", "beta")
+        at_least(0, self, "alpha", "beta", "cooldown", "min_tokens", "warmup_traces")
+        at_least(1, self, "max_width", "trunk_cap", "smooth_window", "group_window")
 
     def trunks(self, votes: int) -> int:
         return votes if self.max_width == 1 else max(1, round(votes * self.trunk_share))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from types import FrameType, TracebackType
 
+RESUME = "give the same command with --resume to go on after the last finished step"
+
 
 class Interrupt:
     """While it is entered Ctrl-C is only noted; `check` raises it where nothing is half done."""

@@ -81,7 +81,7 @@ class Learner:
 
         `group_N` [N] is the question of each leaf: a mini-batch never splits one.
         NonFiniteError before the optimizer step that it would spoil; SamplerMismatchError before
-        the first, when sampler and learner should still be the same policy.
+        the first that has moved the weights: until then sampler and learner are the same policy.
         """
         rate = learning_rate(self.run, step)
         for group in self.optimizer.param_groups:
@@ -89,12 +89,14 @@ class Learner:
         questions = np.unique(group_N)
         parts = np.array_split(questions, min(self.run.updates_per_step, len(questions)))
         rows: list[dict[str, float]] = []
+        moved = False
         for part in parts:
             state = LossState(seed=(self.run.seed << 32) + step, progress=step / self.run.steps)
             tally = self.gradient(batch.take(np.flatnonzero(np.isin(group_N, part))), state)
             norm = float(nn.utils.clip_grad_norm_(self.parameters, self.run.clip_grad_norm))
-            self._check(tally, norm, on_policy=not rows)
+            self._check(tally, norm, on_policy=not moved)
             self.optimizer.step()
+            moved = moved or tally.weight > 0
             rows.append(tally.metrics() | {"grad_norm": norm})
         self.optimizer.zero_grad(set_to_none=True)
         return _averaged(rows) | {"learning_rate": rate}
@@ -318,5 +320,6 @@ def _averaged(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     names = dict.fromkeys(name for row in rows for name in row)
     mean = {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
     # Only before the first update are sampler and learner the same policy.
-    gaps = {k: v for k, v in rows[0].items() if k.startswith("sampling/sampling_logp_difference")}
-    return mean | gaps
+    gap = "sampling/sampling_logp_difference"
+    before = next((row for row in rows if f"{gap}/max" in row), {})
+    return mean | {name: value for name, value in before.items() if name.startswith(gap)}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pyrl._core import LossColumns
 from pyrl.aggregate import Aggregate, TokenMean
-from pyrl.loss_check import check_axes, finite, not_negative, ordered
+from pyrl.checks import at_least, check_axes, finite, ordered
 from pyrl.pack import TokenBatch
 
 
@@ -60,7 +60,7 @@ class Clip:
     high: float = 0.2
 
     def __post_init__(self) -> None:
-        not_negative(self, "low", "high")
+        at_least(0, self, "low", "high")
 
     def __call__(self, batch: TokenBatch) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         tokens = len(batch.label_T)
@@ -145,7 +145,7 @@ class EntropyClip:
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        not_negative(self, "low", "high", "alpha")
+        at_least(0, self, "low", "high", "alpha")
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class MaskedLogp:
     cap: float | None = None
 
     def __post_init__(self) -> None:
-        not_negative(self, "cap")
+        at_least(0, self, "cap")
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class SoftClipped:
     """The displayed value outside is scaled too."""
 
     def __post_init__(self) -> None:
-        not_negative(self, "low", "high")
+        at_least(0, self, "low", "high")
 
 
 @dataclass(frozen=True)

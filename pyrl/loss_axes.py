@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrl._core import LossColumns
+from pyrl.checks import at_least, ordered
 from pyrl.loss import LossState
-from pyrl.loss_check import not_negative, ordered
 
 LEVELS = {"token": 0, "seq_sum": 1, "seq_mean": 2, "seq_max": 3, "sequence": 1}
 MISMATCHES = {"rho": 0, "k1": 1, "k2": 2, "k3": 3}
@@ -114,7 +114,7 @@ class TIS:
     """Divide by the mean over tokens, or responses."""
 
     def __post_init__(self) -> None:
-        not_negative(self, "floor")
+        at_least(0, self, "floor")
         ordered(self, self.floor, self.cap)
 
     def __call__(self, columns: LossColumns, state: LossState) -> NDArray[np.float64]:

@@ -75,6 +75,17 @@ def load_model(
         ) from error
 
 
+def positions(model: PreTrainedModel) -> int:
+    """Tokens of prompt and response at most; ModelError for a model that has no such number."""
+    try:
+        return int(model.config.get_text_config().max_position_embeddings)
+    except AttributeError as error:
+        raise ModelError(
+            f"{type(model).__name__}: expected a model with a number of positions "
+            f"(max_position_embeddings), got one of type {model.config.model_type!r} without"
+        ) from error
+
+
 def model_location(name: str) -> Path | str:
     """The directory of a model that `load_model` knows, or the hub id that it is."""
     if name == "demo":

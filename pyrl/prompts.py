@@ -30,7 +30,7 @@ class Prompt:
     tokens: NDArray[np.int32]
     """What the model reads, at least one token."""
     answer: str | None
-    """For metrics only; it reaches no vote, reward or advantage."""
+    """For metrics; no other reward than `TrueReward`, or a function that asks for it, sees it."""
     columns: Mapping[str, Any]
     """All other columns of the row, for reward functions."""
 
@@ -88,6 +88,10 @@ class Encoder:
         columns = dict(row.columns)
         value = _take_prompt(columns, row.where)
         text, rendered = self._render(value, row.where)
+        try:
+            rendered.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{row.where}: the prompt is no valid Unicode: {error}") from error
         ids: list[int] = self.tokenizer(rendered, add_special_tokens=not self.chat)["input_ids"]
         if not ids:
             raise DataError(f"{row.where}: the prompt is empty")
@@ -142,11 +146,10 @@ def _is_message(value: Any) -> bool:
 
 
 def _take_answer(columns: dict[str, Any]) -> str | None:
-    """Remove the answer column from `columns` and return its value as text."""
-    for name in ANSWER_COLUMNS:
-        if columns.get(name) is not None:
-            return str(columns.pop(name))
-    match columns.get("reward_model"):
+    """Remove whatever column holds an answer from `columns`; the first one's value, as text."""
+    given = [columns.pop(name, None) for name in ANSWER_COLUMNS]
+    match columns.pop("reward_model", None):
         case {"ground_truth": str() | int() | float() as answer}:
-            return str(answer)
-    return None
+            given.append(answer)
+    texts = [str(value) for value in given if value is not None]
+    return next((text for text in texts if text.strip()), None)  # an empty cell is no answer

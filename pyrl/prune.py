@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrl._core import Observed, SignalSpec, Threshold
+from pyrl.checks import at_least, shares
 
 
 class Prune(Protocol):
@@ -57,6 +58,11 @@ class Doubt(Keep):
     tail_window: int = 64
     respawn_share: float = 0.25
     """Of the wanted leaves."""
+
+    def __post_init__(self) -> None:
+        shares(self, "confidence_low", "tail_low", "spike")
+        at_least(0, self, "respawn_share")
+        at_least(1, self, "decline_run", "spike_run", "tail_window")
 
     def lower(self, spec: SignalSpec) -> bool:
         spec.prune = True

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,9 @@ class Question(Protocol):
     def columns(self) -> Mapping[str, Any]: ...
 
 
+_Q = TypeVar("_Q", bound=Question)
+
+
 class Reward(Protocol):
     """Scores the leaves of a step; `prompts` are those of the step, in the order of the groups."""
 
@@ -53,7 +56,8 @@ class Reward(Protocol):
 class VoteReward:
     """1 for the leaves in the class of the label, 0 for the others (arXiv:2504.16084).
 
-    A prompt without a label gives 0 to all, hence no advantage.
+    A prompt without a label gives 0 to all, hence no advantage. NaN, which takes no part in the
+    baseline, where a comparison with the label ran into a limit.
     """
 
     no_answer: float | None = 0.0
@@ -65,10 +69,31 @@ class VoteReward:
         silent_N = answers.class_N < 0
         label_N = votes.class_G[leaves.group_N]
         no_answer = math.nan if self.no_answer is None else self.no_answer
-        return np.where(silent_N, no_answer, np.where(answers.class_N == label_N, 1.0, 0.0))
+        reward_N = np.where(answers.class_N == label_N, 1.0, 0.0)
+        reward_N[_undecided(leaves, answers, votes)] = math.nan
+        return np.where(silent_N, no_answer, reward_N)
 
     def usable(self, answers: Answers, votes: Votes, reward_N: NDArray[np.float64]) -> bool:
         return bool((votes.class_G >= 0).any())
+
+
+def _undecided(leaves: Leaves, answers: Answers, votes: Votes) -> NDArray[np.bool_]:
+    """Whether nobody knows if a leaf's answer is the label: they were taken for different."""
+    undecided_N = np.zeros(len(answers.answer_N), bool)
+    if not answers.unknown:
+        return undecided_N
+    first: dict[tuple[int, int], str | None] = {}
+    """Answer of each group's classes, which was compared for all of the class."""
+    keys = [*zip(leaves.group_N.tolist(), answers.class_N.tolist(), strict=True)]
+    for key, answer in zip(keys, answers.answer_N, strict=True):
+        first.setdefault(key, answer)
+    for (group, of), answer in first.items():
+        label = votes.label_G[group]
+        if answer is None or label is None or of == votes.class_G[group]:
+            continue
+        if answers.equivalence.same(label, answer) is None:
+            undecided_N |= (leaves.group_N == group) & (answers.class_N == of)
+    return undecided_N
 
 
 @dataclass(frozen=True)
@@ -230,6 +255,19 @@ class RandomReward:
 
     def usable(self, answers: Answers, votes: Votes, reward_N: NDArray[np.float64]) -> bool:
         return True
+
+
+def check_answers(reward: Reward, prompts: list[_Q], data: str) -> list[_Q]:
+    """The prompts; ValueError if the reward is the true answer and no question has one."""
+    supervised = isinstance(reward, TrueReward) or (
+        isinstance(reward, FunctionReward) and reward.pass_answers
+    )
+    if supervised and all(prompt.answer is None for prompt in prompts):
+        raise ValueError(
+            f"{data}: expected questions with true answers (a column answer, solution or "
+            f"ground_truth), which the reward {type(reward).__name__} needs, got none"
+        )
+    return prompts
 
 
 def label_metrics(

@@ -336,7 +336,11 @@ class Rollout:
             begin = tuple(trunk.begin.values())
             finished = Finished(self.forest, leaves, begin, self._answer, trunk.round)
             trunk.round += 1
-            for site in self.fork.at_end(finished):
+            sites = self.fork.at_end(finished)
+            if len({(site.leaf, site.at) for site in sites}) < len(sites):
+                rule = type(self.fork).__name__
+                raise ValueError(f"{rule}.at_end: expected each place once, got {sites}")
+            for site in sites:
                 self._fork_finished(site)
         if not trunk.running:
             self.engine.abort(np.array(leaves, np.int64))

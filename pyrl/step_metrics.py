@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,16 @@ from pyrl.engine import TRUNCATED
 from pyrl.leaves import Leaves
 from pyrl.prompts import Prompt
 from pyrl.report import Completion
+from pyrl.report.metrics import Row
 from pyrl.vote import Votes
+
+
+@dataclass(frozen=True)
+class Unlogged:
+    """A finished step before its evaluation and its row in metrics.jsonl."""
+
+    metrics: Row
+    completions: tuple[Completion, ...]
 
 
 def completion_metrics(leaves: Leaves) -> dict[str, float]:

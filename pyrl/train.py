@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,29 +19,21 @@ from pyrl.answers import EQUIVALENCES, Answers, classify
 from pyrl.config import Run
 from pyrl.engine import EngineFailure
 from pyrl.engine.launch import launch
-from pyrl.evaluate import Evaluator, Scoring, answer_format, decoder, find_device
-from pyrl.interrupt import Interrupt
+from pyrl.evaluate import Evaluator, Scoring, answer_format, check_formats, decoder, find_device
+from pyrl.interrupt import RESUME, Interrupt
 from pyrl.learner import Learner
 from pyrl.leaves import Leaves, Scored, collect
-from pyrl.models import load_model
+from pyrl.models import load_model, positions
 from pyrl.pack import TokenBatch, pack
 from pyrl.prompts import Prompt, load_prompts
 from pyrl.report import Alarms, Completion, Evaluation, MetricsLog, Progress, Report, save_curves
 from pyrl.report.metrics import Row, plain_row, read_metrics
-from pyrl.reward import FunctionReward, label_metrics, vote_metrics
+from pyrl.reward import FunctionReward, check_answers, label_metrics, vote_metrics
 from pyrl.rollout import Rollout, answer_start, derive_seed, make_signals
 from pyrl.run_directory import claim, find_start, naming
-from pyrl.step_metrics import completion_metrics, first_completions, reward_metrics
+from pyrl.step_metrics import Unlogged, completion_metrics, first_completions, reward_metrics
 from pyrl.tree_metrics import tree_metrics
 from pyrl.vote import FlipCounter, Votes
-
-
-@dataclass(frozen=True)
-class Unlogged:
-    """A finished step before its evaluation and its row in metrics.jsonl."""
-
-    metrics: Row
-    completions: tuple[Completion, ...]
 
 
 class Trainer:
@@ -68,7 +60,7 @@ class Trainer:
         initial = load_model(run.model)[0].to(device) if self.algorithm.loss.has_reference else None
         self.learner = Learner(self.model.to(device), initial, run)
         self.decode = decoder(self.tokenizer)
-        self.prompts = self._load(run.data)
+        self.prompts = check_answers(self.algorithm.reward, self._load(run.data), run.data)
         self.eval_sets = self._eval_sets(eval_sets)
         sample = self.algorithm.sample
         self.scoring = scoring or Scoring(
@@ -233,9 +225,13 @@ class Trainer:
                         break
                     self.progress.step(self.step + 1, self.run.steps)
                     self.train_step()
+                if not any(e.model == "after" for e in self.evaluations):
+                    # Resumed with fewer steps than it had: this was not known to be the last.
+                    log.write(self.step, self._evaluate("after"))
+                    self.save()
             except KeyboardInterrupt:
                 self.save()
-                raise
+                raise KeyboardInterrupt(RESUME) from None
         return self._report()
 
     def _log(self, log: MetricsLog, alarms: Alarms, unlogged: Unlogged) -> None:
@@ -341,7 +337,7 @@ class Trainer:
 
     def _load(self, source: str) -> list[Prompt]:
         run = self.run
-        room = self.model.config.get_text_config().max_position_embeddings
+        room = positions(self.model)
         return load_prompts(
             source,
             self.tokenizer,
@@ -354,6 +350,7 @@ class Trainer:
     def _eval_sets(self, sources: Mapping[str, str] | None) -> dict[str, list[Prompt]]:
         if sources is None:
             sources = {"evaluation": self.run.eval_data} if self.run.eval_data else {}
+        check_formats(self.run.data, sources.values(), self.run.extractor, self.run.stop)
         sets = {name: self._load(source) for name, source in sources.items()}
         if all(prompt.answer is not None for prompt in self.prompts):
             sets = {"trained questions": self.prompts} | sets

@@ -98,15 +98,32 @@ class Forest:
             same_trunk = (other.tree, other.trunk) == (source.tree, source.trunk)
             if other is source or (same_trunk and self.shared(other, source) >= at):
                 other.forks.add(at)
-        source.weight /= len(seeds) + 1 if share else 1
+        weight = self._share(source, at, len(seeds)) if share else source.weight
         forks = []
         for seed in seeds:
             branch = self._add(source.tree, source.trunk, seed, at)
-            branch.weight = source.weight
+            branch.weight = weight
             branch.tokens = source.tokens[:at]
             branch.forks = {position for position in source.forks if position <= at}
             forks.append(branch.number)
         return forks
+
+    def _share(self, source: Branch, at: int, siblings: int) -> float:
+        """Divide the weight below a place among the ways that lead on from there."""
+        below = [
+            other
+            for other in self.live.values()
+            if other is source
+            or (
+                (other.tree, other.trunk) == (source.tree, source.trunk)
+                and self.shared(other, source) >= at
+            )
+        ]
+        width = len({other.owner(at) for other in below})
+        mass = sum(other.weight for other in below)
+        for other in below:
+            other.weight *= width / (width + siblings)
+        return mass / (width + siblings)
 
     def finish(self, number: int, reason: int) -> None:
         self.live[number].finish = reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import resource
@@ -208,6 +209,20 @@ def test_only_the_newest_checkpoints_stay(keep: int, loaded: Loaded, tmp_path: P
         save(tmp_path, step, loaded, keep=keep)
     assert set(names(tmp_path)) == {f"checkpoint-{step}" for step in range(12 - keep, 12)}
     check(tmp_path, 11)
+
+
+def test_a_tokenizer_with_several_chat_templates_is_saved_too(
+    loaded: Loaded, tmp_path: Path
+) -> None:
+    """transformers writes the further ones into a folder of their own."""
+    tokenizer = copy.deepcopy(loaded[1])
+    tokenizer.chat_template = {"default": "{{ messages }}", "tools": "{{ tools }}"}
+    saved = save(tmp_path, 1, (loaded[0], tokenizer))
+    (further,) = [path for path in saved.rglob("*.jinja") if path.parent != saved]
+    check(tmp_path, 1)
+    further.write_text("{{ other }}")
+    with pytest.raises(CheckpointError, match=f"{further.name}: expected sha256"):
+        checkpoint.latest(tmp_path)
 
 
 def test_saving_a_step_again_renews_its_record_alone(loaded: Loaded, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 from short_run import ECHO, SETTINGS, write_questions
 
 from pyrl import cli, demo
+from pyrl.answers import VerifierError
 from pyrl.config import load_run, parse_run
 from pyrl.methods import METHODS
 
@@ -200,3 +201,24 @@ def check_report(output: Path) -> None:
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert (output / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (VerifierError("the judge cannot be loaded"), 2, "pyrl: the judge cannot be loaded"),
+        (KeyboardInterrupt(), 130, "pyrl: interrupted; nothing was saved"),
+    ],
+)
+def test_what_ends_an_evaluation_is_a_sentence(
+    error: BaseException, code: int, said: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def ended(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("pyrl.evaluate.evaluate_model", ended)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["eval", "--model", "demo", "--data", "demo:heldout"])
+    assert stop.value.code == code
+    assert said in capsys.readouterr().err

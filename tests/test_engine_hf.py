@@ -10,7 +10,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from pyrl.engine import RUNNING, STOPPED, TRUNCATED, Work
+from pyrl.engine import RUNNING, STOPPED, TRUNCATED, Branches, Work
 from pyrl.engine.hf import HFEngine
 
 
@@ -226,3 +226,42 @@ def test_random_forks_and_aborts_change_no_number_and_compute_each_token_once(tr
     # A token is computed if something was drawn after it, by whichever branch.
     computed = {owner(b, t) for b, x in driver.traces.items() for t in range(len(x.tokens) - 1)}
     assert driver.engine.work().decode_tokens == len(computed)
+
+
+@pytest.mark.parametrize(
+    "prompt", [np.array([2**32 + 5]), np.array([1.9, 2.2]), np.array([[1, 2]])]
+)
+def test_token_ids_are_not_cast(prompt: np.ndarray) -> None:
+    one = np.zeros(1, np.int64)
+    with pytest.raises(ValueError, match="submit: prompt 0: expected token ids, whole numbers"):
+        Branches([prompt], one, one, one.astype(np.uint64), one + 4)
+
+
+def test_seeds_are_unsigned() -> None:
+    one = np.zeros(1, np.int64)
+    with pytest.raises(ValueError, match="seed_B: expected uint64, got int64"):
+        Branches([np.array([1])], one, one, one - 1, one + 4)
+    driver = Driver(HFEngine(llama(), [EOS]))
+    driver.submit([0])
+    driver.step()
+    with pytest.raises(ValueError, match="seed_B: expected uint64, got int64"):
+        driver.engine.fork(0, 1, one + 7, one)
+
+
+def test_a_step_that_failed_half_way_is_not_gone_on_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows have a token that the others do not know of."""
+    driver, whole = Driver(HFEngine(llama(), [EOS])), Driver(HFEngine(llama(), [EOS]))
+    driver.submit([0, 1], limit=8)
+    driver.step(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(HFEngine, "_sample", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            driver.step()
+    with pytest.raises(RuntimeError, match="the last one failed half-way; abort all branches"):
+        driver.step()
+    driver.abort(0, 1)
+    again = Driver(driver.engine)
+    for each in (again, whole):
+        each.submit([0, 1], limit=8)
+        each.finish()
+    assert again.traces == whole.traces

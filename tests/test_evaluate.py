@@ -13,7 +13,12 @@ import numpy as np
 import pytest
 import torch
 from tiny_run import make_trainer, quiet, same_bits, tiny, tiny_run, weights, write_questions
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from pyrl.answers import EQUIVALENCES, extractor_named
 from pyrl.demo.run import echo
@@ -24,13 +29,14 @@ from pyrl.evaluate import (
     Evaluator,
     Scoring,
     answered,
+    check_formats,
     decoder,
     evaluate_model,
     find_device,
     stop_tokens,
 )
 from pyrl.leaves import Leaves
-from pyrl.models import load_model
+from pyrl.models import ModelError, load_model, positions
 from pyrl.prompts import Prompt, load_prompts
 from pyrl.report import Evaluation
 from pyrl.train import Trainer
@@ -206,6 +212,21 @@ def test_a_model_by_name_needs_questions_with_answers(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=re.escape("true answer for each question, 1 has none")):
         evaluate_model(settings, quiet())
+
+
+def test_questions_whose_answers_are_read_otherwise_are_refused(tmp_path: Path) -> None:
+    data = str(write_questions(tmp_path / "q.jsonl", 2))
+    with pytest.raises(ValueError, match=r"demo:heldout: expected the extractor of .*'boxed', got"):
+        check_formats(data, ["demo:heldout"], None, None)
+    check_formats(data, ["demo:heldout"], "whole", "")
+    check_formats("demo:train", ["demo:heldout"], None, None)
+
+
+def test_a_model_without_a_number_of_positions_is_refused(model: Demo) -> None:
+    mamba = MambaForCausalLM(MambaConfig(hidden_size=8, num_hidden_layers=1, vocab_size=5))
+    with pytest.raises(ModelError, match=r"MambaForCausalLM: expected .* number of positions"):
+        positions(mamba)
+    assert positions(model[0]) == 64
 
 
 # -- training does not notice --

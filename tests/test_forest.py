@@ -55,6 +55,21 @@ def test_the_weights_of_a_trunks_leaves_sum_to_one() -> None:
     assert forest.leaf_table(forest.leaves()).weight_N.sum() == pytest.approx(1, abs=1e-12)
 
 
+def test_a_fork_above_an_earlier_one_divides_what_lies_below_it() -> None:
+    forest, branch = trunk(10)
+    (late,) = forest.fork(branch, 8, seeds(1)).tolist()
+    (early,) = forest.fork(branch, 3, seeds(2)).tolist()
+    assert [forest.weight(b) for b in (branch, late, early)] == [0.25, 0.25, 0.5]
+    (again,) = forest.fork(late, 3, seeds(3)).tolist()  # at the same place
+    weights = [forest.weight(b) for b in (branch, late, early, again)]
+    assert weights == pytest.approx([1 / 6, 1 / 6, 1 / 3, 1 / 3])
+
+
+def test_a_matrix_is_no_prompt() -> None:
+    with pytest.raises(ValueError, match="expected an array with one axis, got 2"):
+        Forest().add_tree(np.ones((2, 2), np.int32))
+
+
 def test_a_fork_without_sharing_keeps_the_weight() -> None:
     forest, branch = trunk(3)
     (fork,) = forest.fork(branch, 2, seeds(1), share=False)

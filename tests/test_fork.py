@@ -1,6 +1,8 @@
 """Where trees fork: ETMR's and EPTree's goldens, and forks against slow readings of the forest."""
 
+import re
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +12,16 @@ from toy_rollout import ForkRecorder, prompts, random_toy, rollout
 from pyrl._core import SignalSpec
 from pyrl.engine.toy import ToyEngine
 from pyrl.forest import Forest
-from pyrl.fork import EntropyConfidence, EPTree, Flat, OnlineEntropy, TopEntropy
-from pyrl.prune import Keep
+from pyrl.fork import (
+    EntropyConfidence,
+    EPTree,
+    Finished,
+    Flat,
+    OnlineEntropy,
+    Site,
+    TopEntropy,
+)
+from pyrl.prune import Doubt, Keep
 from pyrl.rollout import Rollout, make_signals
 
 
@@ -175,6 +185,57 @@ def test_a_weight_has_a_factor_for_each_fork_on_the_path(fork: TopEntropy) -> No
 
 
 # ---- online
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_weights_of_later_rounds_are_products_of_the_widths_on_the_path(seed: int) -> None:
+    """Whatever was forked first: a later fork may lie above an earlier one, or at its place."""
+    fork = EPTree(forks=2, siblings=2, rounds=2, mask_tail=0)
+    run, forks = recorded(random_toy(end=0.0), prompts(1), fork=fork, votes=9, limit=30, seed=seed)
+    width: dict[tuple[int, int], int] = {}
+    parent: dict[int, tuple[int, int]] = {}
+    for leaf, at, children in forks:
+        width[leaf, at] = width.get((leaf, at), 1) + len(children)
+        parent |= dict.fromkeys(children, (leaf, at))
+    for leaf in run.forest.leaves().tolist():
+        expected, branch, end = 1.0, leaf, 30
+        while True:
+            for (owner, at), ways in width.items():
+                expected /= ways if owner == branch and at <= end else 1
+            if branch not in parent:
+                break
+            branch, end = parent[branch]
+        assert run.forest.weight(leaf) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: TopEntropy(forks=-1), "TopEntropy.forks: expected >= 0, got -1"),
+        (lambda: EPTree(rounds=-1), "EPTree.rounds: expected >= 0, got -1"),
+        (lambda: OnlineEntropy(quantile=-0.5), "OnlineEntropy.quantile: expected a number in [0"),
+        (lambda: EntropyConfidence(entropy_high=-0.5), "EntropyConfidence.entropy_high: expected"),
+        (lambda: EntropyConfidence(alpha=np.nan), "EntropyConfidence.alpha: expected a number"),
+        (lambda: EntropyConfidence(cooldown=-1), "EntropyConfidence.cooldown: expected >= 0"),
+        (lambda: EntropyConfidence(group_window=0), "EntropyConfidence.group_window: expected >="),
+        (lambda: Doubt(tail_low=-0.1), "Doubt.tail_low: expected a number in [0, 1], got -0.1"),
+        (lambda: Doubt(spike_run=0), "Doubt.spike_run: expected >= 1, got 0"),
+    ],
+)
+def test_settings_that_would_switch_a_rule_off_are_refused(wrong: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        wrong()
+
+
+def test_a_place_that_is_named_twice_is_refused() -> None:
+    """Its siblings would draw the same tokens, and vote twice."""
+
+    class Twice(TopEntropy):
+        def at_end(self, trunk: Finished) -> list[Site]:
+            return super().at_end(trunk)[:1] * 2
+
+    with pytest.raises(ValueError, match=r"Twice\.at_end: expected each place once"):
+        recorded(random_toy(end=0.0), prompts(1), fork=Twice(), votes=5, limit=30)
 
 
 def test_online_entropy_forks_at_the_first_uncertain_tokens() -> None:

@@ -266,6 +266,22 @@ def test_the_tolerance_of_the_mismatch_depends_on_the_precision(
                 learner.update(planted, GROUP_N, 0)
 
 
+def test_a_mini_batch_without_a_gradient_is_no_update() -> None:
+    """The second one is compared with the sampler then, since nothing has moved the weights."""
+    batch = on_policy(off_policy(), demo_model(torch.float32))
+    shifted = replace(
+        batch,
+        old_logprob_T=batch.old_logprob_T - np.float32(3),
+        advantage_T=np.where(GROUP_N[batch.leaf_T] == 0, 0, batch.advantage_T).astype(np.float32),
+    )
+    learner = Learner(demo_model(torch.float32), None, settings(updates_per_step=2))
+    with pytest.raises(SamplerMismatchError, match=r"at most 0\.01"):
+        learner.update(shifted, GROUP_N, 0)
+    honest = replace(shifted, old_logprob_T=batch.old_logprob_T)
+    learner = Learner(demo_model(torch.float32), None, settings(updates_per_step=2))
+    assert learner.update(honest, GROUP_N, 0)["sampling/sampling_logp_difference/max"] < 1e-2
+
+
 def test_forced_tokens_are_not_compared() -> None:
     batch = on_policy(off_policy(), demo_model(torch.float32))
     old = np.where(batch.mask_T, batch.old_logprob_T, -30).astype(np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,12 +91,19 @@ def test_every_metric_that_all_methods_have_is_explained() -> None:
     assert set(ALWAYS) <= MEANING.keys()
 
 
+def explained(row: Mapping[str, Any]) -> bool:
+    """Of the metrics over all leaves and over those that train the meaning is the same."""
+    names = (n.replace("vote/post_", "vote/") for n in row if not n.startswith(("eval/", "step")))
+    return set(names) <= MEANING.keys() | {"step_time"}
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_each_method_trains(name: str, tmp_path: Path) -> None:
     algorithm = tiny(METHODS[name](), votes=10, train=8)
     rows = train(algorithm, tmp_path)
     for row in rows:
         assert row.keys() >= set(ALWAYS)
+        assert explained(row), row.keys() - MEANING.keys()
         assert ("kl" in row) == (algorithm.loss.kl.coef > 0)
     if algorithm.loss.kl.coef:
         assert rows[0]["kl"] == 0.0
@@ -111,6 +118,7 @@ def test_each_method_of_the_demo_trains(name: str, tmp_path: Path) -> None:
     assert (sum(row["tree/forks"] for row in rows) > 0) == grows_trees
     for row in rows:
         assert row.keys() >= set(ALWAYS)
+        assert explained(row), row.keys() - MEANING.keys()
         assert ("tree/pruned" in row) == (name == "echo")
         assert ("tree/branch_rate" in row) == grows_trees
         assert ("advantage/clamp_rate" in row) == (name == "ettrl")
@@ -169,6 +177,11 @@ def test_the_group_baselines_are_those_of_their_papers() -> None:
         ({"train": 0}, "expected 1 <= train <= votes, got train=0"),
         ({"max_tokens": 0}, "max_tokens: expected at least 1, got 0"),
         ({"temperature": 0.0}, "temperature: expected > 0, got 0.0"),
+        ({"temperature": math.nan}, "temperature: expected > 0, got nan"),
+        ({"temperature": math.inf}, "sample.temperature: expected a number >= 0, got inf"),
+        ({"top_p": 1.5}, "sample.top_p: expected 0 < top_p <= 1, got 1.5"),
+        ({"top_k": -1}, "sample.top_k: expected a whole number >= 0"),
+        ({"min_p": 1.0}, "sample.min_p: expected 0 <= min_p < 1, got 1.0"),
     ],
 )
 def test_a_sample_that_cannot_be_drawn_is_refused(wrong: dict[str, Any], message: str) -> None:
@@ -244,6 +257,7 @@ def test_each_option_trains(algorithm: Algorithm, tmp_path: Path) -> None:
     rows = train(algorithm, tmp_path, steps=2, prompts_per_step=4)
     for row in rows:
         assert row.keys() >= set(ALWAYS)
+        assert explained(row), row.keys() - MEANING.keys()
         assert row["tree/leaves"] == 40
     # Answers of the demo are short and its doubts rare: not every step has a fork.
     assert (sum(row["tree/forks"] for row in rows) > 0) == (type(algorithm.fork) is not Flat)

@@ -83,7 +83,25 @@ def test_the_answer_may_lie_in_a_reward_model_column(tmp_path, tokenizer):
     row = {"prompt": "31=", "reward_model": {"style": "rule", "ground_truth": 13}}
     (prompt,) = read(write(tmp_path / "q.jsonl", row), tokenizer)
     assert prompt.answer == "13"
-    assert prompt.columns == {"reward_model": row["reward_model"]}
+    assert prompt.columns == {}
+
+
+def test_no_column_that_holds_an_answer_is_left_for_reward_functions(tmp_path, tokenizer):
+    row = {"prompt": "31=", "answer": "13", "solution": "it is 13", "ground_truth": "13", "n": 1}
+    row["reward_model"] = {"ground_truth": "13"}
+    (prompt,) = read(write(tmp_path / "q.jsonl", row), tokenizer)
+    assert (prompt.answer, prompt.columns) == ("13", {"n": 1})
+
+
+def test_an_empty_cell_is_no_answer(tmp_path, tokenizer):
+    path = write(tmp_path / "q.csv", "prompt,answer,solution\n31=,13,\n42=,,\n53=, ,35\n")
+    assert [prompt.answer for prompt in read(path, tokenizer)] == ["13", None, "35"]
+
+
+def test_a_prompt_that_is_no_unicode_is_named(tmp_path, tokenizer):
+    path = write(tmp_path / "q.jsonl", {"prompt": "31="}, {"prompt": "31\ud800="})
+    with pytest.raises(DataError, match=r"q\.jsonl.*2.*the prompt is no valid Unicode"):
+        read(path, tokenizer)
 
 
 def test_all_file_kinds_read_the_same_rows_and_keep_leading_zeros(tmp_path, tokenizer):

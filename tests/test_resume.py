@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -202,3 +203,18 @@ def test_resuming_a_finished_run_only_reports(
     train(options(tmp_path / "run", "--resume"))
     assert (tmp_path / "run" / "report.md").is_file()
     assert outcome(tmp_path / "run", STEPS) == uninterrupted
+
+
+def test_a_run_that_is_resumed_with_fewer_steps_is_evaluated_at_its_end(
+    options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at((torch.optim.AdamW, "step", 3), patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(options(tmp_path / "run"))
+    found = checkpoint.latest(tmp_path / "run")
+    assert found is not None
+    assert found.step < STEPS
+    train([*options(tmp_path / "run"), "--resume", "--steps", str(found.step)])
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert {row["model"] for row in report["evaluations"]} == {"before", "after"}

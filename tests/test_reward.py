@@ -20,6 +20,7 @@ from pyrl.reward import (
     Reward,
     TrueReward,
     VoteReward,
+    check_answers,
     label_metrics,
     vote_metrics,
 )
@@ -73,6 +74,25 @@ def test_no_answer_can_have_its_own_reward_or_be_unknown() -> None:
     assert reward_N.tolist() == [1, 0, 1, -0.5, 1, 0, -0.5, -0.5]
     unknown_N = np.isnan(VoteReward(no_answer=None)(*step(), UNLABELLED))
     assert np.flatnonzero(unknown_N).tolist() == [3, 6, 7]
+
+
+def test_an_answer_that_nobody_could_compare_with_the_label_is_unknown() -> None:
+    """In group 1 "c" is the label, and the verifier fails on "d"."""
+    leaves, answers, votes = step(equivalence=Unsure())
+    asked = replace(answers, unknown=1)
+    expected = [1, 0, 1, 0, 1, math.nan, 0, 0]
+    np.testing.assert_array_equal(VoteReward()(leaves, asked, votes, UNLABELLED), expected)
+    assert VoteReward()(leaves, answers, votes, UNLABELLED).tolist() == [1, 0, 1, 0, 1, 0, 0, 0]
+
+
+def test_a_supervised_reward_needs_questions_with_answers(functions: str) -> None:
+    given = FunctionReward(f"{functions}:score", pass_answers=True)
+    for reward in (TrueReward(), given):
+        with pytest.raises(ValueError, match=r"q\.jsonl: expected questions with true answers"):
+            check_answers(reward, UNLABELLED, "q.jsonl")
+        check_answers(reward, questions(None, "1"), "q.jsonl")
+    for reward in (VoteReward(), replace(given, pass_answers=False)):
+        check_answers(reward, UNLABELLED, "q.jsonl")
 
 
 def test_true_answers_change_neither_the_votes_nor_the_rewards_of_a_vote() -> None:

@@ -7,7 +7,7 @@ import pytest
 from signal_spec import make_spec
 from signals_reference import COLUMNS
 
-from pyrl._core import Observed, Signals, Threshold
+from pyrl._core import Observed, Signals, Sketch, Threshold
 
 
 def handles(*branches: int) -> np.ndarray:
@@ -207,6 +207,35 @@ def test_numbers_that_are_not_finite_raise_and_change_nothing(broken: float) -> 
     assert observe(signals, [1], [2.0], [0.9]).smooth_entropy_B[0] == 1.5
 
 
+def test_what_is_no_handle_raises() -> None:
+    signals = Signals(make_spec(fork=True))
+    one = np.ones(1, np.float32)
+    nobody = np.array([-1])
+    for call in (
+        lambda: signals.observe(nobody, one, one),
+        lambda: signals.close(nobody),
+        lambda: signals.inherit(-1, nobody),
+        lambda: signals.rewind(-(1 << 40), one, one),
+    ):
+        with pytest.raises(ValueError, match="expected a handle of a forest, got -"):
+            call()
+    with pytest.raises(ValueError, match=r"expected distinct branches, got \d+ twice"):
+        observe(signals, [1, 2, 1], [1.0] * 3, [0.5] * 3)
+    with pytest.raises(ValueError, match="rewind: expected finite entropies"):
+        signals.rewind(int(handles(1)[0]), one * np.nan, one)
+    with pytest.raises(ValueError, match="expected an array with one axis, got 2"):
+        signals.observe(nobody[None], one[None], one[None])
+
+
+def test_a_rise_beyond_all_numbers_is_the_largest() -> None:
+    signals = Signals(make_spec(fork=True))
+    widths(signals, 1, [-3e38, 3e38])
+    sketch = Sketch()
+    sketch.add(np.array([np.inf, 1e300, -np.inf]))
+    assert sketch.quantile(1.0) == 254  # the last bin's lower edge
+    assert sketch.quantile(0.0) <= -254
+
+
 def test_columns_of_different_lengths_raise() -> None:
     with pytest.raises(ValueError, match="expected 2 entropies and confidences, got 1 and 2"):
         observe(Signals(make_spec()), [1, 2], [1.0], [0.5, 0.5])
@@ -222,6 +251,9 @@ def test_columns_of_different_lengths_raise() -> None:
         ({"history": 0}, "steps >= 1, got 0"),
         ({"entropy_high": Threshold(q=95)}, "quantiles of at most 1.*got q=95"),
         ({"entropy_high": Threshold(value=float("nan"))}, "values that are numbers"),
+        ({"group_window": 2**31 - 1, "tail_window": 2**31 - 1}, "windows of 1 to 1048576 tokens"),
+        ({"alpha": float("nan")}, "expected numbers, got alpha=nan"),
+        ({"cooldown": -1}, "cooldown, max_forks and min_tokens >= 0, got -1"),
     ],
 )
 def test_impossible_settings_raise(values: dict[str, Any], message: str) -> None:

@@ -34,11 +34,18 @@ _MEMORY = 1_000_000
 """Remembered answers and verdicts, each; the oldest are forgotten first."""
 
 _DECIMAL = r"(\d{1,3}(?:,\d{3})+|\d+)?(\.\d+)?"
-_NUMBER = re.compile(rf"\\?\$?([-+]?){_DECIMAL}(?:/(\d+))?(\\?%)?\$?")
+_NUMBER = re.compile(rf"\\?\$?([-+]?){_DECIMAL}(?:/(\d+))?(\s*\\?%)?\$?")
 _FRACTION = re.compile(r"([-+]?)\\[dt]?frac\{(\d+)\}\{(\d+)\}")
-_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}|^[A-Za-z]{2,}$|:|\d\s+\d")
-r"""Not mathematics: a word (as LaTeX a product of letters, equal to its anagrams), a time, or
-numbers side by side (as LaTeX a sum). `\sqrt` and the like are commands, not words."""
+_THOUSANDS = re.compile(r"(?<=\d)(?:\\[,;: !]|~|\{,\})(?=\d{3}(?!\d))")
+_FULL_STOP = re.compile(r"(?<=[\w\]})%$])\.$")
+_WORD = re.compile(
+    r"(?<![\\A-Za-z])[A-Za-z]{3,}|^[A-Za-z]{2,}$|:"
+    r"|\d(?:\s|\\[,;: !]|~)+\d|\d_\d"
+    r"|^\d+(?P<dash>[-/])\d+(?P=dash)\d+$|^\d{3,}-\d{4}$"
+)
+r"""Not mathematics: a word (as LaTeX a product of letters, equal to its anagrams), a time, numbers
+side by side (as LaTeX a sum, or a product), a date or a telephone number (as LaTeX differences).
+`\sqrt` and the like are commands, not words."""
 _TEXT = re.compile(r"\\(?:text|mathrm|textbf)\{([^{}\\]*)\}")
 
 
@@ -125,9 +132,13 @@ def _float(number: Fraction) -> float | None:
         return None
 
 
+def _tidy(answer: str) -> str:
+    """Without what separates thousands, and without a full stop behind it."""
+    return _FULL_STOP.sub("", _THOUSANDS.sub("", answer.strip()))
+
+
 def _plain_form(answer: str) -> _Form | None:
-    """The form of an answer that needs no parser; None for the others."""
-    answer = answer.strip()
+    """The form of a tidy answer that needs no parser; None for the others."""
     if len(answer) > _LONGEST:
         return _Form("text", answer, answer)
     number = _number(answer)
@@ -195,11 +206,12 @@ class MathEquivalence:
     def _parse(self, answers: list[str]) -> dict[str, _Form]:
         """The form of each answer, remembered."""
         distinct = dict.fromkeys(answers)
-        form_of = {answer: self._form.get(answer) or _plain_form(answer) for answer in distinct}
+        form_of = {a: self._form.get(a) or _plain_form(_tidy(a)) for a in distinct}
         hard = [answer for answer, form in form_of.items() if form is None]
-        outcomes = self.pool.map("canonical", [(answer.strip(),) for answer in hard])
+        outcomes = self.pool.map("canonical", [(_tidy(answer),) for answer in hard])
         known = {answer: form for answer, form in form_of.items() if form is not None}
-        known |= {a: _parsed_form(a, outcome) for a, outcome in zip(hard, outcomes, strict=True)}
+        for answer, outcome in zip(hard, outcomes, strict=True):
+            known[answer] = _parsed_form(_tidy(answer), outcome)
         for answer, form in known.items():
             _remember(self._form, answer, form)
         return known
@@ -232,7 +244,6 @@ class MathEquivalence:
 
 
 def _parsed_form(answer: str, outcome: Outcome) -> _Form:
-    answer = answer.strip()
     if outcome.status is not Status.DONE:
         return _Form("unknown", answer, answer)
     if outcome.value is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -32,8 +33,8 @@ class Sampling:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature: expected >= 0, got {self.temperature}")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature: expected a number >= 0, got {self.temperature}")
         if self.top_k < 0 or self.top_k % 1 != 0:
             raise ValueError(
                 f"top_k: expected a whole number >= 0 (0 keeps all tokens), got {self.top_k}"
@@ -59,6 +60,22 @@ class Branches:
     """Response tokens at most; the token that reaches the limit is `TRUNCATED` unless it stops."""
     retain: bool = False
     """Keep the cache of a finished branch, so that it can still be forked, until it is aborted."""
+
+    def __post_init__(self) -> None:
+        for p, prompt in enumerate(map(np.asarray, self.prompts)):
+            whole = prompt.dtype.kind in "iu" and prompt.ndim == 1
+            if not whole or (prompt.size and abs(prompt).max() >= 1 << 31):
+                raise ValueError(
+                    f"submit: prompt {p}: expected token ids, whole numbers with one axis, got "
+                    f"{prompt.dtype}{list(prompt.shape)}: {prompt}"
+                )
+        check_seeds(self.seed_B)
+
+
+def check_seeds(seed_B: NDArray[np.uint64]) -> None:
+    """ValueError unless they are uint64: another type could hold what is no seed."""
+    if seed_B.dtype != np.uint64:
+        raise ValueError(f"seed_B: expected uint64, got {seed_B.dtype}")
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pyrl.attention import use_pyrl_attention
-from pyrl.engine import RUNNING, STOPPED, TRUNCATED, Branches, Sampled, Sampling, Work
+from pyrl.engine import RUNNING, STOPPED, TRUNCATED, Branches, Sampled, Sampling, Work, check_seeds
 from pyrl.engine.kv_cache import Prefill, Prefix, SlotCache, detached, part
 from pyrl.engine.packed_linear import PackedLinears
+from pyrl.models import positions
 from pyrl.sample_tokens import sample_tokens
 
 PREFILL_TOKENS = 8192
@@ -77,12 +78,14 @@ class HFEngine:
         use_pyrl_attention(model)
         self._model = model
         self._decoder = model.get_decoder()
-        self._max_positions: int = model.config.get_text_config().max_position_embeddings
+        self._max_positions: int = positions(model)
         self._vocabulary: int = model.get_input_embeddings().num_embeddings
         self._eos = np.array(sorted(eos), np.int32)
         self._max_rows = max_rows
         self._sampling: Sampling | None = None
         self._version = 0
+        self._torn = False
+        """A step has begun and not ended: some rows have one token more than others."""
         self._work = dict.fromkeys(("prompt_tokens", "decode_tokens", "copied_tokens"), 0)
         self._cache = SlotCache(max_rows)
         self._known: dict[int, _Branch] = {}
@@ -133,6 +136,7 @@ class HFEngine:
     def fork(
         self, parent: int, keep: int, branch_B: NDArray[np.int64], seed_B: NDArray[np.uint64]
     ) -> None:
+        check_seeds(seed_B)
         source = self._find(parent)
         finished = not any(parent in x for x in (self._running, self._forked, self._submitted))
         last = source.length - finished
@@ -156,17 +160,23 @@ class HFEngine:
                 if queue.pop(entry.branch, None):
                     entry.path.heirs -= 1
         self._leave(leaving)
+        self._torn = self._torn and bool(self._running)
 
     def step(self) -> Sampled:
         if self._sampling is None:
             raise RuntimeError("step: call start first")
         if self._model.training:
             self._model.eval()
+        if self._torn:
+            raise RuntimeError("step: the last one failed half-way; abort all branches first")
+        self._torn = True
         # Inference mode instead of no_grad would poison buffers that the learner also uses.
         with torch.no_grad(), self._linears.active():
             self._decode()
             self._admit()
-            return self._sample(self._sampling)
+            sampled = self._sample(self._sampling)
+        self._torn = False
+        return sampled
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]] | None, version: int) -> None:
         """Take a full set of named weights, or None if the learner has changed the model in place.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pyrl.engine import RUNNING, STOPPED, TRUNCATED, Branches, Sampled, Sampling, Work
+from pyrl.engine import RUNNING, STOPPED, TRUNCATED, Branches, Sampled, Sampling, Work, check_seeds
 from pyrl.sample_tokens import sample_tokens
 
 
@@ -88,6 +88,7 @@ class ToyEngine:
     def fork(
         self, parent: int, keep: int, branch_B: NDArray[np.int64], seed_B: NDArray[np.uint64]
     ) -> None:
+        check_seeds(seed_B)
         source = self._find(parent)
         last = source.length - (parent in self._retained)
         if not 0 <= keep <= last:

@@ -32,14 +32,22 @@ MEANING = {
     "learning_rate": "learning rate of the update",
     "step_time": "seconds of the whole step",
     "num_tokens": "tokens sampled since the run began, pruned ones included",
+    "entropy/trained": "mean token entropy of the tokens that trained, at training (nats)",
     "completions/mean_length": "response tokens",
     "completions/clipped_ratio": "share of responses cut at the token limit",
     "clip_ratio/low_mean": "share of tokens clipped from below",
     "clip_ratio/high_mean": "share of tokens clipped from above",
+    "clip_ratio/dual_mean": "share of tokens whose loss the dual clip caps",
+    "sampling/importance_sampling_ratio/mean": "mean of the loss's ratio of policies",
+    "sampling/importance_sampling_ratio/max": "its largest value",
     "sampling/sampling_logp_difference/mean": "mean |log-prob at sampling - at training| (nats)",
     "sampling/sampling_logp_difference/max": "its largest value in the step (nats)",
     "vote/majority_ratio": "share of votes for the label, mean over prompts",
     "vote/majority_ratio_min": "its smallest value over the prompts",
+    "vote/majority_voting_reward": "mean reward of the leaves, mean over prompts",
+    "vote/margin": "the label's share of the votes less that of the runner-up, mean over prompts",
+    "vote/entropy": "entropy of the distribution of answers (nats), mean over prompts",
+    "vote/unknown": "comparisons of answers that ran into a limit: no verdict, no reward",
     "vote/answered": "share of leaves from which an answer could be read",
     "vote/distinct_labels": "distinct labels / prompts that have a label",
     "vote/label_flips": "share of prompts seen before whose label has changed",
@@ -69,8 +77,17 @@ MEANING = {
     "tree/trunk_share_entropy": "entropy of the trunks' shares of a vote / that of a flat group",
     "tree/tokens_saved_ratio": "1 - sampled tokens / tokens of the same leaves without sharing",
     "advantage/clamp_rate": "share of leaves whose entropy reshaping met its bound",
+    "advantage/clipped": "share of advantages that were clipped",
+    "advantage/whiten_mean": "mean of the advantages before they were whitened",
+    "advantage/whiten_std": "their standard deviation",
+    "advantage/ear_factor_min": "smallest factor of the entropy reshaping",
+    "advantage/ear_factor_max": "its largest factor",
+    "advantage/hybrid_clamped": "share of tokens whose hybrid signal met its bound",
+    "advantage/hybrid_signal_max": "largest size of the hybrid signal",
+    "advantage/reward_unknown": "share of the leaves that train whose reward is unknown",
 }
-"""Names in metrics.jsonl, as in TRL where TRL has them. Evaluations add "eval/SET/METRIC"."""
+"""Names in metrics.jsonl, as in TRL where TRL has them. "vote/post_NAME" is "vote/NAME" of the
+leaves that train; evaluations add "eval/SET/METRIC"."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from pyrl.engine import (
     Sampled,
     Sampling,
     Work,
+    check_seeds,
 )
 from pyrl.engine.vllm.channel import RECORD
 from pyrl.engine.vllm.core import Core
@@ -119,6 +120,7 @@ class VLLMEngine:
     def fork(
         self, parent: int, keep: int, branch_B: NDArray[np.int64], seed_B: NDArray[np.uint64]
     ) -> None:
+        check_seeds(seed_B)
         source = self._find(parent)
         length = self._length(source)
         finished = source.ticket not in self._by_ticket

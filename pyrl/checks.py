@@ -1,4 +1,4 @@
-"""Checks of the numbers, names and parts that an axis of a loss is made of."""
+"""Checks of the numbers, names and parts that the choices of a method are made of."""
 
 from __future__ import annotations
 
@@ -23,18 +23,27 @@ def finite(record: object, *names: str) -> None:
             raise ValueError(f"{type(record).__name__}.{name}: expected a number, got {value}")
 
 
+def at_least(least: int, record: object, *names: str) -> None:
+    """ValueError unless these fields are numbers of at least `least`, or None."""
+    for name in names:
+        value = vars(record)[name]
+        if value is not None and not value >= least:
+            raise ValueError(f"{type(record).__name__}.{name}: expected >= {least}, got {value}")
+
+
+def shares(record: object, *names: str) -> None:
+    """ValueError unless these fields are in [0, 1]."""
+    for name in names:
+        value = vars(record)[name]
+        if not 0 <= value <= 1:
+            where = f"{type(record).__name__}.{name}"
+            raise ValueError(f"{where}: expected a number in [0, 1], got {value}")
+
+
 def ordered(record: object, low: float, high: float) -> None:
     """ValueError unless low <= high."""
     if not low <= high:
         raise ValueError(f"{type(record).__name__}: expected low <= high, got {low} and {high}")
-
-
-def not_negative(record: object, *names: str) -> None:
-    """ValueError unless these fields are numbers >= 0, or None."""
-    for name in names:
-        value = vars(record)[name]
-        if value is not None and not value >= 0:
-            raise ValueError(f"{type(record).__name__}.{name}: expected >= 0, got {value}")
 
 
 def check_axes(record: Any) -> None:
