@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -68,7 +68,11 @@ def load_prompts(
     if limit is not None and limit < 1:
         raise DataError(f"{source}: limit: expected at least 1, got {limit}")
     encode = Encoder(tokenizer, max_tokens, chat, opened.prefix + prefix, suffix)
-    prompts = [encode(i, row) for i, row in enumerate(islice(opened.rows, limit))]
+    try:
+        prompts = [encode(i, row) for i, row in enumerate(islice(opened.rows, limit))]
+    finally:
+        if isinstance(opened.rows, Generator):
+            opened.rows.close()  # its file too, though a row was refused or the limit met
     if not prompts:
         raise DataError(f"{source}: the data set is empty")
     return prompts

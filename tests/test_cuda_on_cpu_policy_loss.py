@@ -64,7 +64,7 @@ def batch(lengths: tuple[int, ...] = LENGTHS) -> dict[str, Any]:
     columns = {name: column.masked_fill(~mask_T, math.nan) for name, column in columns.items()}
     return columns | {
         "advantage_T": leaf_N[leaf_T],
-        "reward_T": (leaf_N > 0).double()[leaf_T],
+        "reward_T": leaf_N.sign()[leaf_T],
         "mask_T": mask_T,
         "offset_N1": torch.tensor([0, *lengths]).cumsum(0),
         "group_N": torch.arange(len(lengths)) % 3,
