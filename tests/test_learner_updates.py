@@ -272,7 +272,7 @@ def test_a_mini_batch_without_a_gradient_is_no_update() -> None:
     shifted = replace(
         batch,
         old_logprob_T=batch.old_logprob_T - np.float32(3),
-        advantage_T=np.where(GROUP_N[batch.leaf_T] == 0, 0, batch.advantage_T).astype(np.float32),
+        advantage_T=np.where(GROUP_N[batch.leaf_T] < 2, 0, batch.advantage_T).astype(np.float32),
     )
     learner = Learner(demo_model(torch.float32), None, settings(updates_per_step=2))
     with pytest.raises(SamplerMismatchError, match=r"at most 0\.01"):

@@ -53,15 +53,16 @@ class Core:
         self._watch = _Watch() if options.own_process else None
         self._client: Any = None
         self._closed = False
-        with ExitStack() as undo, _own_threads(), _shared_folder() as folder:
+        with ExitStack() as undo, _own_threads():
             undo.callback(self.close)
-            self._channel = Channel.create(folder / "channel", CHANNEL_RECORDS)
             config = _configuration(model, max_rows, dtype, options)
             with _refusing(model):
                 self._within(START_SECONDS, lambda: self._launch(config))
             patience = options.step_seconds if options.own_process else 0.0
             owner = os.getpid() if options.own_process else 0
-            self._rpc("pyrl_open", str(folder / "channel"), patience, owner)
+            with _shared_folder() as folder:
+                self._channel = Channel.create(folder / "channel", CHANNEL_RECORDS)
+                self._rpc("pyrl_open", str(folder / "channel"), patience, owner)
             self._try(model)
             undo.pop_all()
             atexit.register(self.close)
@@ -203,8 +204,8 @@ def _refusing(model: str) -> Iterator[None]:
 def _shared_folder() -> Iterator[Path]:
     """Where files are memory, or without such a place the usual one of temporary files.
 
-    Removed as soon as the other side has mapped or read what is in it: nothing is left behind
-    however this process ends.
+    It is there while the other side maps or reads what is in it, and only then: what stays mapped
+    is given back with the processes, however they end.
     """
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
     with tempfile.TemporaryDirectory(prefix="pyrl-", dir=memory) as folder:
