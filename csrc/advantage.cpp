@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "check.h"
+#include "base/check.h"
 
 namespace pyrl {
 namespace {

@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "device.cuh"
+#include "base/device.cuh"
 #include "logit_matrix.h"
 
 namespace pyrl::device {

@@ -4,7 +4,7 @@
 #include <limits>
 #include <utility>
 
-#include "check.h"
+#include "base/check.h"
 
 namespace pyrl {
 namespace {

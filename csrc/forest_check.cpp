@@ -1,7 +1,7 @@
 // The invariants of a forest, for loading and for tests; each index is checked before its use.
 #include <algorithm>
 
-#include "check.h"
+#include "base/check.h"
 #include "forest.h"
 
 namespace pyrl {

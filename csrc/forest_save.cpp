@@ -4,7 +4,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "check.h"
+#include "base/check.h"
 #include "forest.h"
 
 namespace pyrl {

@@ -1,6 +1,6 @@
 #include "logit_row.h"
 
-#include "check.h"
+#include "base/check.h"
 
 namespace pyrl {
 

@@ -4,7 +4,7 @@
 #include <limits>
 #include <numeric>
 
-#include "check.h"
+#include "base/check.h"
 
 namespace pyrl {
 namespace {

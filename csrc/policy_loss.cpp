@@ -3,7 +3,7 @@
 #include <cmath>
 #include <vector>
 
-#include "isa.h"
+#include "base/isa.h"
 #include "policy_blocks.h"
 
 namespace pyrl {

@@ -5,7 +5,7 @@
 
 #include <cmath>
 
-#include "check.h"
+#include "base/check.h"
 #include "policy_scan.h"
 #include "policy_token.h"
 

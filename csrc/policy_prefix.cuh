@@ -3,7 +3,7 @@
 // token's place in its response alone.
 #pragma once
 
-#include "device.cuh"
+#include "base/device.cuh"
 #include "policy_loss.h"
 
 namespace pyrl::device {

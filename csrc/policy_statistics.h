@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "check.h"
+#include "base/check.h"
 #include "policy_column.h"
 
 namespace pyrl {

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "element.h"
-#include "isa.h"
+#include "base/isa.h"
 
 namespace pyrl {
 

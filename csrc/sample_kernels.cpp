@@ -1,6 +1,6 @@
 #include "sample_kernels.h"
 
-#include "isa.h"
+#include "base/isa.h"
 
 namespace pyrl {
 

@@ -3,9 +3,9 @@
 #include <string>
 #include <vector>
 
-#include "check.h"
+#include "base/check.h"
 #include "sample_row.h"
-#include "thread_pool.h"
+#include "base/thread_pool.h"
 
 namespace pyrl {
 namespace {

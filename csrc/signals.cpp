@@ -5,7 +5,7 @@
 #include <cstring>
 #include <string_view>
 
-#include "check.h"
+#include "base/check.h"
 
 namespace pyrl {
 

@@ -2,11 +2,11 @@
 
 #include <vector>
 
-#include "check.h"
+#include "base/check.h"
 #include "logit_row.h"
 #include "row_gradient.h"
 #include "row_statistics.h"
-#include "thread_pool.h"
+#include "base/thread_pool.h"
 
 namespace pyrl {
 namespace {

@@ -10,7 +10,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "check.h"
+#include "base/check.h"
 
 namespace pyrl {
 

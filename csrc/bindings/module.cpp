@@ -1,5 +1,5 @@
 #include "bindings/bind.h"
-#include "isa.h"
+#include "base/isa.h"
 
 namespace {
 

@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "check.h"
+#include "base/check.h"
 #include "forest.h"
 
 namespace {

@@ -17,7 +17,7 @@
 #include <vector>
 
 #include "element.h"
-#include "isa.h"
+#include "base/isa.h"
 #include "token_stats.h"
 
 namespace {

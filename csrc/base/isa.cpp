@@ -1,9 +1,9 @@
-#include "isa.h"
+#include "base/isa.h"
 
 #include <cstdlib>
 #include <string_view>
 
-#include "check.h"
+#include "base/check.h"
 
 namespace pyrl {
 namespace {
