@@ -1,4 +1,4 @@
-#include "advantage.h"
+#include "tree/advantage.h"
 
 #include "bindings/bind.h"
 

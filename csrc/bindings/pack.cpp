@@ -1,4 +1,4 @@
-#include "pack.h"
+#include "tree/pack.h"
 
 #include "bindings/bind.h"
 #include "bindings/column.h"

@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "base/check.h"
-#include "forest.h"
+#include "tree/forest.h"
 
 namespace {
 

@@ -1,4 +1,4 @@
-#include "pack.h"
+#include "tree/pack.h"
 
 #include <algorithm>
 #include <limits>

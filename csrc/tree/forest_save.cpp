@@ -5,7 +5,7 @@
 #include <type_traits>
 
 #include "base/check.h"
-#include "forest.h"
+#include "tree/forest.h"
 
 namespace pyrl {
 namespace {

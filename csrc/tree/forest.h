@@ -17,8 +17,8 @@
 #include <string_view>
 #include <vector>
 
-#include "pages.h"
-#include "slots.h"
+#include "tree/pages.h"
+#include "tree/slots.h"
 
 namespace pyrl {
 

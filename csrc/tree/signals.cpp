@@ -1,4 +1,4 @@
-#include "signals.h"
+#include "tree/signals.h"
 
 #include <algorithm>
 #include <cmath>

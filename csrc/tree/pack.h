@@ -5,7 +5,7 @@
 #include <span>
 #include <vector>
 
-#include "forest.h"
+#include "tree/forest.h"
 
 namespace pyrl {
 

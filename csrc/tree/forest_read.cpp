@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "base/check.h"
-#include "forest.h"
+#include "tree/forest.h"
 
 namespace pyrl {
 

@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "base/check.h"
-#include "forest.h"
+#include "tree/forest.h"
 
 namespace pyrl {
 namespace {
