@@ -5,7 +5,7 @@
 #include <type_traits>
 
 #include "fused_loss.h"
-#include "row_stats.cuh"
+#include "logits/stats/device_stats.cuh"
 
 namespace pyrl {
 namespace device {

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "policy_token.h"
-#include "token_stats.h"
+#include "logits/stats/token_stats.h"
 
 namespace pyrl {
 

@@ -4,7 +4,7 @@
 #include "policy_blocks.h"
 #include "policy_statistics.h"
 #include "policy_terms.h"
-#include "sample_tokens.h"
+#include "logits/sample/sample_tokens.h"
 
 namespace pyrl {
 namespace {

@@ -1,7 +1,7 @@
-#include "sample_tokens.h"
+#include "logits/sample/sample_tokens.h"
 
 #include "bindings/bind.h"
-#include "sample_rows.h"
+#include "logits/sample/device_sample.h"
 
 namespace pyrl {
 namespace {

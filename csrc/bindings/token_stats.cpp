@@ -1,4 +1,4 @@
-#include "token_stats.h"
+#include "logits/stats/token_stats.h"
 
 #include <array>
 

@@ -16,9 +16,9 @@
 #include <string>
 #include <vector>
 
-#include "element.h"
+#include "logits/element.h"
 #include "base/isa.h"
-#include "token_stats.h"
+#include "logits/stats/token_stats.h"
 
 namespace {
 

@@ -6,8 +6,8 @@
 #include "faulty.h"
 #include "fused_loss.h"
 #include "policy_loss.h"
-#include "sample_tokens.h"
-#include "token_stats.h"
+#include "logits/sample/sample_tokens.h"
+#include "logits/stats/token_stats.h"
 
 namespace pyrl {
 namespace {

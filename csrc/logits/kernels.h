@@ -1,0 +1,73 @@
+// The kernels on one block of a row, in a table per element type and instruction set. The files
+// that fill the tables are compiled for instruction sets that this CPU may lack: they include this
+// header and the lanes alone, so that no inline function of theirs can reach the rest.
+#pragma once
+
+#include "logits/element.h"
+#include "base/isa.h"
+
+namespace pyrl {
+
+inline constexpr int kBlock = 2048;  // elements: with its work space it stays in the L1 cache
+inline constexpr int kMostTop = 8;   // confidence is the mass of at most this many tokens
+
+// t = z * scale - shift, rounded once: both numbers are `representable`, and what the rounding of
+// shift leaves is known to the caller. A masked token (z = -inf) weighs exactly 0.
+struct Exponent {
+  double scale;
+  double shift;
+};
+
+struct BlockSums {
+  double sum;      // of 2^t; NaN if an element is NaN or +inf
+  double moment;   // of t 2^t
+  double maximum;  // of z, if asked for; NaN is overlooked
+};
+
+struct BlockExtras {
+  double sum_p2;        // of 4^t
+  double moment_p2;     // of t 4^t
+  double second;        // of 2^(t second_ratio)
+  double exponent_sum;  // of t; -inf if a token is masked
+};
+
+// dz = 2^t (constant + slope t) + offset; where z >= threshold with the inside coefficients.
+struct GradientRow {
+  Exponent exponent;
+  double constant, slope, offset;
+  double threshold, inside_constant, inside_slope;  // threshold NaN: no nucleus
+  bool masked;                                      // the row may have masked tokens
+};
+
+// n <= kBlock elements.
+template <typename Element>
+struct RowKernels {
+  using R = Real<Element>;
+  double (*representable)(double number);
+  double (*maximum)(const Element* z, int n);  // NaN if one is NaN or +inf
+  // Without `masked`, which costs an operation, the moment of a block with masked tokens is NaN.
+  BlockSums (*sums)(const Element* z, int n, Exponent exponent, bool masked, bool maximum);
+  BlockSums (*sums_above)(const Element* z, int n, Exponent exponent, double threshold);
+  BlockExtras (*extras)(const Element* z, int n, Exponent exponent, double second_ratio);
+  void (*top)(const Element* z, int n, R* top, int count);  // top[0] >= ... of those seen
+  void (*weights)(const Element* z, R* weight, int n, Exponent exponent);
+  void (*gradient)(const Element* z, Element* dz, int n, const GradientRow& row);  // dz may be z
+  void (*widen)(const Element* z, int n, R* out);
+  void (*narrow)(const R* value, int n, Element* out);       // to nearest even
+  void (*cap)(const Element* z, int n, double cap, R* out);  // cap tanh(z / cap)
+  void (*uncap)(const R* capped, R* dz, int n, double cap);  // dz *= 1 - (capped / cap)^2
+};
+
+template <typename Element>
+const RowKernels<Element>& scalar_kernels();
+template <typename Element>
+const RowKernels<Element>& avx2_kernels();
+template <typename Element>
+const RowKernels<Element>& avx512_kernels();
+const RowKernels<BFloat16>& avx512_bf16_kernels();
+
+// Those of isa(); float64 is always computed by the scalar ones.
+template <typename Element>
+const RowKernels<Element>& row_kernels();
+
+}  // namespace pyrl

@@ -1,0 +1,179 @@
+// One block of threads per row. Everything is bisected, nothing is sorted: the k-th largest logit
+// by the number of tokens above a logit, the nucleus by their mass, the lower ids among equal
+// logits by the number of those before a column, and the token by the mass before a column. A step
+// sweeps the row, which stays in the L2 cache, and adds in the order of columns alone: so a mass
+// never falls when the set grows, and a draw does not depend on the batch.
+#include <cfloat>
+#include <type_traits>
+
+#include "logits/device_threshold.cuh"
+#include "logits/sample/device_sample.h"
+
+namespace pyrl {
+namespace device {
+namespace {
+
+constexpr int kConfidenceTokens = 5;
+constexpr unsigned kColumns = 5;  // of out_KB
+
+// Statistics of the untruncated row, in every thread of the block.
+template <typename Element>
+__device__ PartSums row_sums(const Element* row, std::int64_t vocabulary, const Wanted& wanted) {
+  __shared__ PartSums of_warp[kWarps];
+  __shared__ PartSums of_part[kMostParts];
+  __shared__ PartSums all;
+  const int thread = static_cast<int>(threadIdx.x);
+  const std::int64_t parts = parts_of(vocabulary);
+  for (std::int64_t part = 0; part < parts; ++part) {
+    const std::int64_t begin = part * kPart;
+    const PartSums sums = warp_sums<Element, true>(row, begin, part_end(begin, vocabulary), thread,
+                                                   Softcap{0}, wanted);
+    if (thread % kWarp == 0) of_warp[thread / kWarp] = sums;
+    __syncthreads();
+    if (thread == 0) of_part[part] = combine(of_warp, kWarps, wanted);
+    __syncthreads();
+  }
+  if (thread == 0) all = combine(of_part, parts, wanted);
+  __syncthreads();
+  return all;
+}
+
+// The smallest low < x <= high for which reached(x), given that it does not fall and holds at high.
+template <typename Reached>
+__device__ std::int64_t smallest_true(std::int64_t low, std::int64_t high, Reached reached) {
+  while (high - low > 1) {
+    const std::int64_t middle = low + (high - low) / 2;
+    (reached(middle) ? high : low) = middle;
+  }
+  return high;
+}
+
+template <typename Element>
+struct SampledRow {
+  const Element* z;
+  std::int64_t vocabulary;
+  double scale;    // log2(e) / temperature
+  double maximum;  // of the row
+  // Kept are the tokens with z > floor, and those with z = floor before column ties_end.
+  double floor;
+  std::int64_t ties_end;
+
+  // Of the kept tokens with z >= least before column `end`: `sum` of 2^t, and in `moment` their
+  // number. The other two are of kept tokens as well.
+  // Not inlined: it is called from every bisection.
+  __attribute__((noinline)) __device__ Above kept(double least, std::int64_t end) const {
+    using R = typename DeviceReal<Element>::type;
+    const R shift = static_cast<R>(maximum), factor = static_cast<R>(scale);
+    Above result = {0, 0, INFINITY, -INFINITY};
+    sweep(z, 0, end, static_cast<int>(threadIdx.x),
+          [&](R(&group)[kGroup<Element>], std::int64_t first) {
+            R sum = 0, number = 0;
+#pragma unroll
+            for (int i = 0; i < kGroup<Element>; ++i) {
+              const double value = static_cast<double>(group[i]);
+              const bool before = first + column_in_group<Element>(i) < ties_end;
+              if (!(value > floor || (value == floor && before))) continue;
+              if (value < least) {
+                result.largest_below = fmax(result.largest_below, value);
+                continue;
+              }
+              sum += base2(larger((group[i] - shift) * factor, kLeastExponent<R>));
+              number += 1;
+              result.smallest = fmin(result.smallest, value);
+            }
+            result.sum += static_cast<double>(sum);
+            result.moment += static_cast<double>(number);
+          });
+    return merge_block(result);
+  }
+
+  // Leaves of the kept tokens the most probable ones, as few as reach `enough`; amount: their
+  // number or their mass. Of equally probable ones the lower ids stay.
+  template <typename Amount>
+  __device__ void keep(Amount amount, double enough) {
+    const Crossing ends = crossing([this](double least) { return kept(least, vocabulary); }, amount,
+                                   enough, maximum, scale);
+    if (ends.with.smallest > floor) ties_end = vocabulary;
+    floor = ends.with.smallest;
+    if (ends.with.moment - ends.without.moment == 1) return;
+    ties_end = smallest_true(0, ties_end, [&](std::int64_t end) {
+      SampledRow cut = *this;
+      cut.ties_end = end;
+      return amount(cut.kept(floor, vocabulary)) >= enough;
+    });
+  }
+
+  // The token at which the cumulative mass exceeds uniform times `mass`, that of all kept ones.
+  __device__ std::int64_t draw(double uniform, double mass) const {
+    const double target = uniform * mass;
+    const std::int64_t end = smallest_true(0, vocabulary, [&](std::int64_t columns) {
+      const double sum = kept(floor, columns).sum;
+      return sum > target || sum >= mass;  // rounding may lift the target to the mass
+    });
+    return end - 1;
+  }
+};
+
+// What temperature 0, min-p, top-k and top-p keep, in this order.
+template <typename Element>
+__device__ void truncate(const SampleRowsArgs& args, SampledRow<Element>& row) {
+  const auto number = [](const Above& kept) { return kept.moment; };
+  const auto mass = [](const Above& kept) { return kept.sum; };
+  if (args.temperature == 0) return row.keep(number, 1);
+  if (args.min_p > 0) row.floor = fmax(row.maximum + log2(args.min_p) / row.scale, -DBL_MAX);
+  if (args.top_k > 0) {
+    const double most = row.kept(row.floor, row.vocabulary).moment;
+    if (most > static_cast<double>(args.top_k)) row.keep(number, static_cast<double>(args.top_k));
+  }
+  if (args.top_p < 1) row.keep(mass, args.top_p * row.kept(row.floor, row.vocabulary).sum);
+}
+
+template <typename Element>
+__global__ void __launch_bounds__(kThreads) sample_kernel(SampleRowsArgs args, Wanted wanted) {
+  const std::int64_t b = blockIdx.x, rows = args.logits_BV.rows;
+  const std::int64_t vocabulary = args.logits_BV.vocabulary;
+  const Element* z =
+      static_cast<const Element*>(args.logits_BV.data) + b * args.logits_BV.row_stride;
+  const PartSums sums = row_sums(z, vocabulary, wanted);
+  if (isnan(sums.sum) || sums.sum == 0) {
+    if (threadIdx.x < kColumns) args.out_KB[threadIdx.x * rows + b] = threadIdx.x == 0 ? -1 : 0;
+    return;
+  }
+  SampledRow<Element> row{z, vocabulary, wanted.scale, sums.maximum, -DBL_MAX, vocabulary};
+  truncate(args, row);
+  const double mass = row.kept(row.floor, vocabulary).sum;
+  const std::int64_t token = row.draw(args.uniform_B[b], mass);
+  if (threadIdx.x != 0) return;
+  const double above =
+      (static_cast<double>(widen_device(z[token])) - sums.maximum) * wanted.scale * kLn2;
+  double confidence = 0;
+  for (int k = 0; k < kConfidenceTokens; ++k) {
+    confidence += exp2((sums.top[k] - sums.maximum) * wanted.scale);
+  }
+  args.out_KB[b] = static_cast<double>(token);
+  args.out_KB[rows + b] = above - log(sums.sum);
+  args.out_KB[2 * rows + b] = above - log(mass);
+  args.out_KB[3 * rows + b] = fmax(0.0, log(sums.sum) - sums.moment / sums.sum * kLn2);
+  args.out_KB[4 * rows + b] = fmin(1.0, confidence / sums.sum);
+}
+
+}  // namespace
+}  // namespace device
+
+void sample_rows_cuda(const SampleRowsArgs& args, int device, void* stream) {
+  using namespace device;
+  const LogitMatrix& logits_BV = args.logits_BV;
+  check_columns("sample_tokens", logits_BV.vocabulary);
+  if (logits_BV.rows == 0) return;
+  Wanted wanted = {};
+  wanted.scale = kLog2E / (args.temperature == 0 ? 1.0 : args.temperature);
+  wanted.top = kConfidenceTokens;
+  const DeviceGuard guard(device);
+  with_elements(logits_BV, [&](const auto* z) {
+    using Element = std::remove_const_t<std::remove_pointer_t<decltype(z)>>;
+    launch(sample_kernel<Element>, {logits_BV.rows}, static_cast<cudaStream_t>(stream), args,
+           wanted);
+  });
+}
+
+}  // namespace pyrl

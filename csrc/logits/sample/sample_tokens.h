@@ -1,0 +1,39 @@
+// Draws one token per row of logits. A row's draw is a function of its logits, seed and position
+// alone: never of the other rows, the number of threads or the instruction set.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "logits/row.h"
+
+namespace pyrl {
+
+// Uniform number in [0, 1) with 53 random bits: Philox4x32-10 (Salmon et al., SC 2011) with key =
+// seed and counter = (position, 0), low words first; the first two output words, high word first.
+double uniform(std::uint64_t seed, std::uint64_t position);
+void uniforms(std::span<const std::uint64_t> seed_B, std::span<const std::int64_t> position_B,
+              std::span<double> uniform_B);
+
+// Applied in this order: temperature, min-p, top-k, top-p, renormalise. Ties go to the lower id.
+struct Truncation {
+  double temperature;  // 0: the most probable token, statistics at temperature 1
+  std::int64_t top_k;  // 0 keeps all
+  double top_p;        // of the mass that min-p and top-k left; the crossing token stays
+  double min_p;        // keeps tokens with at least this share of the largest probability
+};
+
+struct SampledTokens {
+  std::span<std::int32_t> token_B;
+  std::span<float> logprob_B;            // nats, untruncated distribution at the temperature
+  std::span<float> truncated_logprob_B;  // nats, distribution that the token is drawn from
+  std::span<float> entropy_B;            // nats, untruncated distribution
+  std::span<float> confidence_B;         // mass of its five most probable tokens
+};
+
+// A row with NaN, +inf or nothing but -inf is not drawn: its token is -1.
+void sample_tokens(const LogitMatrix& logits_BV, std::span<const std::uint64_t> seed_B,
+                   std::span<const std::int64_t> position_B, const Truncation& truncation,
+                   const SampledTokens& out, int threads);
+
+}  // namespace pyrl

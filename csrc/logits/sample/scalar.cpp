@@ -1,0 +1,15 @@
+#include "logits/sample/body.h"
+
+namespace pyrl {
+
+template <>
+const SampleKernels<float>& scalar_sample_kernels<float>() {
+  return kKernels<float>;
+}
+
+template <>
+const SampleKernels<double>& scalar_sample_kernels<double>() {
+  return kKernels<double>;
+}
+
+}  // namespace pyrl

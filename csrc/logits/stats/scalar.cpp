@@ -1,0 +1,94 @@
+#include <cmath>
+
+#include "logits/stats/body.h"
+
+namespace pyrl {
+namespace {
+
+// One double: the reference of the other instruction sets, and float64 logits on all of them.
+struct Plain {
+  using Vector = double;
+  using Mask = bool;
+  using Scalar = double;
+  static constexpr int kWidth = 1;
+  static constexpr double kSmallest = -1e300;
+  static constexpr bool kClamps = false;
+
+  static double all(double x) { return x; }
+  static double head(double v, int) { return v; }
+
+  template <typename Element>
+  static double load(const Element* z) {
+    return static_cast<double>(widen_one(*z));
+  }
+  template <typename Element>
+  static double load(const Element* z, int) {
+    return load(z);
+  }
+  template <typename Element>
+  static void store(double v, Element* out) {
+    narrow_one(static_cast<Real<Element>>(v), out);
+  }
+  template <typename Element>
+  static void store(double v, Element* out, int) {
+    store(v, out);
+  }
+
+  static double add(double x, double y) { return x + y; }
+  static double mul(double x, double y) { return x * y; }
+  static double max(double x, double y) { return x > y ? x : y; }
+  static double fma(double x, double y, double z) { return x * y + z; }
+  static double fms(double x, double y, double z) { return x * y - z; }
+
+  static bool at_least(double x, double y) { return !(x < y); }
+  static bool above(double x, double y) { return x > y; }
+  static bool both(bool x, bool y) { return x && y; }
+  static bool any(bool mask) { return mask; }
+  static double choose(bool mask, double x, double y) { return mask ? x : y; }
+
+  static double exp2(double t) { return std::exp2(t); }
+  static double exp2(bool mask, double t) { return mask ? std::exp2(t) : 0; }
+  static double tanh(double x) { return std::tanh(x); }
+  static double mul_where(bool mask, double x, double y) { return mask ? x * y : 0; }
+  static double fma_where(bool mask, double x, double y, double z) { return mask ? x * y + z : z; }
+
+  static double total(double v) { return v; }
+  static double largest(double v) { return v; }
+};
+
+}  // namespace
+
+template <typename Element>
+const RowKernels<Element>& scalar_kernels() {
+  static constexpr RowKernels<Element> table = RowBody<Plain, Element>::table();
+  return table;
+}
+
+template <typename Element>
+const RowKernels<Element>& row_kernels() {
+  if constexpr (sizeof(Element) == sizeof(double)) {
+    return scalar_kernels<Element>();
+  } else {
+#ifdef PYRL_X86
+    switch (isa()) {
+      case Isa::avx512_bf16:
+        if constexpr (std::is_same_v<Element, BFloat16>) return avx512_bf16_kernels();
+        [[fallthrough]];
+      case Isa::avx512:
+        return avx512_kernels<Element>();
+      case Isa::avx2:
+        return avx2_kernels<Element>();
+      case Isa::scalar:
+        break;
+    }
+#endif
+    return scalar_kernels<Element>();
+  }
+}
+
+template const RowKernels<float>& row_kernels<float>();
+template const RowKernels<double>& row_kernels<double>();
+template const RowKernels<Float16>& row_kernels<Float16>();
+template const RowKernels<BFloat16>& row_kernels<BFloat16>();
+
+}  // namespace pyrl
