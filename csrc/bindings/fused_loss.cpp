@@ -1,4 +1,4 @@
-#include "fused_loss.h"
+#include "loss/fused_loss.h"
 
 #include <array>
 #include <cstring>

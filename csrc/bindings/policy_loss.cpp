@@ -1,4 +1,4 @@
-#include "policy_loss.h"
+#include "loss/policy_loss.h"
 
 #include <array>
 

@@ -1,4 +1,4 @@
-#include "policy_terms.h"
+#include "loss/terms.h"
 
 #include <map>
 

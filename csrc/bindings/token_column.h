@@ -2,7 +2,7 @@
 #pragma once
 
 #include "bindings/bind.h"
-#include "policy_column.h"
+#include "loss/column.h"
 
 namespace pyrl {
 

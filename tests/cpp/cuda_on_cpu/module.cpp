@@ -4,8 +4,8 @@
 #include "bindings/bind.h"
 #include "block.h"
 #include "faulty.h"
-#include "fused_loss.h"
-#include "policy_loss.h"
+#include "loss/fused_loss.h"
+#include "loss/policy_loss.h"
 #include "logits/sample/sample_tokens.h"
 #include "logits/stats/token_stats.h"
 

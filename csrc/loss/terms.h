@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <span>
 
-#include "policy_column.h"
+#include "loss/column.h"
 
 namespace pyrl {
 

@@ -2,7 +2,7 @@
 // nvcc.
 #pragma once
 
-#include "policy_token.h"
+#include "loss/token.h"
 
 namespace pyrl {
 

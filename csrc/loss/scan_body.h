@@ -2,8 +2,8 @@
 // throughout.
 #pragma once
 
-#include "policy_lanes.h"
-#include "policy_scan.h"
+#include "loss/lanes.h"
+#include "loss/scan.h"
 
 namespace pyrl {
 namespace {

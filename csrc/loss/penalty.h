@@ -1,7 +1,7 @@
 // Penalties on the distance of a log-probability from a target. C++17.
 #pragma once
 
-#include "policy_math.h"
+#include "loss/math.h"
 
 namespace pyrl {
 

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "base/device.cuh"
-#include "policy_loss.h"
+#include "loss/policy_loss.h"
 
 namespace pyrl::device {
 

@@ -1,9 +1,9 @@
 // Choices of tokens that policy_terms.h declares.
 #include <cstring>
 
-#include "policy_blocks.h"
-#include "policy_statistics.h"
-#include "policy_terms.h"
+#include "loss/kernels.h"
+#include "loss/statistics.h"
+#include "loss/terms.h"
 #include "logits/sample/sample_tokens.h"
 
 namespace pyrl {

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "base/check.h"
-#include "policy_column.h"
+#include "loss/column.h"
 
 namespace pyrl {
 

@@ -1,5 +1,5 @@
 // The baseline of the architecture.
-#include "policy_blocks_body.h"
+#include "loss/body.h"
 
 namespace pyrl {
 

@@ -3,9 +3,9 @@
 // order: nothing is atomic, and the grid is a function of the number of tokens alone.
 #include <climits>
 
-#include "policy_loss.h"
-#include "policy_prefix.cuh"
-#include "policy_sums.h"
+#include "loss/policy_loss.h"
+#include "loss/device_scan.cuh"
+#include "loss/sums.h"
 
 namespace pyrl {
 namespace device {

@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "policy_loss.h"
+#include "loss/policy_loss.h"
 
 namespace pyrl {
 

@@ -5,7 +5,7 @@
 // products and sums, shown in emulation alone).
 #pragma once
 
-#include "policy_token.h"
+#include "loss/token.h"
 #include "logits/stats/token_stats.h"
 
 namespace pyrl {

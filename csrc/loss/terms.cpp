@@ -1,10 +1,10 @@
-#include "policy_terms.h"
+#include "loss/terms.h"
 
 #include <limits>
 
-#include "policy_blocks.h"
-#include "policy_math.h"
-#include "policy_statistics.h"
+#include "loss/kernels.h"
+#include "loss/math.h"
+#include "loss/statistics.h"
 
 namespace pyrl {
 namespace {

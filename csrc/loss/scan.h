@@ -2,8 +2,8 @@
 // the tokens that take part. With d = logprob - anchor:
 #pragma once
 
-#include "policy_column.h"
-#include "policy_math.h"
+#include "loss/column.h"
+#include "loss/math.h"
 
 namespace pyrl {
 

@@ -1,7 +1,7 @@
 // Compiled for avx2: CMakeLists.txt.
 #ifdef __x86_64__
 
-#include "policy_blocks_body.h"
+#include "loss/body.h"
 
 namespace pyrl {
 

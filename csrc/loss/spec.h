@@ -2,8 +2,8 @@
 // C++17, also nvcc.
 #pragma once
 
-#include "policy_column.h"
-#include "policy_penalty.h"
+#include "loss/column.h"
+#include "loss/penalty.h"
 
 namespace pyrl {
 

@@ -10,8 +10,8 @@
 #include <immintrin.h>
 #endif
 
-#include "policy_column.h"
-#include "policy_math.h"
+#include "loss/column.h"
+#include "loss/math.h"
 
 namespace pyrl {
 namespace {

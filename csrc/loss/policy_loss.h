@@ -6,8 +6,8 @@
 #include <cmath>
 
 #include "base/check.h"
-#include "policy_scan.h"
-#include "policy_token.h"
+#include "loss/scan.h"
+#include "loss/token.h"
 
 namespace pyrl {
 

@@ -7,7 +7,7 @@
 // token's numbers are the same bits, however many are computed together. C++17.
 #pragma once
 
-#include "policy_spec.h"
+#include "loss/spec.h"
 
 namespace pyrl {
 

@@ -1,10 +1,10 @@
 // Body of policy_blocks, included by the file of each instruction set: internal linkage throughout.
 #pragma once
 
-#include "policy_blocks.h"
-#include "policy_lanes.h"
-#include "policy_scan_body.h"
-#include "policy_sums.h"
+#include "loss/kernels.h"
+#include "loss/lanes.h"
+#include "loss/scan_body.h"
+#include "loss/sums.h"
 
 namespace pyrl {
 namespace {

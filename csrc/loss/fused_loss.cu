@@ -4,7 +4,7 @@
 // second read misses the memory. Parts, sums and gradient are those of token_stats.cu to the bit.
 #include <type_traits>
 
-#include "fused_loss.h"
+#include "loss/fused_loss.h"
 #include "logits/stats/device_stats.cuh"
 
 namespace pyrl {

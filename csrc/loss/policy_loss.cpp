@@ -1,10 +1,10 @@
-#include "policy_loss.h"
+#include "loss/policy_loss.h"
 
 #include <cmath>
 #include <vector>
 
 #include "base/isa.h"
-#include "policy_blocks.h"
+#include "loss/kernels.h"
 
 namespace pyrl {
 namespace {
