@@ -30,8 +30,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pyrl.engine import Branches, Sampling, Work
+from pyrl.engine import Branches, Work
 from pyrl.engine.hf import HFEngine
+from pyrl.logits.sampling import Sampling
 from pyrl.models import load_model, quiet_progress
 
 GATES = {"generate": 1.3, "vLLM": 1.0}

@@ -41,10 +41,10 @@ from rollout_peers import Blocking, Cost, Host, Shape, with_a_barrier
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pyrl._core import Signals
-from pyrl.engine import Sampling
 from pyrl.engine.vllm.engine import VLLMEngine
 from pyrl.engine.vllm.options import VLLMOptions
 from pyrl.fork import EntropyConfidence, Flat, Fork, TopEntropy
+from pyrl.logits.sampling import Sampling
 from pyrl.models import load_model, model_location
 from pyrl.prompts import load_prompts
 from pyrl.prune import Doubt, Keep, Prune

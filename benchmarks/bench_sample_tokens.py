@@ -29,8 +29,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from pyrl.engine import Sampling
-from pyrl.sample_tokens import SampledTokens, sample_tokens, sample_tokens_composed
+from pyrl.logits.sample_tokens import SampledTokens, sample_tokens, sample_tokens_composed
+from pyrl.logits.sampling import Sampling
 
 ROWS, VOCABULARY = 64, 49152
 SEED_B = np.arange(ROWS, dtype=np.uint64)

@@ -2,10 +2,10 @@
 
 from pyrl._core import Forest, StaleHandleError, build_info
 from pyrl.fused_loss import fused_policy_loss, linear_policy_loss
-from pyrl.linear_token_stats import linear_token_stats
+from pyrl.logits.linear_token_stats import linear_token_stats
+from pyrl.logits.sample_tokens import sample_tokens
+from pyrl.logits.token_stats import token_stats
 from pyrl.policy_loss import policy_loss
-from pyrl.sample_tokens import sample_tokens
-from pyrl.token_stats import token_stats
 
 __version__: str = build_info()["version"]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pyrl.advantage import Stage
 from pyrl.answers import Equivalence, Extractor
 from pyrl.budget import Allowance
-from pyrl.engine import Sampling
 from pyrl.fork import Flat, Fork
 from pyrl.leaves import Decode
+from pyrl.logits.sampling import Sampling
 from pyrl.loss import Loss
 from pyrl.poll import Poll
 from pyrl.prune import Keep, Prune

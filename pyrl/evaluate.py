@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pyrl.answers import EQUIVALENCES, Equivalence, Extractor, classify, extractor_named
-from pyrl.engine import Engine, Sampling
+from pyrl.engine import Engine
 from pyrl.engine.launch import launch
 from pyrl.engine.vllm.options import VLLMOptions
 from pyrl.fork import Flat
 from pyrl.leaves import Decode, Leaves, collect
+from pyrl.logits.sampling import Sampling
 from pyrl.models import load_model, positions
 from pyrl.prompts import Prompt, load_prompts
 from pyrl.prune import Keep

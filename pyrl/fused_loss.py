@@ -16,8 +16,16 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from pyrl.graph import untraced
-from pyrl.linear_token_stats import checked_head
+from pyrl.logits.graph import untraced
+from pyrl.logits.linear_token_stats import checked_head
+from pyrl.logits.token_stats import (
+    IGNORED_LABEL,
+    TokenStats,
+    check_rows,
+    record,
+    refuse_forward_mode,
+    request,
+)
 from pyrl.loss import Loss, PositionClip
 from pyrl.loss_spec import TOKEN_COLUMNS, lower
 from pyrl.loss_terms import Terms
@@ -37,14 +45,6 @@ from pyrl.policy_loss import (
     token_columns,
 )
 from pyrl.policy_result import PolicyLoss
-from pyrl.token_stats import (
-    IGNORED_LABEL,
-    TokenStats,
-    check_rows,
-    record,
-    refuse_forward_mode,
-    request,
-)
 
 
 def fused_policy_loss(

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from pyrl import _core
-from pyrl.linear_token_stats import empty_gradients
-from pyrl.lm_head import Head, HeadGradient
+from pyrl.logits.kernels import adjacent, column_addresses, device_of, empty_stats, rows_of
+from pyrl.logits.linear_token_stats import empty_gradients
+from pyrl.logits.lm_head import Head, HeadGradient
+from pyrl.logits.token_stats import refuse_second_derivatives
 from pyrl.loss_spec import TOKEN_COLUMNS
-from pyrl.row_kernels import adjacent, column_addresses, device_of, empty_stats, rows_of
-from pyrl.token_stats import refuse_second_derivatives
 
 ASKED = 0b111
 """logprob, entropy and logsumexp."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrl import _core
-from pyrl.row_kernels import column_addresses, device_of
+from pyrl.logits.kernels import column_addresses, device_of
 
 
 def host_array(tensor: Tensor) -> NDArray[Any]:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyrl.graph import traced, untraced
+from pyrl.logits.graph import traced, untraced
 from pyrl.loss import BinaryKL, Loss, LossState, TotalVariation
 from pyrl.loss_spec import TOKEN_COLUMNS, Lowered, lower
 from pyrl.loss_terms import Terms, loss_terms

@@ -15,9 +15,10 @@ from transformers import PreTrainedTokenizerBase
 
 from pyrl._core import Forest, Signals, SignalSpec
 from pyrl.budget import UNLIMITED, Allowance, Budget, Counts, Trunk
-from pyrl.engine import RUNNING, TRUNCATED, Branches, Engine, Sampled, Sampling
+from pyrl.engine import RUNNING, TRUNCATED, Branches, Engine, Sampled
 from pyrl.forest import BUDGET, DECIDED
 from pyrl.fork import Finished, Fork, Site
+from pyrl.logits.sampling import Sampling
 from pyrl.poll import Poll
 from pyrl.prune import Prune
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pyrl.engine import Branches, Engine, EngineFailure, Sampling
+from pyrl.engine import Branches, Engine, EngineFailure
+from pyrl.logits.sampling import Sampling
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.1}
 """Largest difference (nats) of a probe's log-prob or entropy, by the dtype that the engine computes

@@ -69,7 +69,7 @@ def in_place_of_the_core() -> Iterator[None]:
     load()
     with pytest.MonkeyPatch.context() as patch:
         # Not `from pyrl import`: pyrl.sample_tokens is the function.
-        sampler = importlib.import_module("pyrl.sample_tokens")
+        sampler = importlib.import_module("pyrl.logits.sample_tokens")
         for name in ("row_kernels", "one_go", "policy_kernels", "sample_tokens"):
             patch.setattr(importlib.import_module(f"pyrl.{name}"), "_core", Core())
         patch.setattr("pyrl.policy_kernels.has_kernel", lambda device: True)

@@ -13,8 +13,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from pyrl.engine import RUNNING, Branches, Sampling
+from pyrl.engine import RUNNING, Branches
 from pyrl.engine.hf import HFEngine
+from pyrl.logits.sampling import Sampling
 
 SHAPE = {
     "vocab_size": 31,

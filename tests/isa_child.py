@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyrl import build_info
-from pyrl.token_stats import token_stats
+from pyrl.logits.token_stats import token_stats
 
 ASKED = {**reference.EVERYTHING, "self_certainty": False}  # infinite with masked tokens
 SHAPES = [(0, 5), (1, 1), (1, 33), (3, 15), (2, 16), (4, 63), (2, 4097), (1, 20011)]

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyrl.engine import Sampling
-from pyrl.token_stats import TokenStats
+from pyrl.logits.sampling import Sampling
+from pyrl.logits.token_stats import TokenStats
 
 FIELDS = ("logprob", "entropy", "logsumexp", "confidence")
 

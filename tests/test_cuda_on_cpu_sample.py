@@ -20,8 +20,8 @@ from test_sample_tokens import (
     test_rows_that_cannot_be_drawn_are_named,  # noqa: F401
 )
 
-from pyrl.engine import Sampling
-from pyrl.sample_tokens import sample_tokens, sample_tokens_composed
+from pyrl.logits.sample_tokens import sample_tokens, sample_tokens_composed
+from pyrl.logits.sampling import Sampling
 
 kernels = pytest.fixture(scope="module", autouse=True)(cuda_on_cpu.in_place_of_the_core)
 

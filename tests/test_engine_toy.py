@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from pyrl.engine import STOPPED, TRUNCATED, Branches, Sampled, Sampling, Work
+from pyrl.engine import STOPPED, TRUNCATED, Branches, Sampled, Work
 from pyrl.engine.toy import ToyEngine
+from pyrl.logits.sampling import Sampling
 
 EOS = 0
 TRANSITION = np.array(

@@ -9,8 +9,9 @@ from transformers import (
     GraniteForCausalLM,
 )
 
-from pyrl.engine import Branches, Sampling
+from pyrl.engine import Branches
 from pyrl.engine.hf import HFEngine
+from pyrl.logits.sampling import Sampling
 
 
 def test_dropout_is_off_while_sampling() -> None:

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from pyrl import fused_loss, one_go
 from pyrl.fused_loss import fused_policy_loss, linear_policy_loss
-from pyrl.linear_token_stats import linear_token_stats
+from pyrl.logits.linear_token_stats import linear_token_stats
+from pyrl.logits.token_stats import TokenStats, request, token_stats
 from pyrl.loss import KL, ConfidenceClip, Loss, LossState, PositionClip
 from pyrl.loss_terms import Terms, loss_terms
 from pyrl.policy_loss import policy_loss
 from pyrl.policy_result import PolicyLoss
 from pyrl.presets import PRESETS
-from pyrl.token_stats import TokenStats, request, token_stats
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 TOKENS, VOCABULARY, LENGTHS = 23, 2077, (9, 1, 13)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pyrl import build_info
-from pyrl.token_stats import token_stats
+from pyrl.logits.token_stats import token_stats
 
 CHILD = Path(__file__).parent / "isa_child.py"
 ISAS = ["scalar", "avx2", "avx512", "avx512_bf16"]
@@ -105,7 +105,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
 
 FORK = """
 import os, torch
-from pyrl.token_stats import token_stats
+from pyrl.logits.token_stats import token_stats
 torch.set_num_threads(3)
 logits_TV = torch.randn(64, 50_000)
 label_T = torch.arange(64)

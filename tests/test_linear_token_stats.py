@@ -10,9 +10,9 @@ import torch
 from token_stats_reference import EVERYTHING, given, weighted_sum
 from torch import Tensor
 
-from pyrl.linear_token_stats import linear_token_stats
-from pyrl.lm_head import chunk_rows
-from pyrl.token_stats import request, token_stats
+from pyrl.logits.linear_token_stats import linear_token_stats
+from pyrl.logits.lm_head import chunk_rows
+from pyrl.logits.token_stats import request, token_stats
 
 
 def linear_problem(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pyrl.engine import Branches, Sampling
+from pyrl.engine import Branches
 from pyrl.engine.hf import HFEngine
 from pyrl.engine.packed_linear import SMALLEST, PackedLinears
+from pyrl.logits.sampling import Sampling
 
 
 def layers() -> nn.Sequential:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrl import _core
-from pyrl.engine import Sampling
-from pyrl.sample_tokens import SampledTokens, sample_tokens, sample_tokens_composed
+from pyrl.logits.sample_tokens import SampledTokens, sample_tokens, sample_tokens_composed
+from pyrl.logits.sampling import Sampling
 
 SAMPLINGS = [
     Sampling(),
@@ -138,7 +138,7 @@ def test_the_torch_composition_does_not_depend_on_its_chunks(
     logits_BV, (seed_B, position_B) = logits(7, 100), keys(7)
     whole = sample_tokens_composed(logits_BV, seed_B, position_B, Sampling())
     # `pyrl.sample_tokens` is the function that the package exports, not its module.
-    monkeypatch.setattr(sys.modules["pyrl.sample_tokens"], "_CHUNK_ELEMENTS", 200)
+    monkeypatch.setattr(sys.modules["pyrl.logits.sample_tokens"], "_CHUNK_ELEMENTS", 200)
     assert_same(sample_tokens_composed(logits_BV, seed_B, position_B, Sampling()), whole)
 
 

@@ -14,8 +14,8 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from pyrl.engine import Sampling
-from pyrl.sample_tokens import SampledTokens, sample_tokens
+from pyrl.logits.sample_tokens import SampledTokens, sample_tokens
+from pyrl.logits.sampling import Sampling
 
 PART = 2048  # tokens that the kernel takes at a time
 TRUNCATIONS = [
@@ -199,8 +199,8 @@ def test_a_top_p_that_rounds_to_everything_keeps_what_top_k_left() -> None:
 
 BITS = """
 import sys, numpy as np, torch
-from pyrl.engine import Sampling
-from pyrl.sample_tokens import sample_tokens
+from pyrl.logits.sampling import Sampling
+from pyrl.logits.sample_tokens import sample_tokens
 logits_BV = torch.randn(24, 5000, generator=torch.Generator().manual_seed(1)) * 2
 logits_BV[:, ::7] = -torch.inf
 for dtype in (torch.float32, torch.bfloat16, torch.float16):

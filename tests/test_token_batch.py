@@ -15,8 +15,8 @@ from pyrl import demo
 from pyrl._core import pack_flat
 from pyrl.attention import use_pyrl_attention
 from pyrl.forest import Forest
+from pyrl.logits.token_stats import token_stats
 from pyrl.pack import TokenBatch, gather, offsets, pack
-from pyrl.token_stats import token_stats
 
 
 def batch_of(prompt_N: list[int], response_N: list[int], seed: int = 0) -> TokenBatch:

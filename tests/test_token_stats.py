@@ -15,7 +15,7 @@ from token_stats_reference import EVERYTHING, assert_stats, given, weighted_sum
 from torch import Tensor
 
 from pyrl import _core
-from pyrl.token_stats import TokenStats, token_stats
+from pyrl.logits.token_stats import TokenStats, token_stats
 
 VOCABULARIES = [1, 2, 3, 31, 2049, 49152]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]

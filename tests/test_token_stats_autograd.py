@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from pyrl.fused_loss import fused_policy_loss, linear_policy_loss
-from pyrl.linear_token_stats import linear_token_stats
+from pyrl.logits.linear_token_stats import linear_token_stats
+from pyrl.logits.token_stats import IGNORED_LABEL, request, token_stats
 from pyrl.presets import ppo
-from pyrl.token_stats import IGNORED_LABEL, request, token_stats
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 

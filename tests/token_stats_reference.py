@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from pyrl.row_kernels import STATS
-from pyrl.token_stats import TokenStats
+from pyrl.logits.kernels import STATS
+from pyrl.logits.token_stats import TokenStats
 
 DIFFERENTIABLE = STATS[:5]
 EVERYTHING = {

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pyrl.engine import Engine, Sampling
+from pyrl.engine import Engine
 from pyrl.engine.toy import ToyEngine
 from pyrl.forest import Forest
 from pyrl.fork import EntropyConfidence, EPTree, Flat, Fork, OnlineEntropy, TopEntropy
+from pyrl.logits.sampling import Sampling
 from pyrl.prune import Keep, Prune
 from pyrl.rollout import Rollout, make_signals
 

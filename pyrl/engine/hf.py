@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pyrl.attention import use_pyrl_attention
-from pyrl.engine import RUNNING, STOPPED, TRUNCATED, Branches, Sampled, Sampling, Work, check_seeds
+from pyrl.engine import RUNNING, STOPPED, TRUNCATED, Branches, Sampled, Work, check_seeds
 from pyrl.engine.kv_cache import Prefill, Prefix, SlotCache, detached, part
 from pyrl.engine.packed_linear import PackedLinears
+from pyrl.logits.sample_tokens import sample_tokens
+from pyrl.logits.sampling import Sampling
 from pyrl.models import positions
-from pyrl.sample_tokens import sample_tokens
 
 PREFILL_TOKENS = 8192
 """Prompt tokens per forward at most (a longer prompt goes alone): bounds the memory of prefills."""

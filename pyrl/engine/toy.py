@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pyrl.engine import RUNNING, STOPPED, TRUNCATED, Branches, Sampled, Sampling, Work, check_seeds
-from pyrl.sample_tokens import sample_tokens
+from pyrl.engine import RUNNING, STOPPED, TRUNCATED, Branches, Sampled, Work, check_seeds
+from pyrl.logits.sample_tokens import sample_tokens
+from pyrl.logits.sampling import Sampling
 
 
 @dataclass(eq=False)

@@ -6,8 +6,9 @@ import torch
 from driven_engine import PROMPTS, Driver, assert_as_a_fresh_forward
 from small_llama import Small, assert_same
 
-from pyrl.engine import STOPPED, TRUNCATED, Branches, EngineError, Sampling
+from pyrl.engine import STOPPED, TRUNCATED, Branches, EngineError
 from pyrl.fork import TopEntropy
+from pyrl.logits.sampling import Sampling
 from pyrl.prune import Keep
 from pyrl.rollout import Rollout
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrl.engine import Sampling
 from pyrl.engine.vllm import release
 from pyrl.engine.vllm.channel import Channel, Frame
 from pyrl.engine.vllm.tap import KEY, UNCLAIMED, Drawing, Tap, TapV2
-from pyrl.sample_tokens import sample_tokens
+from pyrl.logits.sample_tokens import sample_tokens
+from pyrl.logits.sampling import Sampling
 
 ONE_WAY = next(way for way in type(release.SWAP) if way is not release.SWAP)
 NAMES = (f"tap test {number}" for number in count())

@@ -16,12 +16,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pyrl.engine import EngineError, EngineFailure, Sampling
+from pyrl.engine import EngineError, EngineFailure
 from pyrl.engine.vllm import release
 from pyrl.engine.vllm.channel import Channel, Frame
 from pyrl.engine.vllm.forks import KEY as FORK
 from pyrl.engine.vllm.options import VLLMOptions
 from pyrl.engine.vllm.tap import KEY
+from pyrl.logits.sampling import Sampling
 
 _T = TypeVar("_T")
 

@@ -22,7 +22,6 @@ from pyrl.engine import (
     EngineError,
     EngineFailure,
     Sampled,
-    Sampling,
     Work,
     check_seeds,
 )
@@ -33,6 +32,7 @@ from pyrl.engine.vllm.options import VLLMOptions
 from pyrl.engine.vllm.release import EngineCoreOutput
 from pyrl.engine.vllm.table import Branch, BranchTable
 from pyrl.engine.vllm.tap import KEY
+from pyrl.logits.sampling import Sampling
 
 logger = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyrl.engine import Sampling
 from pyrl.engine.vllm import release
 from pyrl.engine.vllm.channel import RECORD, Channel
-from pyrl.sample_tokens import draw_tokens
+from pyrl.logits.sample_tokens import draw_tokens
+from pyrl.logits.sampling import Sampling
 
 KEY = "pyrl"
 """Of a request's extra arguments: [ticket, seed, first token's position, tokens of the prompt]."""

@@ -13,10 +13,10 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from pyrl.engine import Sampling
 from pyrl.engine.vllm import release
 from pyrl.engine.vllm.channel import Channel
 from pyrl.engine.vllm.tap import UNCLAIMED, Drawing
+from pyrl.logits.sampling import Sampling
 from pyrl.sync import digest
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrl.lm_head import Head, HeadGradient, chunk_rows
-from pyrl.row_kernels import empty_stats, grad_into, stats_into
-from pyrl.token_stats import (
+from pyrl.logits.kernels import empty_stats, grad_into, stats_into
+from pyrl.logits.lm_head import Head, HeadGradient, chunk_rows
+from pyrl.logits.token_stats import (
     TokenStats,
     check_labels,
     contiguous,
@@ -46,7 +46,7 @@ def linear_token_stats(
     """`token_stats(hidden @ weight.T + bias, label)`, `chunk` tokens at a time.
 
     Peak memory is one [chunk, V] matrix beside the gradients; `chunk=None` chooses it by
-    `pyrl.lm_head.chunk_rows`. The gradient of the weight is summed in at least float32 and rounded
+    `pyrl.logits.lm_head.chunk_rows`. The gradient of the weight is summed in at least float32 and rounded
     once; a frozen weight, as under LoRA, costs no gradient. A weight tied to the embedding needs
     nothing: autograd adds both gradients. The backward pass cannot be differentiated again.
 

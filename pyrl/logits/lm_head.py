@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyrl.row_kernels import ELEMENTS
+from pyrl.logits.kernels import ELEMENTS
 
 LEAST_CHUNK = 128
 USUAL_CHUNK = {"cpu": 256, "cuda": 4096}

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from pyrl.graph import traced
-from pyrl.row_kernels import (
+from pyrl.logits.graph import traced
+from pyrl.logits.kernels import (
     DIFFERENTIABLE,
     ELEMENTS,
     READ_BACKWARD,

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrl import _core
-from pyrl.engine import Sampling
-from pyrl.row_kernels import ELEMENTS, adjacent, device_of
+from pyrl.logits.kernels import ELEMENTS, adjacent, device_of
+from pyrl.logits.sampling import Sampling
 
 _CHUNK_ELEMENTS = 1 << 23
 """Logits that the torch composition holds in float64 at a time: 64 MiB for each intermediate."""

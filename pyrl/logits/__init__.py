@@ -1,0 +1,1 @@
+"""Logits: what has a vocabulary axis. Statistics of rows, their gradient, and the draw."""
