@@ -30,9 +30,8 @@ from policy_loss_peers import GROUP, torch_loss
 from torch import Tensor
 
 import pyrl
-from pyrl.loss import Loss, LossState
-from pyrl.loss_axes import ClipCov
-from pyrl.presets import PRESETS
+from pyrl.loss import ClipCov, Loss, LossState
+from pyrl.loss.presets import PRESETS
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 LENGTH = 1000

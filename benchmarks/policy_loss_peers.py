@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from pyrl import loss as axes
-from pyrl import loss_axes
-from pyrl.aggregate import (
+from pyrl.loss.aggregate import (
     SeqMeanTokenMean,
     SeqMeanTokenSum,
     SeqMeanTokenSumNorm,
@@ -73,22 +72,22 @@ def reshaped(loss: axes.Loss, c: Columns, state: axes.LossState) -> Tensor:
     advantage = c["advantage_T"]
     for reshape in loss.reshape:
         match reshape:
-            case loss_axes.EntropyZ(scale):
+            case axes.EntropyZ(scale):
                 entropy = c["entropy_T"].detach()
                 z = (entropy - entropy.mean()) / entropy.std()
                 advantage = advantage * (1 + scale * z)
-            case loss_axes.Blend(target, limit):
+            case axes.Blend(target, limit):
                 share = (c["reward_T"][:, 0] > 0).double().mean().item()
                 assert state.entropy is not None
                 a = min(abs(target - state.entropy), limit) / share
                 rho = torch.exp(c["second_logprob_T"] - c["old_logprob_T"])
                 alpha = a / (1 + a)
                 advantage = (1 - alpha) * advantage + alpha * c["reward_T"] * rho
-            case loss_axes.TokenGroup():
+            case axes.TokenGroup():
                 reward = c["reward_T"].view(-1, GROUP * c["reward_T"].shape[1])
                 mean, std = reward.mean(1, keepdim=True), reward.std(1, False, keepdim=True)
                 advantage = ((reward - mean) / (std + 1e-6)).view_as(advantage)
-            case loss_axes.EntropyBand() as band:
+            case axes.EntropyBand() as band:
                 low, high = band.band(state.progress)
                 entropy = c["entropy_T"].detach().mean().item()
                 if entropy > high:
@@ -206,14 +205,14 @@ def masked(loss: axes.Loss, c: Columns, advantage: Tensor, r: Tensor) -> tuple[T
 
 def factor_of(factor, c: Columns, advantage: Tensor, ratio: Ratio) -> Tensor:
     match factor:
-        case loss_axes.TIS(cap, level, floor, _):
+        case axes.TIS(cap, level, floor, _):
             x = c["old_logprob_T"] - c["rollout_logprob_T"]
             x = x if level == "token" else x.sum(1, keepdim=True)
             return x.clamp(-20, 20).exp().clamp(floor, cap)
-        case loss_axes.IcePop(low, high):
+        case axes.IcePop(low, high):
             rho = (c["old_logprob_T"] - c["rollout_logprob_T"]).clamp(-20, 20).exp()
             return torch.where((rho >= low) & (rho <= high), rho, 0.0)
-        case loss_axes.Steer("linear", least, most):
+        case axes.Steer("linear", least, most):
             logprob, entropy = c["logprob_T"].detach(), c["entropy_T"].detach()
             r = ratio.value.detach()
             omega = (r * advantage * (1 - logprob.exp()) * (logprob + entropy)).abs()
@@ -225,15 +224,15 @@ def factor_of(factor, c: Columns, advantage: Tensor, ratio: Ratio) -> Tensor:
 def keep_of(keep, loss: axes.Loss, c: Columns, advantage: Tensor, ratio: Ratio) -> Tensor:
     logprob, entropy = c["logprob_T"].detach(), c["entropy_T"].detach()
     match keep:
-        case loss_axes.Matched(low, high, _, level):
+        case axes.Matched(low, high, _, level):
             x = c["old_logprob_T"] - c["rollout_logprob_T"]
             x = x if level == "token" else x.mean(1, keepdim=True).expand_as(x)
             rho = x.exp()
             return ((rho >= low) & (rho <= high)).to(x.dtype)
-        case loss_axes.NearGenerator(gamma):
+        case axes.NearGenerator(gamma):
             kl = (c["rollout_logprob_T"] - c["old_logprob_T"]).sum(1, keepdim=True)
             return ((advantage > 0) | (kl < gamma)).to(kl.dtype)
-        case loss_axes.ClipCov(low, high, share):
+        case axes.ClipCov(low, high, share):
             cov = (advantage - advantage.mean()) * (logprob - logprob.mean())
             r = ratio.value.detach()
             clipped = (advantage > 0) & (r > 2) | (advantage < 0) & (r < 0)
@@ -242,12 +241,12 @@ def keep_of(keep, loss: axes.Loss, c: Columns, advantage: Tensor, ratio: Ratio) 
             keep = torch.ones_like(cov)
             keep.view(-1)[found[torch.randperm(len(found))[:count]]] = 0
             return keep
-        case loss_axes.ClipB(mu):
+        case axes.ClipB(mu):
             old = c["old_logprob_T"]
             score = old.exp() * (entropy + old)
             least = score.mean() - mu * score.std(False)
             return (~((advantage < 0) & (score < least))).to(score.dtype)
-        case loss_axes.ClipV(mu, max_share):
+        case axes.ClipV(mu, max_share):
             old = c["old_logprob_T"]
             x = entropy * c["sum_p2_T"] + c["sum_p2_logp_T"] - old.exp() * (entropy + old)
             drop = (~(advantage > 0) & (x > mu * x.std(False))).flatten()
@@ -256,7 +255,7 @@ def keep_of(keep, loss: axes.Loss, c: Columns, advantage: Tensor, ratio: Ratio) 
             worst = torch.where(drop, x.flatten(), -torch.inf).topk(count)
             keep.view(-1)[worst.indices[worst.values > -torch.inf]] = 0
             return keep
-        case loss_axes.TopEntropy(share):
+        case axes.TopEntropy(share):
             # torch.quantile refuses more than 2^24 numbers and sorts; kthvalue selects.
             position = (1 - share) * (entropy.numel() - 1)
             below, above = (
@@ -289,14 +288,14 @@ def penalty_of(penalty, c: Columns, advantage: Tensor, state: axes.LossState) ->
             return coef * (mean - state.nucleus_entropy) ** 2 * scale_of(logprob)
         case axes.Penalty(coef, "k2", "old"):
             return coef * (logprob - c["old_logprob_T"]) ** 2 / 2
-        case axes.Penalty(coef, "abs", "old", loss_axes.TopCovariance(share)):
+        case axes.Penalty(coef, "abs", "old", axes.TopCovariance(share)):
             now = logprob.detach()
             cov = ((advantage - advantage.mean()) * (now - now.mean())).flatten()
             chosen = cov.topk(max(1, int(share * cov.numel()))).indices
             select = torch.zeros_like(cov)
             select[chosen] = 1
             return coef * (logprob - c["old_logprob_T"]).abs() * select.view_as(logprob)
-        case axes.Penalty(coef, "k3", "proxy", loss_axes.Improbable(share)):
+        case axes.Penalty(coef, "k3", "proxy", axes.Improbable(share)):
             now, proxy = logprob.detach(), c["proxy_logprob_T"]
             negative = now[advantage < 0]
             k = max(1, int(share * negative.numel()))

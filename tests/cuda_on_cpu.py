@@ -17,6 +17,7 @@ from typing import Any, cast
 import pytest
 
 from pyrl import _core
+from pyrl.logits import sample_tokens
 
 SOURCE = Path(__file__).parent / "cpp" / "cuda_on_cpu"
 DEVICE = 1
@@ -68,10 +69,8 @@ def in_place_of_the_core() -> Iterator[None]:
     """To be a fixture: what pyrl computes from logits, it computes with the CUDA kernels."""
     load()
     with pytest.MonkeyPatch.context() as patch:
-        # Not `from pyrl import`: pyrl.sample_tokens is the function.
-        sampler = importlib.import_module("pyrl.logits.sample_tokens")
-        for name in ("row_kernels", "one_go", "policy_kernels", "sample_tokens"):
+        for name in ("logits.kernels", "logits.sample_tokens", "loss.fused_ops", "loss.kernels"):
             patch.setattr(importlib.import_module(f"pyrl.{name}"), "_core", Core())
-        patch.setattr("pyrl.policy_kernels.has_kernel", lambda device: True)
-        patch.setattr(sampler, "_sample_kernel", sampler.sample_rows)
+        patch.setattr("pyrl.loss.kernels.has_kernel", lambda device: True)
+        patch.setattr(sample_tokens, "_sample_kernel", sample_tokens.sample_rows)
         yield

@@ -10,7 +10,8 @@ from learner_batch import PROMPT_N, RESPONSE_N, taken_gradient
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pyrl.aggregate import (
+from pyrl.loss import Loss
+from pyrl.loss.aggregate import (
     Aggregate,
     SeqMeanTokenMean,
     SeqMeanTokenSum,
@@ -18,7 +19,6 @@ from pyrl.aggregate import (
     TokenMean,
     TokenSum,
 )
-from pyrl.loss import Loss
 from pyrl.pack import TokenBatch
 
 

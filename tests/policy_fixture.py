@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from pyrl.loss import Loss, LossState
-from pyrl.policy_loss import policy_loss
-from pyrl.policy_result import PolicyLoss
-from pyrl.presets import ppo
+from pyrl.loss.policy_loss import policy_loss
+from pyrl.loss.presets import ppo
+from pyrl.loss.result import PolicyLoss
 
 
 def tensor(values: Sequence[float]) -> Tensor:
@@ -50,7 +50,7 @@ def fixture_loss(loss: Loss = PPO, **changes: Any) -> PolicyLoss:
 
 def unit(loss: Loss) -> Loss:
     """The same with weight 1 for each token, so that gradients are a token's own."""
-    from pyrl.aggregate import TokenSum
+    from pyrl.loss.aggregate import TokenSum
 
     return replace(loss, aggregate=TokenSum())
 

@@ -23,7 +23,7 @@ from policy_reference_axes import (
 from torch import Tensor
 
 from pyrl import loss as axes
-from pyrl.aggregate import (
+from pyrl.loss.aggregate import (
     SeqMeanTokenMean,
     SeqMeanTokenSum,
     SeqMeanTokenSumNorm,

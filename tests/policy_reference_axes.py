@@ -10,7 +10,6 @@ from kernel_reference import uniform
 from torch import Tensor
 
 from pyrl import loss as axes
-from pyrl import loss_axes
 
 
 @dataclass
@@ -65,18 +64,18 @@ def estimate(name: str, d: Tensor) -> Tensor:
 def reshaped(axis, batch: Batch) -> Tensor:
     advantage, state = batch["advantage"], batch.state
     match axis:
-        case loss_axes.EntropyZ(scale):
+        case axes.EntropyZ(scale):
             entropy = batch["entropy"].detach()
             deviation = number(entropy.std()) if len(entropy) > 1 else 0.0
             return advantage * (1 + scale * (entropy - entropy.mean()) / (deviation or math.inf))
-        case loss_axes.Blend(target, limit):
+        case axes.Blend(target, limit):
             rewarded = sum(number(batch["reward"][r[0]]) > 0 for r in batch.responses())
             if not rewarded:
                 return advantage
             a = min(abs(target - state.entropy), limit) / (rewarded / len(batch.responses()))
             rho = (batch["second_logprob"] - batch["old_logprob"]).exp()
             return (1 - a / (1 + a)) * advantage + a / (1 + a) * batch["reward"] * rho
-        case loss_axes.TokenGroup(limit):
+        case axes.TokenGroup(limit):
             result = advantage.clone()
             for group in set(batch.group):
                 rows = [t for t in range(len(batch)) if batch.group[batch.leaf[t]] == group]
@@ -87,7 +86,7 @@ def reshaped(axis, batch: Batch) -> Tensor:
                 if number(z.abs().max()) < limit:
                     result[rows] = z
             return result
-        case loss_axes.EntropyBand():
+        case axes.EntropyBand():
             low, high = axis.band(state.progress)
             entropy = number(batch["entropy"].detach().mean())
             reward = batch["reward"]
@@ -98,7 +97,7 @@ def reshaped(axis, batch: Batch) -> Tensor:
                 if entropy < low
                 else advantage
             )
-        case loss_axes.SignFilter(keep):
+        case axes.SignFilter(keep):
             return advantage.clamp(min=0) if keep == "positive" else advantage.clamp(max=0)
     raise AssertionError(axis)
 
@@ -113,7 +112,7 @@ def heat_of(entropy: Tensor) -> Tensor:
 
 def factor_of(axis, batch: Batch) -> Tensor:
     match axis:
-        case loss_axes.TIS(cap, level, floor, normalize):
+        case axes.TIS(cap, level, floor, normalize):
             x = batch["old_logprob"] - batch["rollout_logprob"]
             if level == "token":
                 rho = x.exp().clamp(floor, cap)
@@ -121,10 +120,10 @@ def factor_of(axis, batch: Batch) -> Tensor:
             rho = [x[r].sum().clamp(-20, 20).exp().clamp(floor, cap) for r in batch.responses()]
             mean = sum(rho) / len(rho)
             return spread(batch, [v / mean if normalize else v for v in rho])
-        case loss_axes.IcePop(low, high):
+        case axes.IcePop(low, high):
             rho = (batch["old_logprob"] - batch["rollout_logprob"]).exp()
             return torch.where((rho >= low) & (rho <= high), rho, 0.0)
-        case loss_axes.Steer(shape, least, most):
+        case axes.Steer(shape, least, most):
             logprob, entropy = batch["logprob"].detach(), batch["entropy"].detach()
             r = (logprob - batch["old_logprob"]).clamp(-20, 20).exp()
             omega = (r * batch["advantage"] * (1 - logprob.exp()) * (logprob + entropy)).abs()
@@ -146,7 +145,7 @@ def covariance(batch: Batch) -> list[float]:
 def facts(axis, batch: Batch) -> object:
     """What the choice of a token needs of all."""
     match axis:
-        case loss_axes.ClipCov(low, high, share):
+        case axes.ClipCov(low, high, share):
             ratio = (batch["logprob"].detach() - batch["old_logprob"]).exp()
             # Outside the bounds of the preset, Clip(1, 1), which leave negative advantages alone.
             clipped = ((batch["advantage"] > 0) & (ratio > 2)).tolist()
@@ -154,20 +153,20 @@ def facts(axis, batch: Batch) -> object:
             found = [t for t, (c, gone) in enumerate(cov) if low < c < high and not gone]
             found.sort(key=lambda t: uniform(batch.state.seed, batch.index[t]))
             return set(found[: max(1, int(share * len(batch)))])
-        case loss_axes.ClipB(mu):
+        case axes.ClipB(mu):
             score = batch["old_logprob"].exp() * (batch["entropy"] + batch["old_logprob"])
             score = score.detach()
             deviation = number(score.std(False))
             least = number(score.mean()) - mu * deviation if deviation > 1e-12 else -math.inf
             return score, least
-        case loss_axes.ClipV(mu, share):
+        case axes.ClipV(mu, share):
             old, entropy = batch["old_logprob"], batch["entropy"].detach()
             x = entropy * batch["sum_p2"] + batch["sum_p2_logp"] - old.exp() * (entropy + old)
             limit = mu * number(x.std(False)) if number(x.std(False)) > 1e-12 else math.inf
             found = [t for t in range(len(batch)) if batch["advantage"][t] <= 0 and x[t] > limit]
             found.sort(key=lambda t: (-number(x[t]), t))
             return set(found[: max(1, int(share * len(batch)))])
-        case loss_axes.TopEntropy(share):
+        case axes.TopEntropy(share):
             return torch.quantile(batch["entropy"].detach(), 1 - share)
     return None
 
@@ -175,16 +174,16 @@ def facts(axis, batch: Batch) -> object:
 def keeps(axis, batch: Batch, t: int, found) -> bool:
     rows = next(r for r in batch.responses() if t in r)
     match axis:
-        case loss_axes.ClipCov() | loss_axes.ClipV():
+        case axes.ClipCov() | axes.ClipV():
             return t not in found
-        case loss_axes.ClipB():
+        case axes.ClipB():
             return not (batch["advantage"][t] < 0 and found[0][t] < found[1])
-        case loss_axes.TopEntropy():
+        case axes.TopEntropy():
             return number(batch["entropy"][t]) >= number(found)
-        case loss_axes.NearGenerator(gamma):
+        case axes.NearGenerator(gamma):
             kl = (batch["rollout_logprob"] - batch["old_logprob"])[rows].sum()
             return bool(batch["advantage"][t] > 0) or number(kl) < gamma
-        case loss_axes.Matched(low, high, statistic, level):
+        case axes.Matched(low, high, statistic, level):
             x = (batch["old_logprob"] - batch["rollout_logprob"])[rows]
             if level == "token":
                 x = (batch["old_logprob"] - batch["rollout_logprob"])[t : t + 1]
@@ -227,11 +226,11 @@ def penalty_of(axis, batch: Batch) -> Tensor:
 
 def selected(axis, batch: Batch) -> set[int]:
     match axis:
-        case loss_axes.TopCovariance(share):
+        case axes.TopCovariance(share):
             cov = covariance(batch)
             order = sorted(range(len(batch)), key=lambda t: (-cov[t], t))
             return set(order[: max(1, int(share * len(batch)))])
-        case loss_axes.Improbable(share):
+        case axes.Improbable(share):
             negative = [t for t in range(len(batch)) if batch["advantage"][t] < 0]
             negative.sort(key=lambda t: (number(batch["logprob"][t]), t))
             k = max(1, int(share * len(negative)))

@@ -18,9 +18,9 @@ from test_policy_loss_traps import test_products_of_ratios_do_not_overflow  # no
 from torch import Tensor
 
 from pyrl import _core
-from pyrl.aggregate import SeqMeanTokenMean, TokenSum
 from pyrl.loss import Loss, PositionClip, Ratio, Unbounded
-from pyrl.policy_loss import PolicyLoss, policy_loss
+from pyrl.loss.aggregate import SeqMeanTokenMean, TokenSum
+from pyrl.loss.policy_loss import PolicyLoss, policy_loss
 
 kernels = pytest.fixture(scope="module", autouse=True)(cuda_on_cpu.in_place_of_the_core)
 
@@ -75,7 +75,7 @@ def batch(lengths: tuple[int, ...] = LENGTHS) -> dict[str, Any]:
 
 def by_the_cpu(given: dict[str, Any]) -> PolicyLoss:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyrl.policy_kernels.has_kernel", lambda device: False)
+        patch.setattr("pyrl.loss.kernels.has_kernel", lambda device: False)
         return policy_loss(**given)
 
 

@@ -11,15 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrl import fused_loss, one_go
-from pyrl.fused_loss import fused_policy_loss, linear_policy_loss
 from pyrl.logits.linear_token_stats import linear_token_stats
 from pyrl.logits.token_stats import TokenStats, request, token_stats
-from pyrl.loss import KL, ConfidenceClip, Loss, LossState, PositionClip
-from pyrl.loss_terms import Terms, loss_terms
-from pyrl.policy_loss import policy_loss
-from pyrl.policy_result import PolicyLoss
-from pyrl.presets import PRESETS
+from pyrl.loss import KL, ConfidenceClip, Loss, LossState, PositionClip, fused, fused_ops
+from pyrl.loss.fused import fused_policy_loss, linear_policy_loss
+from pyrl.loss.policy_loss import policy_loss
+from pyrl.loss.presets import PRESETS
+from pyrl.loss.result import PolicyLoss
+from pyrl.loss.terms import Terms, loss_terms
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 TOKENS, VOCABULARY, LENGTHS = 23, 2077, (9, 1, 13)
@@ -290,16 +289,16 @@ def test_bad_columns_say_what_was_expected_and_what_came() -> None:
 @pytest.mark.parametrize("inplace", [False, True])
 def test_compiled_one_go_ops_have_no_breaks_and_the_same_results(inplace: bool) -> None:
     logits_TV, label_T, columns, _ = problem(torch.float32)
-    plan = fused_loss._plan(BUSY, None, columns, None, None, logits_TV, label_T, False)
+    plan = fused._plan(BUSY, None, columns, None, None, logits_TV, label_T, False)
     arguments = (label_T, request(0.9)[0], plan.columns, plan.spec)
 
     def step(leaf_TV: Tensor) -> Tensor:
         logits_TV = leaf_TV * 2
         if inplace:
-            stats_KT, grad_TV = one_go.fused_loss_(logits_TV.detach(), *arguments), logits_TV
+            stats_KT, grad_TV = fused_ops.fused_loss_(logits_TV.detach(), *arguments), logits_TV
         else:
-            stats_KT, grad_TV = one_go.fused_loss(logits_TV.detach(), *arguments)
-        return one_go.with_gradient(stats_KT[0].sum(), [logits_TV], [grad_TV.detach()])
+            stats_KT, grad_TV = fused_ops.fused_loss(logits_TV.detach(), *arguments)
+        return fused_ops.with_gradient(stats_KT[0].sum(), [logits_TV], [grad_TV.detach()])
 
     results = []
     for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
@@ -312,7 +311,7 @@ def test_compiled_one_go_ops_have_no_breaks_and_the_same_results(inplace: bool) 
 
 def test_the_one_go_ops_obey_torchs_rules() -> None:
     logits_TV, label_T, columns, _ = problem(torch.float32)
-    plan = fused_loss._plan(BUSY, None, columns, None, None, logits_TV, label_T, False)
+    plan = fused._plan(BUSY, None, columns, None, None, logits_TV, label_T, False)
     arguments = (label_T, request(0.9)[0], plan.columns, plan.spec)
     ops = torch.ops.pyrl
     torch.library.opcheck(ops.fused_loss.default, (logits_TV, *arguments))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_fused_loss import BUSY, problem, slope
 
-from pyrl.fused_loss import fused_policy_loss
+from pyrl.loss.fused import fused_policy_loss
 
 
 def test_logits_of_any_stride_give_the_dense_gradient() -> None:

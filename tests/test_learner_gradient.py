@@ -27,9 +27,9 @@ from learner_reference import slow_gradient
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from pyrl.aggregate import SeqMeanTokenMean, SeqMeanTokenSum, SeqMeanTokenSumNorm, TokenSum
 from pyrl.learner import Learner
 from pyrl.loss import KL, Clip, ConfidenceClip, Loss
+from pyrl.loss.aggregate import SeqMeanTokenMean, SeqMeanTokenSum, SeqMeanTokenSumNorm, TokenSum
 from pyrl.pack import TokenBatch
 
 torch.set_num_threads(1)

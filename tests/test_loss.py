@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pyrl.aggregate import SeqMeanTokenMean
 from pyrl.loss import KL, Clip, ConfidenceClip, Loss
+from pyrl.loss.aggregate import SeqMeanTokenMean
 from pyrl.pack import TokenBatch, offsets
 
 

@@ -15,15 +15,17 @@ from numpy.typing import NDArray
 from policy_fixture import COLUMNS, PPO, RESPONSES, STATE, fixture_loss
 
 from pyrl import _core
-from pyrl.fused_loss import fused_policy_loss, linear_policy_loss
 from pyrl.loss import (
     KL,
+    TIS,
     BinaryKL,
     ClampedLogp,
     Clip,
     EntropyClip,
+    IcePop,
     Loss,
     MaskedLogp,
+    Matched,
     NucleusAnchor,
     Penalty,
     PositionClip,
@@ -31,11 +33,14 @@ from pyrl.loss import (
     Ratio,
     Sigmoid,
     SoftClipped,
+    Steer,
+    TopCovariance,
+    TopEntropy,
 )
-from pyrl.loss_axes import TIS, IcePop, Matched, Steer, TopCovariance, TopEntropy
-from pyrl.loss_spec import TOKEN_COLUMNS, lower
-from pyrl.loss_terms import loss_terms
-from pyrl.presets import PRESETS
+from pyrl.loss.fused import fused_policy_loss, linear_policy_loss
+from pyrl.loss.presets import PRESETS
+from pyrl.loss.spec import TOKEN_COLUMNS, lower
+from pyrl.loss.terms import loss_terms
 
 
 def with_ratio(*values: Any) -> Loss:
@@ -223,7 +228,7 @@ def test_masks_are_not_broadcast(mask_T: torch.Tensor) -> None:
 def test_what_is_unknown_before_the_rows_asks_for_terms(name: str) -> None:
     logits_TV, label_T, columns = rows()
     given = {k: v for k, v in COLUMNS.items() if k not in ("logprob_T", "entropy_T")}
-    with pytest.raises(ValueError, match=r"needs .*expected terms=pyrl\.loss_terms"):
+    with pytest.raises(ValueError, match=r"needs .*expected terms=pyrl\.loss\.terms"):
         fused_policy_loss(
             logits_TV, label_T, loss=PRESETS[name](), offset_N1=RESPONSES["offset_N1"], **given
         )

@@ -16,11 +16,11 @@ from tiny_run import make_trainer, tiny, tiny_run, weights
 
 from pyrl import advantage
 from pyrl.advantage import AdvantageClip, EntropyReshape, Hybrid, TreeRLReleased, WhitenTokens
-from pyrl.aggregate import SeqMeanTokenMean, SeqMeanTokenSum, SeqMeanTokenSumNorm
 from pyrl.algorithm import Algorithm, Sample
 from pyrl.demo import run as demo
 from pyrl.fork import EPTree, Flat, OnlineEntropy, TopEntropy
 from pyrl.loss import KL, Clip, ConfidenceClip
+from pyrl.loss.aggregate import SeqMeanTokenMean, SeqMeanTokenSum, SeqMeanTokenSumNorm
 from pyrl.methods import METHODS
 from pyrl.report.metrics import MEANING
 from pyrl.reward import FunctionReward, RandomReward, TrueReward, VoteReward

@@ -16,7 +16,8 @@ import torch
 from policy_fixture import COLUMNS, PPO, RESPONSES, fixture_loss, near, tensor, unit
 from torch import Tensor
 
-from pyrl.aggregate import (
+from pyrl.loss import KL, ClampedLogp, Clipped, Loss, MaskedLogp, Ratio, Sigmoid, Unbounded
+from pyrl.loss.aggregate import (
     Aggregate,
     SeqMeanTokenMean,
     SeqMeanTokenSum,
@@ -24,9 +25,8 @@ from pyrl.aggregate import (
     TokenMean,
     TokenSum,
 )
-from pyrl.loss import KL, ClampedLogp, Clipped, Loss, MaskedLogp, Ratio, Sigmoid, Unbounded
-from pyrl.policy_loss import policy_loss
-from pyrl.presets import PRESETS, dapo
+from pyrl.loss.policy_loss import policy_loss
+from pyrl.loss.presets import PRESETS, dapo
 
 # -- aggregation --
 

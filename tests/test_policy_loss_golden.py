@@ -10,10 +10,9 @@ from dataclasses import replace
 import pytest
 from policy_fixture import NOUGHT_OR_ONE_T, fixture_loss, near, unit
 
-from pyrl.aggregate import SeqMeanTokenSumNorm
-from pyrl.loss import Clip, Loss, Penalty, SoftClipped
-from pyrl.loss_axes import TIS, IcePop, Improbable, Matched, Steer
-from pyrl.presets import PRESETS
+from pyrl.loss import TIS, Clip, IcePop, Improbable, Loss, Matched, Penalty, SoftClipped, Steer
+from pyrl.loss.aggregate import SeqMeanTokenSumNorm
+from pyrl.loss.presets import PRESETS
 
 
 def preset(name: str) -> Loss:

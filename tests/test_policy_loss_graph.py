@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.autograd import grad
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyrl.fused_loss import fused_policy_loss, linear_policy_loss
-from pyrl.loss_terms import Terms, loss_terms
-from pyrl.policy_loss import policy_loss
-from pyrl.presets import PRESETS
+from pyrl.loss.fused import fused_policy_loss, linear_policy_loss
+from pyrl.loss.policy_loss import policy_loss
+from pyrl.loss.presets import PRESETS
+from pyrl.loss.terms import Terms, loss_terms
 
 
 @pytest.mark.parametrize("name", ["ppo", "gspo", "kl_cov", "epo"])

@@ -12,22 +12,28 @@ from policy_reference import reference_loss
 from policy_reference_axes import Batch
 from torch import Tensor
 
-from pyrl.aggregate import SeqMeanTokenMean, SeqMeanTokenSum, TokenMean
-from pyrl.loss import KL, ClampedLogp, Loss, LossState, MaskedLogp, Penalty, Ratio
-from pyrl.loss_axes import (
+from pyrl.loss import (
+    KL,
     TIS,
+    ClampedLogp,
     ClipB,
     ClipCov,
     ClipV,
     Improbable,
+    Loss,
+    LossState,
+    MaskedLogp,
     Matched,
     NearGenerator,
+    Penalty,
+    Ratio,
     SignFilter,
     Steer,
     TopCovariance,
 )
-from pyrl.policy_loss import policy_loss
-from pyrl.presets import PRESETS, ppo
+from pyrl.loss.aggregate import SeqMeanTokenMean, SeqMeanTokenSum, TokenMean
+from pyrl.loss.policy_loss import policy_loss
+from pyrl.loss.presets import PRESETS, ppo
 
 STATE = LossState(seed=7, entropy=0.6, nucleus_entropy=0.3, progress=0.5)
 # Shares and thresholds that choose tokens even of a few.

@@ -13,35 +13,33 @@ from policy_fixture import COLUMNS, NOUGHT_OR_ONE_T, PPO, fixture_loss, near, te
 from torch import Tensor
 
 from pyrl import _core
-from pyrl.aggregate import SeqMeanTokenMean, SeqMeanTokenSumNorm, TokenMean
 from pyrl.loss import (
     KL,
-    Clip,
-    EntropyClip,
-    EntropySmoothing,
-    Loss,
-    LossState,
-    Penalty,
-    PositionClip,
-    Ratio,
-)
-from pyrl.loss_axes import (
     TIS,
     Blend,
+    Clip,
     ClipB,
     ClipCov,
     ClipV,
     EntropyBand,
+    EntropyClip,
+    EntropySmoothing,
     EntropyZ,
     Improbable,
+    Loss,
+    LossState,
     Matched,
     NearGenerator,
+    Penalty,
+    PositionClip,
+    Ratio,
     TokenGroup,
     TopEntropy,
 )
-from pyrl.loss_terms import loss_terms
-from pyrl.policy_loss import policy_loss
-from pyrl.presets import PRESETS
+from pyrl.loss.aggregate import SeqMeanTokenMean, SeqMeanTokenSumNorm, TokenMean
+from pyrl.loss.policy_loss import policy_loss
+from pyrl.loss.presets import PRESETS
+from pyrl.loss.terms import loss_terms
 
 
 def core(**changes: Any) -> _core.LossColumns:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrl.fused_loss import fused_policy_loss, linear_policy_loss
 from pyrl.logits.linear_token_stats import linear_token_stats
 from pyrl.logits.token_stats import TokenStats, token_stats
-from pyrl.policy_loss import policy_loss
-from pyrl.presets import ppo
+from pyrl.loss.fused import fused_policy_loss, linear_policy_loss
+from pyrl.loss.policy_loss import policy_loss
+from pyrl.loss.presets import ppo
 
 TOKENS, WIDTH, LOSS = 5, 6, ppo()
 OUT = 3

@@ -11,10 +11,10 @@ from token_stats_reference import EVERYTHING, given, weighted_sum
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from pyrl.fused_loss import fused_policy_loss, linear_policy_loss
 from pyrl.logits.linear_token_stats import linear_token_stats
 from pyrl.logits.token_stats import IGNORED_LABEL, request, token_stats
-from pyrl.presets import ppo
+from pyrl.loss.fused import fused_policy_loss, linear_policy_loss
+from pyrl.loss.presets import ppo
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 

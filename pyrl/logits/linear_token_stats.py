@@ -46,9 +46,9 @@ def linear_token_stats(
     """`token_stats(hidden @ weight.T + bias, label)`, `chunk` tokens at a time.
 
     Peak memory is one [chunk, V] matrix beside the gradients; `chunk=None` chooses it by
-    `pyrl.logits.lm_head.chunk_rows`. The gradient of the weight is summed in at least float32 and rounded
-    once; a frozen weight, as under LoRA, costs no gradient. A weight tied to the embedding needs
-    nothing: autograd adds both gradients. The backward pass cannot be differentiated again.
+    `pyrl.logits.lm_head.chunk_rows`. The gradient of the weight is summed in at least float32 and
+    rounded once; a frozen weight, as under LoRA, costs no gradient. A weight tied to the embedding
+    needs nothing: autograd adds both gradients. The backward pass cannot be differentiated again.
 
     Raises ValueError for wrong shapes, dtypes or devices or an option outside its range.
     """

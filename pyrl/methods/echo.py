@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from pyrl.advantage import Hybrid
-from pyrl.aggregate import SeqMeanTokenMean
 from pyrl.algorithm import Algorithm, Sample
 from pyrl.fork import EntropyConfidence
 from pyrl.loss import ConfidenceClip
+from pyrl.loss.aggregate import SeqMeanTokenMean
 from pyrl.methods.ttrl import ttrl
 from pyrl.prune import Doubt
 from pyrl.select import Stratified

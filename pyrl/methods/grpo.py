@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from pyrl import advantage
-from pyrl.aggregate import SeqMeanTokenSumNorm
 from pyrl.algorithm import Algorithm, Sample
 from pyrl.loss import KL, Clip
+from pyrl.loss.aggregate import SeqMeanTokenSumNorm
 from pyrl.reward import TrueReward
 
 

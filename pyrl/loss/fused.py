@@ -27,16 +27,14 @@ from pyrl.logits.token_stats import (
     request,
 )
 from pyrl.loss import Loss, PositionClip
-from pyrl.loss_spec import TOKEN_COLUMNS, lower
-from pyrl.loss_terms import Terms
-from pyrl.one_go import (
+from pyrl.loss.fused_ops import (
     ASKED,
     fused_loss,
     fused_loss_,
     linear_fused_loss,
     with_gradient,
 )
-from pyrl.policy_loss import (
+from pyrl.loss.policy_loss import (
     Columns,
     check_terms,
     given_columns,
@@ -44,7 +42,9 @@ from pyrl.policy_loss import (
     tensor_terms,
     token_columns,
 )
-from pyrl.policy_result import PolicyLoss
+from pyrl.loss.result import PolicyLoss
+from pyrl.loss.spec import TOKEN_COLUMNS, lower
+from pyrl.loss.terms import Terms
 
 
 def fused_policy_loss(
@@ -217,7 +217,7 @@ def _local_terms(
         if re.search(r"needs .*\b(logprob_T|entropy_T|group_N|state)", str(error)):
             raise ValueError(
                 f"{error}: it is not known before the rows are visited; expected terms="
-                "pyrl.loss_terms.loss_terms(...), of the policy before the update"
+                "pyrl.loss.terms.loss_terms(...), of the policy before the update"
             ) from error
         raise
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrl._core import LossColumns
-from pyrl.aggregate import Aggregate, TokenMean
 from pyrl.checks import at_least, check_axes, finite, ordered
+from pyrl.loss.aggregate import Aggregate, TokenMean
 from pyrl.pack import TokenBatch
 
 

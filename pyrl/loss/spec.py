@@ -20,7 +20,7 @@ from pyrl.loss import (
     TotalVariation,
     Unbounded,
 )
-from pyrl.loss_terms import slots
+from pyrl.loss.terms import slots
 
 TOKEN_COLUMNS = (
     *("logprob", "entropy", "anchor", "trust", "log_ratio", "advantage", "weight"),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pyrl._core import LossColumns
 from pyrl.checks import at_least, ordered
-from pyrl.loss import LossState
+from pyrl.loss.loss import LossState
 
 LEVELS = {"token": 0, "seq_sum": 1, "seq_mean": 2, "seq_max": 3, "sequence": 1}
 MISMATCHES = {"rho": 0, "k1": 1, "k2": 2, "k3": 3}

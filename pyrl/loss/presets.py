@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from pyrl.aggregate import SeqMeanTokenMean, SeqMeanTokenSum, SeqMeanTokenSumNorm
 from pyrl.loss import (
     KL,
     BinaryKL,
@@ -26,6 +25,7 @@ from pyrl.loss import (
     TotalVariation,
     Unbounded,
 )
+from pyrl.loss.aggregate import SeqMeanTokenMean, SeqMeanTokenSum, SeqMeanTokenSumNorm
 from pyrl.loss_axes import (
     TIS,
     Blend,

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from pyrl.logits.graph import traced, untraced
 from pyrl.loss import BinaryKL, Loss, LossState, TotalVariation
-from pyrl.loss_spec import TOKEN_COLUMNS, Lowered, lower
-from pyrl.loss_terms import Terms, loss_terms
-from pyrl.policy_kernels import PolicyInputs, host_array, policy_sums
-from pyrl.policy_result import PolicyLoss
+from pyrl.loss.kernels import PolicyInputs, host_array, policy_sums
+from pyrl.loss.result import PolicyLoss
+from pyrl.loss.spec import TOKEN_COLUMNS, Lowered, lower
+from pyrl.loss.terms import Terms, loss_terms
 
 _SCALES = ("scale_0", "scale_1", "scale_2")
 

@@ -16,7 +16,7 @@ from pyrl.logits.kernels import adjacent, column_addresses, device_of, empty_sta
 from pyrl.logits.linear_token_stats import empty_gradients
 from pyrl.logits.lm_head import Head, HeadGradient
 from pyrl.logits.token_stats import refuse_second_derivatives
-from pyrl.loss_spec import TOKEN_COLUMNS
+from pyrl.loss.spec import TOKEN_COLUMNS
 
 ASKED = 0b111
 """logprob, entropy and logsumexp."""

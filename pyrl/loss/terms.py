@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrl import _core
-from pyrl.aggregate import Aggregate, TokenMean, TokenSum
 from pyrl.loss import (
     BinaryKL,
     Clip,
@@ -26,6 +25,7 @@ from pyrl.loss import (
     TotalVariation,
     Unbounded,
 )
+from pyrl.loss.aggregate import Aggregate, TokenMean, TokenSum
 from pyrl.pack import gather, offsets
 
 Values = NDArray[np.float32] | NDArray[np.float64]
