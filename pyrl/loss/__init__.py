@@ -8,52 +8,33 @@ from pyrl.loss.aggregate import (
     TokenMean,
     TokenSum,
 )
-from pyrl.loss.keep import (
-    TIS,
-    Blend,
-    ClipB,
-    ClipCov,
-    ClipV,
-    EntropyBand,
-    EntropyZ,
-    IcePop,
-    Improbable,
-    Matched,
-    NearGenerator,
-    SignFilter,
-    Steer,
-    TokenGroup,
-    TopCovariance,
-    TopEntropy,
-)
-from pyrl.loss.loss import (
-    KL,
+from pyrl.loss.axis import Factor, Keep, LossState, Reshape, Select
+from pyrl.loss.bounds import (
     BinaryKL,
     Bounds,
-    ClampedLogp,
     Clip,
-    Clipped,
     ConfidenceClip,
     EntropyClip,
-    EntropySmoothing,
-    ExpertLeak,
-    Factor,
-    Keep,
-    Loss,
-    LossState,
-    MaskedLogp,
-    NucleusAnchor,
-    Penalty,
     PositionClip,
     Range,
-    Ratio,
-    Reshape,
-    Select,
-    Sigmoid,
-    SoftClipped,
     TotalVariation,
     Unbounded,
 )
+from pyrl.loss.factors import TIS, IcePop, Steer
+from pyrl.loss.keep import (
+    ClipB,
+    ClipCov,
+    ClipV,
+    Improbable,
+    Matched,
+    NearGenerator,
+    TopCovariance,
+    TopEntropy,
+)
+from pyrl.loss.loss import Loss, Ratio
+from pyrl.loss.penalties import KL, EntropySmoothing, ExpertLeak, NucleusAnchor, Penalty
+from pyrl.loss.reshape import Blend, EntropyBand, EntropyZ, SignFilter, TokenGroup
+from pyrl.loss.surrogates import ClampedLogp, Clipped, MaskedLogp, Sigmoid, SoftClipped
 
 __all__ = [
     "KL",

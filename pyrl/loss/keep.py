@@ -1,166 +1,19 @@
-"""Values of a loss's axes: what is reshaped, weighed, kept and selected once per update.
-
-Each reads columns of the whole mini-batch, of the tokens that take part alone. Formulas of the
-C++ side: csrc/policy_terms.h.
-"""
+"""Keep and select: the tokens whose policy term counts, and those that a penalty is put on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import cos, inf, pi
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyrl._core import LossColumns
-from pyrl.checks import at_least, ordered
-from pyrl.loss.loss import LossState
+from pyrl.checks import ordered
+from pyrl.loss.axis import LossState
 
-LEVELS = {"token": 0, "seq_sum": 1, "seq_mean": 2, "seq_max": 3, "sequence": 1}
+LEVELS = {"token": 0, "seq_sum": 1, "seq_mean": 2, "seq_max": 3}
 MISMATCHES = {"rho": 0, "k1": 1, "k2": 2, "k3": 3}
-
-# -- reshape: advantages --
-
-
-@dataclass(frozen=True)
-class EntropyZ:
-    """A (1 + scale z), z the entropy standardised over the batch (arXiv:2510.14545)."""
-
-    scale: float = 0.2
-
-    def __call__(self, columns: LossColumns, state: LossState) -> NDArray[np.float64]:
-        """Columns: advantage_T, entropy_T."""
-        return columns.entropy_advantage(self.scale)
-
-
-@dataclass(frozen=True)
-class Blend:
-    """DCPO: mixes in reward times the ratio of a second temperature to the first.
-
-    (1 - alpha) A + alpha R rho, alpha = a / (1 + a), a = min(|target - entropy|, limit) / share of
-    responses with a reward; alpha = 0 without any. The second temperature is the caller's choice.
-    """
-
-    target: float = 0.5
-    """Wanted entropy (nats)."""
-    limit: float = 0.1
-
-    def __call__(self, columns: LossColumns, state: LossState) -> NDArray[np.float64]:
-        """Columns: advantage_T, reward_T, second_logprob_T, old_logprob_T; state.entropy."""
-        if state.entropy is None:
-            raise ValueError("Blend: needs state.entropy, the entropy of the last update")
-        return columns.blend_advantage(self.target, self.limit, state.entropy)
-
-
-@dataclass(frozen=True)
-class TokenGroup:
-    """HAPO: rewards normalised over all tokens of a question (arXiv:2509.16591).
-
-    A question keeps its advantages if a normalised reward is `limit` or more.
-    """
-
-    limit: float = 5.0
-
-    def __call__(self, columns: LossColumns, state: LossState) -> NDArray[np.float64]:
-        """Columns: advantage_T, reward_T, group_N."""
-        return columns.token_group_advantage(self.limit)
-
-
-@dataclass(frozen=True)
-class EntropyBand:
-    """Entrocraft: only positive rewards above a band of the batch's entropy, only negative below.
-
-    Rewards must be -1 or 1. The band moves from its first to its second pair over the run.
-    """
-
-    low: tuple[float, float] = (0.6, 0.4)
-    high: tuple[float, float] = (0.7, 0.5)
-    cosine: bool = False
-
-    def band(self, progress: float) -> tuple[float, float]:
-        """Of a share of the run (nats)."""
-        share = 0.5 * (1 - cos(pi * progress)) if self.cosine else progress
-        low, high = (start + (end - start) * share for start, end in (self.low, self.high))
-        return low, high
-
-    def __call__(self, columns: LossColumns, state: LossState) -> NDArray[np.float64]:
-        """Columns: advantage_T, reward_T, entropy_T."""
-        return columns.band_advantage(*self.band(state.progress))
-
-
-@dataclass(frozen=True)
-class SignFilter:
-    """Keeps advantages of one sign; the others become 0."""
-
-    keep: Literal["positive", "negative"] = "positive"
-
-    def __call__(self, columns: LossColumns, state: LossState) -> NDArray[np.float64]:
-        """Columns: advantage_T."""
-        return columns.sign_advantage(self.keep == "positive")
-
-
-# -- behaviour: rho = exp(old - rollout), detached --
-
-
-@dataclass(frozen=True)
-class TIS:
-    """Truncated importance weight max(floor, min(rho, cap)) of a token or a whole response."""
-
-    cap: float = 2.0
-    level: Literal["token", "sequence"] = "token"
-    floor: float = 0.0
-    normalize: bool = False
-    """Divide by the mean over tokens, or responses."""
-
-    def __post_init__(self) -> None:
-        at_least(0, self, "floor")
-        ordered(self, self.floor, self.cap)
-
-    def __call__(self, columns: LossColumns, state: LossState) -> NDArray[np.float64]:
-        """Columns: old_logprob_T, rollout_logprob_T."""
-        return columns.importance(LEVELS[self.level], self.cap, self.floor, self.normalize)
-
-
-@dataclass(frozen=True)
-class IcePop:
-    """rho where it lies in [low, high], else 0: such a token has no policy term."""
-
-    low: float = 0.5
-    high: float = 5.0
-
-    def __post_init__(self) -> None:
-        ordered(self, self.low, self.high)
-
-    def __call__(self, columns: LossColumns, state: LossState) -> NDArray[np.float64]:
-        """Columns: old_logprob_T, rollout_logprob_T."""
-        return columns.importance_window(self.low, self.high)
-
-
-# -- weight --
-
-
-@dataclass(frozen=True)
-class Steer:
-    """Smaller weights for tokens that change the entropy more (arXiv:2510.10150).
-
-    linear: from `most` down to `least` over the batch's range of |Omega|; exp: from 1 to `least`.
-    """
-
-    shape: Literal["linear", "exp"] = "linear"
-    least: float = 0.8
-    most: float = 1.2
-
-    def __post_init__(self) -> None:
-        if not 0 < self.least <= self.most < inf:
-            raise ValueError(f"Steer: expected 0 < least <= most, got {self.least}, {self.most}")
-
-    def __call__(self, columns: LossColumns, state: LossState) -> NDArray[np.float64]:
-        """Columns: logprob_T, old_logprob_T, advantage_T, entropy_T."""
-        return columns.steer(self.shape == "exp", self.least, self.most)
-
-
-# -- keep --
 
 
 @dataclass(frozen=True)
@@ -262,9 +115,6 @@ class TopEntropy:
     def __call__(self, columns: LossColumns, state: LossState) -> NDArray[np.bool_]:
         """Columns: entropy_T."""
         return columns.keep_top_entropy(self.share)
-
-
-# -- select, for penalties --
 
 
 @dataclass(frozen=True)

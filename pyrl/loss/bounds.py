@@ -1,0 +1,135 @@
+"""Bounds: how far a ratio may move before its gradient is cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyrl.checks import at_least, finite, ordered
+from pyrl.pack import TokenBatch
+
+
+class Bounds(Protocol):
+    """Bounds of one's own, in Python."""
+
+    def __call__(self, batch: TokenBatch) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Clip radii [T]: a ratio has a gradient between 1 - low and 1 + high."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """PPO's interval [1 - low, 1 + high] (arXiv:1707.06347; high > low: arXiv:2503.14476)."""
+
+    low: float = 0.2
+    high: float = 0.2
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "low", "high")
+
+    def __call__(self, batch: TokenBatch) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        tokens = len(batch.label_T)
+        return np.full(tokens, self.low), np.full(tokens, self.high)
+
+
+@dataclass(frozen=True)
+class ConfidenceClip:
+    """ECHO's CA-Clip: a smaller radius where the answer's tail is confident (arXiv:2602.02150).
+
+    radius = minimum + (maximum - minimum) * sigmoid(kappa * (centre - tail confidence)). The
+    paper's centre is 1; None takes the batch's median, so that the radius uses its range.
+    """
+
+    minimum: float = 0.05
+    maximum: float = 0.2
+    kappa: float = 4.0
+    tail: int = 16
+    """Last tokens of a response whose mean confidence counts."""
+    centre: float | None = None
+
+    def radius(self, batch: TokenBatch) -> NDArray[np.float64]:
+        """One clip radius per leaf [N]."""
+        end_N = batch.token_offset_N1[1:]
+        begin_N = np.maximum(batch.token_offset_N1[:-1], end_N - self.tail)
+        total = np.concatenate([[0.0], np.cumsum(batch.confidence_T, dtype=np.float64)])
+        tail_N = (total[end_N] - total[begin_N]) / np.maximum(end_N - begin_N, 1)
+        centre = float(np.median(tail_N)) if self.centre is None else self.centre
+        gate_N = 1 / (1 + np.exp(-self.kappa * (centre - tail_N)))
+        return np.asarray(self.minimum + (self.maximum - self.minimum) * gate_N)
+
+    def __call__(self, batch: TokenBatch) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        radius_T = self.radius(batch)[batch.leaf_T]
+        return radius_T, radius_T
+
+
+@dataclass(frozen=True)
+class Unbounded:
+    """No bounds."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """low <= R <= high."""
+
+    low: float = 0.0
+    high: float = 2.0
+
+    def __post_init__(self) -> None:
+        ordered(self, self.low, self.high)
+
+
+@dataclass(frozen=True)
+class PositionClip:
+    """CTPO: [exp(-low t^power), exp(high t^power)] at the t-th token of a response that takes part.
+
+    A < 0 is capped at exp(dual t^power). arXiv:2605.07331; power -0.5 with `Ratio("cum_geo")`.
+    """
+
+    low: float = 0.025
+    high: float = 0.05
+    dual: float = 0.05
+    power: float = 0.5
+
+    def __post_init__(self) -> None:
+        finite(self, "low", "high", "dual", "power")
+        if self.power == 0:
+            raise ValueError("PositionClip.power: expected a number other than 0; that is a Clip")
+
+
+@dataclass(frozen=True)
+class EntropyClip:
+    """HAPO: PPO's interval, wider below for tokens of low entropy and above for those of high.
+
+    With heat in [-1, 1] the log-entropy about its 0.8 quantile over the batch: low (1 - alpha heat)
+    where heat < 0, high (1 + alpha heat) where heat > 0 (arXiv:2509.16591; the released code has
+    the sign of negative heat wrong).
+    """
+
+    low: float = 0.2
+    high: float = 0.2
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "low", "high", "alpha")
+
+
+@dataclass(frozen=True)
+class TotalVariation:
+    """Cuts A > 0 where pi - pi_old > delta, and A < 0 where it is < -delta (DPPO)."""
+
+    delta: float = 0.15
+
+    def __post_init__(self) -> None:
+        ordered(self, 0.0, self.delta)
+
+
+@dataclass(frozen=True)
+class BinaryKL:
+    """As `TotalVariation`, by the KL divergence of {this token, any other} (DPPO)."""
+
+    delta: float = 0.05
+
+    def __post_init__(self) -> None:
+        ordered(self, 0.0, self.delta)
