@@ -113,7 +113,7 @@ def _train(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(f"pyrl train METHOD ...\n\nMETHOD is one of {', '.join(METHODS)}; each has --help.")
         return 0 if args else 2
-    from pyrl.config import parse_run
+    from pyrl.run.config import parse_run
 
     method = _known(args[0], METHODS, "method")
     run = parse_run(args[1:], method, METHODS[method]())

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pyrl.attention import use_pyrl_attention
-from pyrl.config import Run
 from pyrl.logits.token_stats import TokenStats, token_stats
 from pyrl.loss import Loss, LossState
 from pyrl.loss.policy_loss import policy_loss
 from pyrl.loss.result import PolicyLoss
 from pyrl.loss.terms import LOWERED, Terms, loss_terms
 from pyrl.pack import TokenBatch
+from pyrl.run.config import Run
 
 TOLERANCE = {"float32": 1e-2, "float16": 0.2, "bfloat16": 1.0}
 """Largest difference between log-probs (nats) of one policy in the sampler and in the learner, by

@@ -11,16 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pyrl import checkpoint
 from pyrl._core import Forest, pack_flat
 from pyrl.advantage import advantages
 from pyrl.algorithm import Algorithm
 from pyrl.answers import EQUIVALENCES, Answers, classify
-from pyrl.config import Run
 from pyrl.engine import EngineFailure
 from pyrl.engine.launch import launch
 from pyrl.evaluate import Evaluator, Scoring, answer_format, check_formats, decoder, find_device
-from pyrl.interrupt import RESUME, Interrupt
 from pyrl.learner import Learner
 from pyrl.leaves import Leaves, Scored, collect
 from pyrl.models import load_model, positions
@@ -30,7 +27,10 @@ from pyrl.report import Alarms, Completion, Evaluation, MetricsLog, Progress, Re
 from pyrl.report.metrics import Row, plain_row, read_metrics
 from pyrl.reward import FunctionReward, check_answers, label_metrics, vote_metrics
 from pyrl.rollout import Rollout, answer_start, derive_seed, make_signals
-from pyrl.run_directory import claim, find_start, naming
+from pyrl.run import checkpoint
+from pyrl.run.config import Run
+from pyrl.run.directory import claim, find_start, naming
+from pyrl.run.interrupt import RESUME, Interrupt
 from pyrl.step_metrics import Unlogged, completion_metrics, first_completions, reward_metrics
 from pyrl.tree_metrics import tree_metrics
 from pyrl.vote import FlipCounter, Votes

@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pyrl import demo
-from pyrl.config import Run
 from pyrl.demo.run import ttrl
 from pyrl.learner import Learner
 from pyrl.loss import KL, Loss
 from pyrl.pack import TokenBatch, offsets
+from pyrl.run.config import Run
 
 PROMPT_N = [5, 3, 8, 5, 4, 6]
 RESPONSE_N = [7, 12, 4, 7, 1, 9]

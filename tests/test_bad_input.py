@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from short_run import SETTINGS, write_questions
 
-from pyrl import checkpoint, cli, demo
+from pyrl import cli, demo
+from pyrl.run import checkpoint
 
 Captured = pytest.CaptureFixture[str]
 

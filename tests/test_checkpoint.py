@@ -18,10 +18,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pyrl import checkpoint
 from pyrl.attention import use_pyrl_attention
-from pyrl.checkpoint import CheckpointError
 from pyrl.models import load_model
+from pyrl.run import checkpoint
+from pyrl.run.checkpoint import CheckpointError
 
 OPERATIONS = (
     (Path, "mkdir"),

@@ -18,8 +18,8 @@ from short_run import ECHO, SETTINGS, write_questions
 
 from pyrl import cli, demo
 from pyrl.answers import VerifierError
-from pyrl.config import load_run, parse_run
 from pyrl.methods import METHODS
+from pyrl.run.config import load_run, parse_run
 
 Captured = pytest.CaptureFixture[str]
 

@@ -9,8 +9,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyrl.config import ConfigError, Run, load_run, parse_run, save_run
 from pyrl.methods import METHODS
+from pyrl.run.config import ConfigError, Run, load_run, parse_run, save_run
 
 
 class Fork(Protocol):

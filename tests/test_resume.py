@@ -19,11 +19,12 @@ import torch
 from rich.console import Console
 from short_run import ECHO, SETTINGS, outcome, write_questions
 
-from pyrl import checkpoint, cli
-from pyrl.config import parse_run
+from pyrl import cli
 from pyrl.methods import METHODS
 from pyrl.report import Progress
 from pyrl.rollout import Rollout
+from pyrl.run import checkpoint
+from pyrl.run.config import parse_run
 from pyrl.train import Trainer
 
 STEPS = 6

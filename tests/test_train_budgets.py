@@ -10,10 +10,10 @@ import pytest
 from tiny_run import make_trainer, tiny, tiny_run, trained
 
 from pyrl.algorithm import Algorithm, Sample
-from pyrl.config import load_run, parse_run, save_run
 from pyrl.demo.run import echo, ettrl, ttrl
 from pyrl.methods import METHODS
 from pyrl.report.metrics import MEANING
+from pyrl.run.config import load_run, parse_run, save_run
 
 
 def limited(algorithm: Algorithm, **limits: Any) -> Algorithm:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from pyrl import demo
 from pyrl.algorithm import Algorithm
-from pyrl.config import Run
 from pyrl.demo.run import ttrl
 from pyrl.evaluate import Scoring
 from pyrl.report import Progress
+from pyrl.run.config import Run
 from pyrl.train import Trainer
 
 SCORING = Scoring(temperature=0.6, samples=2, votes=3, low_temperature=0.3, max_tokens=21)

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from pyrl.algorithm import Algorithm
-from pyrl.config import Run
 from pyrl.evaluate import Scoring
 from pyrl.fork import EntropyConfidence, TopEntropy
 from pyrl.loss import KL
@@ -16,6 +15,7 @@ from pyrl.methods.ettrl import ettrl as ettrl_method
 from pyrl.methods.ttrl import ttrl as ttrl_method
 from pyrl.prune import Doubt
 from pyrl.reward import RandomReward, TrueReward
+from pyrl.run.config import Run
 
 TEMPERATURE = 0.6
 MAX_TOKENS = 21

@@ -10,11 +10,11 @@ from tiny_run import make_trainer, tiny, tiny_run
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from pyrl import demo
-from pyrl.config import Run
 from pyrl.engine import EngineFailure
 from pyrl.engine.vllm.engine import VLLMEngine
 from pyrl.engine.vllm.options import VLLMOptions
 from pyrl.methods import METHODS
+from pyrl.run.config import Run
 
 
 @pytest.fixture(scope="module")

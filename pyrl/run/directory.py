@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from pyrl import checkpoint
-from pyrl.checkpoint import Checkpoint
-from pyrl.config import Run, save_run
 from pyrl.prompts import Prompt
+from pyrl.run import checkpoint
+from pyrl.run.checkpoint import Checkpoint
+from pyrl.run.config import Run, save_run
 
 SETTINGS = "run.yaml"
 

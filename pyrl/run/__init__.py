@@ -1,0 +1,1 @@
+"""Run: the settings of a run, its directory, its checkpoints, and what ends it early."""
