@@ -41,6 +41,7 @@ from rollout_peers import Blocking, Cost, Host, Shape, with_a_barrier
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pyrl._core import Signals
+from pyrl.engine.sync import Sync
 from pyrl.engine.vllm.engine import VLLMEngine
 from pyrl.engine.vllm.options import VLLMOptions
 from pyrl.fork import EntropyConfidence, Flat, Fork, TopEntropy
@@ -49,7 +50,6 @@ from pyrl.models import load_model, model_location
 from pyrl.prompts import load_prompts
 from pyrl.prune import Doubt, Keep, Prune
 from pyrl.rollout import Rollout, answer_start, make_signals
-from pyrl.sync import Sync
 
 QUESTIONS = (
     "reasoning_gym:chain_sum?min_terms=3&max_terms=5&min_digits=2&max_digits=2&shots=0&size=8"

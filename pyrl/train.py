@@ -25,14 +25,14 @@ from pyrl.pack import TokenBatch, pack
 from pyrl.prompts import Prompt, load_prompts
 from pyrl.report import Alarms, Completion, Evaluation, MetricsLog, Progress, Report, save_curves
 from pyrl.report.metrics import Row, plain_row, read_metrics
+from pyrl.report.step import Unlogged, completion_metrics, first_completions, reward_metrics
+from pyrl.report.tree import tree_metrics
 from pyrl.reward import FunctionReward, check_answers, label_metrics, vote_metrics
 from pyrl.rollout import Rollout, answer_start, derive_seed, make_signals
 from pyrl.run import checkpoint
 from pyrl.run.config import Run
 from pyrl.run.directory import claim, find_start, naming
 from pyrl.run.interrupt import RESUME, Interrupt
-from pyrl.step_metrics import Unlogged, completion_metrics, first_completions, reward_metrics
-from pyrl.tree_metrics import tree_metrics
 from pyrl.vote import FlipCounter, Votes
 
 

@@ -25,9 +25,9 @@ from pyrl.leaves import collect
 from pyrl.methods import METHODS
 from pyrl.poll import Poll
 from pyrl.prune import Keep, Prune
+from pyrl.report.tree import tree_metrics
 from pyrl.rollout import Rollout, make_signals
 from pyrl.select import First
-from pyrl.tree_metrics import tree_metrics
 from pyrl.vote import Majority, Tie, Votes, Weighted
 
 ANSWER = Pattern(r"(\w+)")

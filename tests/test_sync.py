@@ -2,7 +2,7 @@
 
 import torch
 
-from pyrl.sync import digest, digests
+from pyrl.engine.sync import digest, digests
 
 
 def test_a_tied_weight_has_one_digest_and_no_other_tensor_has_it() -> None:

@@ -13,8 +13,8 @@ from toy_rollout import prompts, random_toy, rollout
 from pyrl.fork import EntropyConfidence, TopEntropy
 from pyrl.leaves import collect
 from pyrl.prune import Doubt
+from pyrl.report.tree import tree_metrics
 from pyrl.rollout import Rollout, make_signals
-from pyrl.tree_metrics import tree_metrics
 
 
 def decode(paths: Sequence[NDArray[np.int32]]) -> list[str]:

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 
 from pyrl.engine import Engine, EngineError
 from pyrl.engine.hf import HFEngine
+from pyrl.engine.sync import Shared, Sync
 from pyrl.engine.vllm.options import VLLMOptions
 from pyrl.models import model_location
-from pyrl.sync import Shared, Sync
 
 EngineName = Literal["hf", "vllm"]
 

@@ -8,11 +8,11 @@ from driven_engine import PROMPTS, Driver, assert_as_a_fresh_forward
 from small_llama import Small, assert_same, small_llama
 
 from pyrl.engine import RUNNING, EngineError, EngineFailure
+from pyrl.engine.sync import Sync, SyncError
 from pyrl.engine.vllm.channel import Frame
 from pyrl.engine.vllm.engine import VLLMEngine
 from pyrl.engine.vllm.release import BatchUpdate, EngineCoreOutput, FinishReason
 from pyrl.engine.vllm.tap import Tap
-from pyrl.sync import Sync, SyncError
 
 
 def preempted(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:

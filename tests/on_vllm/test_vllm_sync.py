@@ -10,8 +10,8 @@ from small_llama import Small, small_llama
 from torch import Tensor
 
 from pyrl.engine.hf import HFEngine
+from pyrl.engine.sync import Sync, SyncError
 from pyrl.engine.vllm.core import Core
-from pyrl.sync import Sync, SyncError
 
 PROBE = np.arange(4, 31, dtype=np.int32)
 

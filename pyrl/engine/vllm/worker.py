@@ -13,11 +13,11 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
+from pyrl.engine.sync import digest
 from pyrl.engine.vllm import release
 from pyrl.engine.vllm.channel import Channel
 from pyrl.engine.vllm.tap import UNCLAIMED, Drawing
 from pyrl.logits.sampling import Sampling
-from pyrl.sync import digest
 
 
 class WorkerExtension:
