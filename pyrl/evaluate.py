@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pyrl.answers import EQUIVALENCES, Equivalence, Extractor, classify, extractor_named
+from pyrl.answers import EQUIVALENCES, Equivalence, Extractor, classify
+from pyrl.answers.reading import answer_format, decoder
 from pyrl.engine import Engine
 from pyrl.engine.launch import launch
 from pyrl.engine.vllm.options import VLLMOptions
 from pyrl.fork import Flat
 from pyrl.leaves import Decode, Leaves, collect
 from pyrl.logits.sampling import Sampling
-from pyrl.models import load_model, positions
+from pyrl.models import find_device, load_model, positions
 from pyrl.prompts import Prompt, load_prompts
 from pyrl.prune import Keep
 from pyrl.report import Evaluation, Progress
 from pyrl.rollout import Rollout, derive_seed
-from pyrl.sources import open_source
 from pyrl.vote import Majority
 
 
@@ -228,69 +226,3 @@ def evaluate_model(settings: EvalSettings, progress: Progress) -> Evaluation:
         )
         progress.phase("evaluating")
         return evaluator(settings.data.replace("/", " "), "before", prompts, how)
-
-
-def decoder(tokenizer: PreTrainedTokenizerBase) -> Decode:
-    """Text of responses without special tokens."""
-    return lambda rows: [tokenizer.decode(row.tolist(), skip_special_tokens=True) for row in rows]
-
-
-def answer_format(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    data: str,
-    extractor: str | None,
-    stop: str | None,
-) -> tuple[Extractor, set[int]]:
-    """How answers are read and which tokens end a response; None: as the questions ask for."""
-    source = open_source(data)
-    ids = stop_tokens(model, tokenizer, source.stop if stop is None else stop)
-    return extractor_named(source.extractor if extractor is None else extractor), ids
-
-
-def check_formats(
-    data: str, others: Iterable[str], extractor: str | None, stop: str | None
-) -> None:
-    """ValueError if questions of others want answers that end, or are read, otherwise."""
-    ours = open_source(data)
-    for other in others:
-        theirs = open_source(other)
-        for name, given, mine, wanted in (
-            ("extractor", extractor, ours.extractor, theirs.extractor),
-            ("stop", stop, ours.stop, theirs.stop),
-        ):
-            if given is None and mine != wanted:
-                raise ValueError(
-                    f"{other}: expected the {name} of {data}, {mine!r}, got {wanted!r}: give one "
-                    f"that fits both by --{name}, or score the model by pyrl eval afterwards"
-                )
-
-
-def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop: str) -> set[int]:
-    """Ids that end a response: the model's own, and every token whose text contains `stop`.
-
-    ValueError if no token does, or if there is nothing at all to end a response with.
-    """
-    own = model.generation_config.eos_token_id
-    ids = set(own if isinstance(own, list) else [own]) | {tokenizer.eos_token_id}
-    if stop:
-        containing = {i for i in range(len(tokenizer)) if stop in tokenizer.decode([i])}
-        if not containing:
-            raise ValueError(
-                f"stop: expected a text that some token contains, got {stop!r}, which this "
-                f"tokenizer splits into {tokenizer.tokenize(stop)}"
-            )
-        ids |= containing
-    ids.discard(None)
-    if not ids:
-        raise ValueError("the model has no end-of-sequence token; give a text to --stop at")
-    return ids
-
-
-def find_device(name: str) -> torch.device:
-    """ "auto" is a GPU if there is one; ValueError for a GPU that is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device: expected one that is here, got {name!r}, but torch sees no GPU")
-    return torch.device(name)

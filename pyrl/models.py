@@ -26,9 +26,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from pyrl import demo
-
 logger = logging.getLogger(__name__)
+
+DEMO_MODEL = Path(__file__).parent / "demo" / "model"
+"""Directory of the packaged base model, for `AutoModelForCausalLM.from_pretrained`."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -86,10 +87,19 @@ def positions(model: PreTrainedModel) -> int:
         ) from error
 
 
+def find_device(name: str) -> torch.device:
+    """ "auto" is a GPU if there is one; ValueError for a GPU that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device: expected one that is here, got {name!r}, but torch sees no GPU")
+    return torch.device(name)
+
+
 def model_location(name: str) -> Path | str:
     """The directory of a model that `load_model` knows, or the hub id that it is."""
     if name == "demo":
-        return demo.MODEL
+        return DEMO_MODEL
     if name == "smollm2":
         return smollm2_directory()
     path = Path(name).expanduser()

@@ -14,7 +14,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from pyrl import demo
+DEMO_QUESTIONS: dict[str, Path] = {
+    name: Path(__file__).parent / "demo" / f"{name}.jsonl"
+    for name in ("train", "heldout", "length18")
+}
+"""Packaged question files: 15 to 17 digits to learn from, others of 15 to 17, and 18 digits."""
 
 SHOTS = 6
 """Worked examples before each reasoning_gym question unless `shots` says otherwise: a small model
@@ -53,10 +57,10 @@ def open_source(source: str) -> Source:
     """The rows of `source`, in the forms that `load_prompts` lists. Raises DataError."""
     scheme, _, rest = source.partition(":")
     if scheme == "demo":
-        if rest not in demo.QUESTIONS:
-            known = ", ".join(f"demo:{name}" for name in demo.QUESTIONS)
+        if rest not in DEMO_QUESTIONS:
+            known = ", ".join(f"demo:{name}" for name in DEMO_QUESTIONS)
             raise DataError(f"{source}: expected one of {known}")
-        return Source(_read_jsonl(demo.QUESTIONS[rest]), extractor="whole")
+        return Source(_read_jsonl(DEMO_QUESTIONS[rest]), extractor="whole")
     if scheme == "reasoning_gym":
         return _reasoning_gym(rest)
     path = Path(source).expanduser()

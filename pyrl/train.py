@@ -15,12 +15,13 @@ from pyrl._core import Forest, pack_flat
 from pyrl.advantage import advantages
 from pyrl.algorithm import Algorithm
 from pyrl.answers import EQUIVALENCES, Answers, classify
+from pyrl.answers.reading import answer_format, check_formats, decoder
 from pyrl.engine import EngineFailure
 from pyrl.engine.launch import launch
-from pyrl.evaluate import Evaluator, Scoring, answer_format, check_formats, decoder, find_device
+from pyrl.evaluate import Evaluator, Scoring
 from pyrl.learner import Learner
 from pyrl.leaves import Leaves, Scored, collect
-from pyrl.models import load_model, positions
+from pyrl.models import find_device, load_model, positions
 from pyrl.pack import TokenBatch, pack
 from pyrl.prompts import Prompt, load_prompts
 from pyrl.report import Alarms, Completion, Evaluation, MetricsLog, Progress, Report, save_curves

@@ -21,22 +21,13 @@ from transformers import (
 )
 
 from pyrl.answers import EQUIVALENCES, extractor_named
+from pyrl.answers.reading import check_formats, decoder, stop_tokens
 from pyrl.demo.run import echo
 from pyrl.engine import STOPPED
 from pyrl.engine.hf import HFEngine
-from pyrl.evaluate import (
-    EvalSettings,
-    Evaluator,
-    Scoring,
-    answered,
-    check_formats,
-    decoder,
-    evaluate_model,
-    find_device,
-    stop_tokens,
-)
+from pyrl.evaluate import EvalSettings, Evaluator, Scoring, answered, evaluate_model
 from pyrl.leaves import Leaves
-from pyrl.models import ModelError, load_model, positions
+from pyrl.models import ModelError, find_device, load_model, positions
 from pyrl.prompts import Prompt, load_prompts
 from pyrl.report import Evaluation
 from pyrl.train import Trainer

@@ -17,8 +17,8 @@ from toy_rollout import TREES, answers, assert_forgotten, prompts, random_toy, r
 
 from pyrl.algorithm import Algorithm, Sample
 from pyrl.answers import Answers, Equivalence, Exact, Extractor, MathEquivalence, Pattern, classify
+from pyrl.answers.reading import decoder
 from pyrl.budget import Allowance
-from pyrl.evaluate import decoder
 from pyrl.forest import DECIDED, Forest
 from pyrl.fork import Flat, Fork, OnlineEntropy, TopEntropy
 from pyrl.leaves import collect

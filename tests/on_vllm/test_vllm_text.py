@@ -12,11 +12,11 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from pyrl.answers.reading import decoder, stop_tokens
 from pyrl.engine import STOPPED, Branches
 from pyrl.engine.hf import HFEngine
 from pyrl.engine.vllm.engine import VLLMEngine
 from pyrl.engine.vllm.options import VLLMOptions
-from pyrl.evaluate import decoder, stop_tokens
 from pyrl.fork import TopEntropy
 from pyrl.leaves import collect
 from pyrl.logits.sampling import Sampling
