@@ -48,13 +48,14 @@ instrumented_pytest() {
   PYTHONPATH="$PWD/build/sanitize/package" \
     "$python_path" -P -m pytest -q -p no:cacheprovider "$@"
 }
-instrumented_pytest tests/test_forest*.py tests/test_pack.py tests/test_signals*.py \
-  tests/test_advantage.py --forest-operations "$operations"
-PYRL_CUDA_ON_CPU="$PWD/build/sanitize/cuda_on_cpu" instrumented_pytest tests/test_cuda_on_cpu*.py \
+instrumented_pytest tests/tree/test_forest*.py tests/tree/test_pack.py tests/tree/test_signals*.py \
+  tests/tree/test_advantage.py --forest-operations "$operations"
+PYRL_CUDA_ON_CPU="$PWD/build/sanitize/cuda_on_cpu" instrumented_pytest tests/*/test_cuda_on_cpu*.py \
   -k "everything or spoils or order or bit or bits or emulation or device or lowest or composition or cpus"
 # Sampling on the widest instruction set, then on the plainest.
 sampling="sorted or extreme or largest or equal or masked"
-instrumented_pytest tests/test_sample_tokens_truncated.py -k "$sampling"
-PYRL_ISA=scalar instrumented_pytest tests/test_sample_tokens_truncated.py -k "$sampling"
+instrumented_pytest tests/logits/test_sample_tokens_truncated.py -k "$sampling"
+PYRL_ISA=scalar instrumented_pytest tests/logits/test_sample_tokens_truncated.py -k "$sampling"
 # The loss and one-go: every loop over tokens, scan and statistic of a mini-batch.
-instrumented_pytest tests/test_policy_loss.py tests/test_policy_loss_traps.py tests/test_fused_loss.py
+instrumented_pytest tests/loss/test_policy_loss.py tests/loss/test_policy_loss_traps.py \
+  tests/loss/test_fused_loss.py

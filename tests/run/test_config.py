@@ -328,7 +328,7 @@ def test_a_damaged_saved_run_is_named(tmp_path: Path) -> None:
 
 
 def test_the_settings_in_the_documentation_are_settings() -> None:
-    path = Path(__file__).parent.parent / "docs" / "smollm2.yaml"
+    path = Path(__file__).parents[2] / "docs" / "smollm2.yaml"
     run = parse_run(["--config", str(path)], "echo", METHODS["echo"]())
     assert run.model == "smollm2"
     assert run.algorithm.loss.kl.coef == 0

@@ -25,7 +25,7 @@ from pyrl.answers import (
 )
 from pyrl.engine import STOPPED, TRUNCATED
 
-JUDGE = Path(__file__).parents[1] / "pyrl" / "answers" / "math_judge.py"
+JUDGE = Path(__file__).parents[2] / "pyrl" / "answers" / "math_judge.py"
 
 
 @pytest.fixture(scope="module")
