@@ -28,7 +28,10 @@ BRANCHES, STEPS, ROUNDS = 1024, 500, 5
 def compile_driver(folder: str) -> Path:
     """The driver with the flags of a release build."""
     driver = Path(folder) / "forest_driver"
-    sources = [*sorted((ROOT / "csrc" / "tree").glob("forest*.cpp")), ROOT / "tests/cpp/forest_driver.cpp"]
+    sources = [
+        *sorted((ROOT / "csrc" / "tree").glob("forest*.cpp")),
+        ROOT / "tests/cpp/forest_driver.cpp",
+    ]
     flags = ["-std=c++20", "-O3", "-DNDEBUG", f"-I{ROOT / 'csrc'}"]
     subprocess.run(["c++", *flags, *map(str, sources), "-o", str(driver)], check=True)
     return driver

@@ -390,7 +390,7 @@ class PackedRows:
 def pack_flat(forest: Forest, leaf_N: NDArray[np.int64]) -> PackedRows: ...
 
 # -- token_stats (pointers are addresses, 0 is null; device -1 is the CPU; `outputs` has a bit and
-# `stat` an entry for each statistic in the order of csrc/token_stats.h) --
+# `stat` an entry for each statistic in the order of csrc/logits/stats/token_stats.h) --
 
 def token_stats(
     logits: int,
@@ -456,7 +456,7 @@ def fused_loss(
     stream: int,
 ) -> None: ...
 
-# -- policy_loss (csrc/policy_token.h: the order of columns and of the numbers of a spec) --
+# -- policy_loss (csrc/loss/token.h: the order of columns and of the numbers of a spec) --
 
 _Column = NDArray[np.float32] | NDArray[np.float64]
 
@@ -488,7 +488,7 @@ def policy_loss_cuda(
     stream: int,
 ) -> tuple[float, ...]: ...
 
-# -- policy_terms (csrc/policy_terms.h) --
+# -- policy_terms (csrc/loss/terms.h) --
 
 class LossColumns:
     def __init__(

@@ -2,7 +2,9 @@
 
 #include "bindings/bind.h"
 
-namespace pyrl {
+namespace pyrl::bindings {
+
+using namespace tree;
 namespace {
 
 using Int = array<std::int64_t>;
@@ -82,4 +84,4 @@ void bind_advantage(py::module_& m) {
         "leaf_segment_N"_a, "group_N"_a, "reward_N"_a, py::kw_only(), "by_token"_a);
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::bindings

@@ -12,7 +12,7 @@
 
 #include "base/check.h"
 
-namespace pyrl {
+namespace pyrl::bindings {
 
 namespace py = pybind11;
 using namespace pybind11::literals;
@@ -57,4 +57,4 @@ T* pointer(std::uintptr_t address) {
 }
 #endif
 
-}  // namespace pyrl
+}  // namespace pyrl::bindings

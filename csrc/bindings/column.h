@@ -5,7 +5,7 @@
 
 #include "bindings/bind.h"
 
-namespace pyrl {
+namespace pyrl::bindings {
 
 template <typename Record, typename T>
 auto column(std::vector<T> Record::* field) {
@@ -32,4 +32,4 @@ py::array_t<T> own(std::vector<T>&& values) {
   return py::array_t<T>(static_cast<py::ssize_t>(kept->size()), kept->data(), owner);
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::bindings

@@ -6,7 +6,9 @@
 #include "bindings/bind.h"
 #include "bindings/column.h"
 
-namespace pyrl {
+namespace pyrl::bindings {
+
+using namespace tree;
 namespace {
 
 using Handles = array<std::int64_t>;
@@ -163,4 +165,4 @@ void bind_forest(py::module_& m) {
   bind_bytes(forest);
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::bindings

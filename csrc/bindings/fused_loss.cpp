@@ -5,7 +5,11 @@
 
 #include "bindings/token_column.h"
 
-namespace pyrl {
+namespace pyrl::bindings {
+
+using namespace logits;
+using namespace logits::stats;
+using namespace loss;
 namespace {
 
 // device < 0: the CPU.
@@ -55,4 +59,4 @@ void bind_fused_loss(py::module_& m) {
         py::call_guard<py::gil_scoped_release>());
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::bindings

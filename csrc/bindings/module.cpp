@@ -1,5 +1,5 @@
-#include "bindings/bind.h"
 #include "base/isa.h"
+#include "bindings/bind.h"
 
 namespace {
 
@@ -25,13 +25,13 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
         "How this extension was compiled (cuda is None without kernels) and the instruction set it "
         "uses.");
   pybind11::register_exception<pyrl::StaleHandle>(m, "StaleHandleError", PyExc_LookupError);
-  pyrl::bind_forest(m);
-  pyrl::bind_signals(m);
-  pyrl::bind_advantage(m);
-  pyrl::bind_pack(m);
-  pyrl::bind_sample_tokens(m);
-  pyrl::bind_token_stats(m);
-  pyrl::bind_policy_loss(m);
-  pyrl::bind_policy_terms(m);
-  pyrl::bind_fused_loss(m);
+  pyrl::bindings::bind_forest(m);
+  pyrl::bindings::bind_signals(m);
+  pyrl::bindings::bind_advantage(m);
+  pyrl::bindings::bind_pack(m);
+  pyrl::bindings::bind_sample_tokens(m);
+  pyrl::bindings::bind_token_stats(m);
+  pyrl::bindings::bind_policy_loss(m);
+  pyrl::bindings::bind_policy_terms(m);
+  pyrl::bindings::bind_fused_loss(m);
 }

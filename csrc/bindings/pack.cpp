@@ -3,7 +3,9 @@
 #include "bindings/bind.h"
 #include "bindings/column.h"
 
-namespace pyrl {
+namespace pyrl::bindings {
+
+using namespace tree;
 
 void bind_pack(py::module_& m) {
   py::class_<PackedRows>(m, "PackedRows")
@@ -27,4 +29,4 @@ void bind_pack(py::module_& m) {
       "forest"_a, "leaf_N"_a, py::call_guard<py::gil_scoped_release>());
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::bindings

@@ -4,7 +4,9 @@
 
 #include "bindings/token_column.h"
 
-namespace pyrl {
+namespace pyrl::bindings {
+
+using namespace loss;
 namespace {
 
 TokenSpec spec_of(const std::vector<double>& numbers) {
@@ -15,11 +17,11 @@ TokenSpec spec_of(const std::vector<double>& numbers) {
   return spec;
 }
 
-// With columns and segments set.
+// With columns and responses set.
 void set_kinds(PolicyLossArgs& args, const array<double>& weight_N, const std::vector<double>& spec,
                int scan, const std::vector<double>& position) {
-  PYRL_CHECK(static_cast<std::size_t>(weight_N.size()) == args.segments.leaves,
-             "weight_N: expected one weight per response, ", args.segments.leaves, ", got ",
+  PYRL_CHECK(static_cast<std::size_t>(weight_N.size()) == args.responses.leaves,
+             "weight_N: expected one weight per response, ", args.responses.leaves, ", got ",
              weight_N.size());
   args.weight_N = weight_N.data();
   args.spec = spec_of(spec);
@@ -46,7 +48,7 @@ py::tuple loss(const std::vector<std::optional<py::array>>& columns, const MaskA
              "columns: expected ", kTokenColumns, " of them, the first not None");
   const auto tokens = static_cast<std::size_t>(columns[0]->size());
   PolicyLossArgs args;
-  args.segments = segments_of(tokens, mask_T, offset_N1);
+  args.responses = responses_of(tokens, mask_T, offset_N1);
   for (int c = 0; c < kTokenColumns; ++c)
     if (const auto& values = columns[static_cast<std::size_t>(c)])
       args.column[c] = column_of("columns[" + std::to_string(c) + "]", *values, tokens);
@@ -76,8 +78,8 @@ py::tuple loss_cuda(std::int64_t tokens, const std::array<ColumnAddress, kTokenC
                     std::uintptr_t logprob_grad, std::uintptr_t entropy_grad,
                     [[maybe_unused]] int device, [[maybe_unused]] std::uintptr_t stream) {
   PolicyLossArgs args;
-  args.segments = segments_of(static_cast<std::size_t>(tokens), std::nullopt, offset_N1);
-  args.segments.mask_T = pointer<const std::uint8_t>(mask);
+  args.responses = responses_of(static_cast<std::size_t>(tokens), std::nullopt, offset_N1);
+  args.responses.mask_T = pointer<const std::uint8_t>(mask);
   for (std::size_t c = 0; c < columns.size(); ++c) args.column[c] = column_at(columns[c]);
   set_kinds(args, weight_N, spec, scan, position);
   args.loss_T = pointer<void>(loss);
@@ -105,4 +107,4 @@ void bind_policy_loss(py::module_& m) {
         "entropy_grad"_a, "device"_a, "stream"_a);
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::bindings

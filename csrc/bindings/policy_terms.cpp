@@ -1,10 +1,11 @@
-#include "loss/terms.h"
-
 #include <map>
 
 #include "bindings/token_column.h"
+#include "loss/terms.h"
 
-namespace pyrl {
+namespace pyrl::bindings {
+
+using namespace loss;
 namespace {
 
 const std::map<std::string, Column LossColumns::*> kFields{
@@ -34,15 +35,15 @@ struct Columns {
         mask_T(std::move(mask)),
         offset_N1(std::move(offset)),
         group_N(std::move(group)) {
-    core.segments = segments_of(tokens, mask_T, offset_N1);
+    core.responses = responses_of(tokens, mask_T, offset_N1);
     for (const auto& [name, values] : arrays) {
       const auto field = kFields.find(name);
       PYRL_CHECK(field != kFields.end(), "columns: there is no ", name);
       core.*field->second = column_of(name, values, tokens);
     }
     if (!group_N) return;
-    PYRL_CHECK(static_cast<std::size_t>(group_N->size()) == core.segments.leaves,
-               "group_N: expected ", core.segments.leaves, " entries, got ", group_N->size());
+    PYRL_CHECK(static_cast<std::size_t>(group_N->size()) == core.responses.leaves,
+               "group_N: expected ", core.responses.leaves, " entries, got ", group_N->size());
     for (const std::int64_t group : view(*group_N))
       PYRL_CHECK(group >= 0 && group < group_N->size(), "group_N: expected numbers from 0 below ",
                  group_N->size(), " (one per response), got ", group);
@@ -59,7 +60,7 @@ struct Columns {
 
 template <typename Fill>
 py::array_t<double> filled(const Columns& columns, Fill fill) {
-  py::array_t<double> out(static_cast<py::ssize_t>(columns.core.segments.tokens));
+  py::array_t<double> out(static_cast<py::ssize_t>(columns.core.responses.tokens));
   double* values = out.mutable_data();
   py::gil_scoped_release release;
   fill(columns.core, values);
@@ -68,7 +69,7 @@ py::array_t<double> filled(const Columns& columns, Fill fill) {
 
 template <typename Choose>
 py::array_t<bool> chosen(const Columns& columns, Choose choose) {
-  py::array_t<bool> out(static_cast<py::ssize_t>(columns.core.segments.tokens));
+  py::array_t<bool> out(static_cast<py::ssize_t>(columns.core.responses.tokens));
   auto* values = reinterpret_cast<std::uint8_t*>(out.mutable_data());
   py::gil_scoped_release release;
   choose(columns.core, values);
@@ -260,12 +261,12 @@ void bind_policy_terms(py::module_& m) {
   m.def(
       "count_tokens",
       [](std::size_t tokens, const MaskArray& mask_T, const array<std::int64_t>& offset_N1) {
-        const Segments segments = segments_of(tokens, mask_T, offset_N1);
-        array<std::int64_t> tokens_N(static_cast<py::ssize_t>(segments.leaves));
-        count_tokens(segments, tokens_N.mutable_data());
+        const Responses responses = responses_of(tokens, mask_T, offset_N1);
+        array<std::int64_t> tokens_N(static_cast<py::ssize_t>(responses.leaves));
+        count_tokens(responses, tokens_N.mutable_data());
         return tokens_N;
       },
       "tokens"_a, "mask_T"_a.none(true), "offset_N1"_a);
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::bindings

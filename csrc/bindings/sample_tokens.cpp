@@ -1,9 +1,13 @@
 #include "logits/sample/sample_tokens.h"
 
+#include "base/random.h"
 #include "bindings/bind.h"
 #include "logits/sample/device_sample.h"
 
-namespace pyrl {
+namespace pyrl::bindings {
+
+using namespace logits;
+using namespace logits::sample;
 namespace {
 
 py::tuple sample_tokens_arrays(std::uintptr_t data, int dtype, std::int64_t vocabulary,
@@ -70,4 +74,4 @@ void bind_sample_tokens(py::module_& m) {
   m.def("uniforms", &uniforms_array, "seed_B"_a.noconvert(), "position_B"_a.noconvert());
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::bindings

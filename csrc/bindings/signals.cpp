@@ -2,7 +2,9 @@
 
 #include "bindings/bind.h"
 
-namespace pyrl {
+namespace pyrl::bindings {
+
+using namespace tree;
 
 namespace {
 
@@ -107,4 +109,4 @@ void bind_signals(py::module_& m) {
       .def("load", &Signals::load, "state"_a);
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::bindings

@@ -4,7 +4,9 @@
 #include "bindings/bind.h"
 #include "loss/column.h"
 
-namespace pyrl {
+namespace pyrl::bindings {
+
+using namespace loss;
 
 inline Column column_of(const std::string& name, const py::array& values, std::size_t tokens) {
   const bool narrow = py::isinstance<py::array_t<float>>(values);
@@ -37,16 +39,16 @@ using MaskArray = std::optional<array<bool>>;
 using OffsetArray = std::optional<array<std::int64_t>>;
 
 // Without offsets there are no responses: only what is local to a token can be computed.
-inline Segments segments_of(std::size_t tokens, const MaskArray& mask_T,
-                            const OffsetArray& offset_N1) {
-  Segments segments;
-  segments.tokens = tokens;
+inline Responses responses_of(std::size_t tokens, const MaskArray& mask_T,
+                              const OffsetArray& offset_N1) {
+  Responses responses;
+  responses.tokens = tokens;
   if (mask_T) {
     PYRL_CHECK(static_cast<std::size_t>(mask_T->size()) == tokens, "mask_T: expected ", tokens,
                " entries, got ", mask_T->size());
-    segments.mask_T = reinterpret_cast<const std::uint8_t*>(mask_T->data());
+    responses.mask_T = reinterpret_cast<const std::uint8_t*>(mask_T->data());
   }
-  if (!offset_N1) return segments;
+  if (!offset_N1) return responses;
   const std::int64_t* offset = offset_N1->data();
   const auto leaves = offset_N1->size() - 1;
   PYRL_CHECK(leaves >= 0, "offset_N1: expected offsets from 0 to ", tokens, ", got none");
@@ -57,9 +59,9 @@ inline Segments segments_of(std::size_t tokens, const MaskArray& mask_T,
     PYRL_CHECK(offset[leaf] <= offset[leaf + 1],
                "offset_N1: expected offsets that do not fall, got ", offset[leaf], " before ",
                offset[leaf + 1]);
-  segments.offset_N1 = offset;
-  segments.leaves = static_cast<std::size_t>(leaves);
-  return segments;
+  responses.offset_N1 = offset;
+  responses.leaves = static_cast<std::size_t>(leaves);
+  return responses;
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::bindings

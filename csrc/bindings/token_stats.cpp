@@ -4,7 +4,10 @@
 
 #include "bindings/bind.h"
 
-namespace pyrl {
+namespace pyrl::bindings {
+
+using namespace logits;
+using namespace logits::stats;
 namespace {
 
 LogitMatrix matrix(std::uintptr_t data, int dtype, std::int64_t rows, std::int64_t vocabulary,
@@ -92,4 +95,4 @@ void bind_token_stats(py::module_& m) {
         py::call_guard<py::gil_scoped_release>());
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::bindings

@@ -13,7 +13,9 @@
 #include "base/device.cuh"
 #include "logits/matrix.h"
 
-namespace pyrl::device {
+namespace pyrl::logits::device {
+
+using namespace pyrl::device;
 
 template <typename Element>
 struct DeviceReal {
@@ -145,4 +147,4 @@ __device__ void store_group(const R* value, std::int64_t first, std::int64_t end
   }
 }
 
-}  // namespace pyrl::device
+}  // namespace pyrl::logits::device

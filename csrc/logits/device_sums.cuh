@@ -3,9 +3,8 @@
 #pragma once
 
 #include "logits/device_row.cuh"
-#include "logits/stats/token_stats.h"
 
-namespace pyrl::device {
+namespace pyrl::logits::device {
 
 inline constexpr int kMostTop = 8;
 inline constexpr double kLn2 = 0.693147180559945309417;
@@ -256,4 +255,4 @@ __device__ PartSums warp_sums(const Element* row, std::int64_t begin, std::int64
   return sums;
 }
 
-}  // namespace pyrl::device
+}  // namespace pyrl::logits::device

@@ -6,7 +6,7 @@
 
 #include "logits/device_sums.cuh"
 
-namespace pyrl::device {
+namespace pyrl::logits::device {
 
 // Over the columns z >= floor: the sums of 2^t and t 2^t and the smallest of them; over the others:
 // the largest.
@@ -97,4 +97,4 @@ struct ThresholdRow {
   }
 };
 
-}  // namespace pyrl::device
+}  // namespace pyrl::logits::device

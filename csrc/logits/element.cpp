@@ -3,7 +3,7 @@
 #include <bit>
 #include <cmath>
 
-namespace pyrl {
+namespace pyrl::logits {
 
 float widen_one(Float16 z) {
   const std::uint32_t magnitude = (z.bits & 0x7fffu) << 13;
@@ -43,4 +43,4 @@ void narrow_one(float value, BFloat16* out) {
   out->bits = static_cast<std::uint16_t>(rounded >> 16);
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::logits

@@ -4,7 +4,7 @@
 
 #include "logits/matrix.h"
 
-namespace pyrl {
+namespace pyrl::logits {
 
 template <typename Element>
 struct RealOf {
@@ -31,4 +31,4 @@ void narrow_one(float value, BFloat16* out);
 PYRL_LANE void narrow_one(float value, float* out) { *out = value; }
 PYRL_LANE void narrow_one(double value, double* out) { *out = value; }
 
-}  // namespace pyrl
+}  // namespace pyrl::logits

@@ -3,10 +3,10 @@
 // header and the lanes alone, so that no inline function of theirs can reach the rest.
 #pragma once
 
-#include "logits/element.h"
 #include "base/isa.h"
+#include "logits/element.h"
 
-namespace pyrl {
+namespace pyrl::logits {
 
 inline constexpr int kBlock = 2048;  // elements: with its work space it stays in the L1 cache
 inline constexpr int kMostTop = 8;   // confidence is the mass of at most this many tokens
@@ -70,4 +70,4 @@ const RowKernels<BFloat16>& avx512_bf16_kernels();
 template <typename Element>
 const RowKernels<Element>& row_kernels();
 
-}  // namespace pyrl
+}  // namespace pyrl::logits

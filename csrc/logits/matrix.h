@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-namespace pyrl {
+namespace pyrl::logits {
 
 enum class Dtype : int { float32 = 0, float64 = 1, float16 = 2, bfloat16 = 3 };
 
@@ -45,4 +45,4 @@ void with_elements(const LogitMatrix& matrix, Visit&& visit) {
   }
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::logits

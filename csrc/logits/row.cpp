@@ -2,7 +2,7 @@
 
 #include "base/check.h"
 
-namespace pyrl {
+namespace pyrl::logits {
 
 double exponent_scale(double temperature) {
   const double scale = std::numbers::log2e / temperature;
@@ -11,4 +11,4 @@ double exponent_scale(double temperature) {
   return scale;
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::logits

@@ -14,7 +14,7 @@
 
 #include "logits/kernels.h"
 
-namespace pyrl {
+namespace pyrl::logits {
 
 inline constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
 inline constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
@@ -248,4 +248,4 @@ PartSums sum_part(const Row& row, std::int64_t begin, std::int64_t end, const Su
   return result;
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::logits

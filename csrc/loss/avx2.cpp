@@ -3,10 +3,10 @@
 
 #include "loss/body.h"
 
-namespace pyrl {
+namespace pyrl::loss {
 
 const PolicyKernels kPolicyKernelsAvx2{policy_blocks, exp_values, log_values, scan_log_ratio};
 
-}  // namespace pyrl
+}  // namespace pyrl::loss
 
 #endif

@@ -6,7 +6,7 @@
 #include "loss/scan_body.h"
 #include "loss/sums.h"
 
-namespace pyrl {
+namespace pyrl::loss {
 namespace {
 
 // The columns of eight tokens from t on.
@@ -44,9 +44,9 @@ struct Cursor {
   // Weights of the tokens t to t + n; of those up to kLanes: 0.
   PYRL_METHOD Lanes weights(const PolicyChunk& chunk, std::size_t t, int n) {
     const PolicyLossArgs& args = *chunk.args;
-    const std::int64_t* offset_N1 = args.segments.offset_N1;
+    const std::int64_t* offset_N1 = args.responses.offset_N1;
     const auto stop = static_cast<std::int64_t>(t) + kLanes;
-    if (n == kLanes && !chunk.low && !args.segments.mask_T && stop <= offset_N1[leaf + 1])
+    if (n == kLanes && !chunk.low && !args.responses.mask_T && stop <= offset_N1[leaf + 1])
       return args.weight_N[leaf];
     for (int i = 0; i < kLanes; ++i)
       weight[i] = i < n ? next(chunk, t + static_cast<std::size_t>(i), i) : 0.0;
@@ -55,14 +55,14 @@ struct Cursor {
 
  private:
   double next(const PolicyChunk& chunk, std::size_t t, int i) {
-    const Segments& segments = chunk.args->segments;
-    for (; segments.offset_N1[leaf + 1] <= static_cast<std::int64_t>(t); ++leaf) position = 0;
+    const Responses& responses = chunk.args->responses;
+    for (; responses.offset_N1[leaf + 1] <= static_cast<std::int64_t>(t); ++leaf) position = 0;
     if (chunk.low) {
       low[i] = chunk.low[position];
       high[i] = chunk.high[position];
       dual[i] = chunk.dual[position];
     }
-    const bool used = segments.used(t);
+    const bool used = responses.used(t);
     position += used;
     return used ? chunk.args->weight_N[leaf] : 0.0;
   }
@@ -212,4 +212,4 @@ void log_values(double* values, int n) {
 }
 
 }  // namespace
-}  // namespace pyrl
+}  // namespace pyrl::loss

@@ -12,7 +12,7 @@
 #define PYRL_METHOD inline __attribute__((always_inline))
 #endif
 
-namespace pyrl {
+namespace pyrl::loss {
 
 inline constexpr int kTokenBlock = 128;
 inline constexpr int kLanes = 8;  // interleaved parts of a sum
@@ -35,7 +35,7 @@ static inline const double* read(const Column& column, std::size_t begin, int n,
 }
 
 // Responses lie one after the other; leaf l has tokens offset_N1[l] to offset_N1[l + 1].
-struct Segments {
+struct Responses {
   std::size_t tokens = 0;
   const std::uint8_t* mask_T = nullptr;  // 0: the token takes no part; null: all take part
   const std::int64_t* offset_N1 = nullptr;
@@ -70,4 +70,4 @@ static inline void for_blocks(std::size_t begin, std::size_t end, Visit visit) {
     visit(t, static_cast<int>(std::min<std::size_t>(kTokenBlock, end - t)));
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::loss

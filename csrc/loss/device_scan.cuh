@@ -6,7 +6,9 @@
 #include "base/device.cuh"
 #include "loss/policy_loss.h"
 
-namespace pyrl::device {
+namespace pyrl::loss::device {
+
+using namespace pyrl::device;
 
 // Of tokens that take part, with d as in policy_scan.h.
 struct Prefix {
@@ -49,7 +51,7 @@ __device__ inline Prefix before_own(const Prefix& own, Prefix& carry) {
 }
 
 __device__ inline Prefix token_prefix(const PolicyLossArgs& args, std::int64_t t) {
-  if (!args.segments.used(static_cast<std::size_t>(t))) return {0, kInfinity, 0};
+  if (!args.responses.used(static_cast<std::size_t>(t))) return {0, kInfinity, 0};
   if (args.scan == Scan::none) return {0, kInfinity, 1};
   const auto at = [&](TokenColumn name) {
     return args.column[static_cast<int>(name)][static_cast<std::size_t>(t)];
@@ -74,7 +76,7 @@ __device__ inline double scanned(Scan scan, const Prefix& before, const Prefix& 
 // Each is written where it is not null: log R, and how many tokens that take part lie before.
 __global__ void __launch_bounds__(kThreads)
     response_kernel(PolicyLossArgs args, double* log_ratio_T, std::int64_t* position_T) {
-  const std::int64_t* offset_N1 = args.segments.offset_N1;
+  const std::int64_t* offset_N1 = args.responses.offset_N1;
   const std::int64_t begin = offset_N1[blockIdx.x], end = offset_N1[blockIdx.x + 1];
   const bool whole = args.scan == Scan::seq_geo || args.scan == Scan::seq_prod;
   Prefix carry = {0, kInfinity, 0};
@@ -92,4 +94,4 @@ __global__ void __launch_bounds__(kThreads)
   for (std::int64_t t = begin + threadIdx.x; t < end; t += kThreads) log_ratio_T[t] = of_all;
 }
 
-}  // namespace pyrl::device
+}  // namespace pyrl::loss::device

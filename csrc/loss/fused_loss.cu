@@ -4,12 +4,16 @@
 // second read misses the memory. Parts, sums and gradient are those of token_stats.cu to the bit.
 #include <type_traits>
 
-#include "loss/fused_loss.h"
 #include "logits/stats/device_stats.cuh"
+#include "loss/fused_loss.h"
 
-namespace pyrl {
+namespace pyrl::loss {
 namespace device {
 namespace {
+
+using namespace logits;
+using namespace logits::stats;
+using namespace logits::stats::device;
 
 constexpr int kTeams = 2;
 
@@ -94,4 +98,4 @@ void fused_loss_cuda(const FusedLossArgs& args, int device, void* stream) {
   });
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::loss

@@ -5,13 +5,13 @@
 // products and sums, shown in emulation alone).
 #pragma once
 
-#include "loss/token.h"
 #include "logits/stats/token_stats.h"
+#include "loss/token.h"
 
-namespace pyrl {
+namespace pyrl::loss {
 
 struct FusedLossArgs {
-  TokenStatsArgs stats;  // logprob and entropy among its outputs
+  logits::stats::TokenStatsArgs stats;  // logprob and entropy among its outputs
   TokenSpec spec;
   TokenColumns columns;  // without logprob and entropy, which are the row's
   void* grad_TV;         // of the logits' type; may be the logits
@@ -24,4 +24,4 @@ void fused_loss(const FusedLossArgs& args, int threads);
 // logprob, entropy and logsumexp alone, of at most 1310720 columns.
 void fused_loss_cuda(const FusedLossArgs& args, int device, void* stream);
 
-}  // namespace pyrl
+}  // namespace pyrl::loss

@@ -5,7 +5,7 @@
 
 #include "loss/policy_loss.h"
 
-namespace pyrl {
+namespace pyrl::loss {
 
 // Tokens of whole responses; without responses, all tokens.
 struct PolicyChunk {
@@ -39,4 +39,4 @@ extern const PolicyKernels kPolicyKernelsAvx512;
 
 const PolicyKernels& policy_kernels();  // of this machine
 
-}  // namespace pyrl
+}  // namespace pyrl::loss

@@ -13,7 +13,7 @@
 #include "loss/column.h"
 #include "loss/math.h"
 
-namespace pyrl {
+namespace pyrl::loss {
 namespace {
 
 #if defined(__AVX512F__)
@@ -177,4 +177,4 @@ PYRL_INLINE void store(const Lanes& lanes, float* to) {
 }
 
 }  // namespace
-}  // namespace pyrl
+}  // namespace pyrl::loss

@@ -24,7 +24,7 @@
 #define PYRL_INLINE static inline __attribute__((always_inline))
 #endif
 
-namespace pyrl {
+namespace pyrl::loss {
 
 inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
@@ -130,4 +130,4 @@ PYRL_INLINE Real log_of(Real x) {
   return parts.exponent * 0x1.62e42feep-1 + (2.0 * f + tail);
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::loss

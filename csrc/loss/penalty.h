@@ -3,7 +3,7 @@
 
 #include "loss/math.h"
 
-namespace pyrl {
+namespace pyrl::loss {
 
 // Of D = logprob - target.
 enum class Penalty : int {
@@ -51,4 +51,4 @@ PYRL_INLINE Divergence<Real> scaled(Divergence<Real> of, Real scale) {
 }
 
 }  // namespace token
-}  // namespace pyrl
+}  // namespace pyrl::loss

@@ -3,11 +3,11 @@
 // order: nothing is atomic, and the grid is a function of the number of tokens alone.
 #include <climits>
 
-#include "loss/policy_loss.h"
 #include "loss/device_scan.cuh"
+#include "loss/policy_loss.h"
 #include "loss/sums.h"
 
-namespace pyrl {
+namespace pyrl::loss {
 namespace device {
 namespace {
 
@@ -57,11 +57,11 @@ __device__ void set_position_bounds(const PositionBounds& bounds, Token& token) 
 
 // Of the response that the token lies in; 0 outside the mask.
 __device__ double weight_of(const PolicyLossArgs& args, std::int64_t t) {
-  if (!args.segments.used(static_cast<std::size_t>(t))) return 0;
-  std::size_t leaf = 0, stop = args.segments.leaves;  // offset_N1[leaf] <= t < offset_N1[stop]
+  if (!args.responses.used(static_cast<std::size_t>(t))) return 0;
+  std::size_t leaf = 0, stop = args.responses.leaves;  // offset_N1[leaf] <= t < offset_N1[stop]
   while (stop - leaf > 1) {
     const std::size_t middle = leaf + (stop - leaf) / 2;
-    (args.segments.offset_N1[middle] <= t ? leaf : stop) = middle;
+    (args.responses.offset_N1[middle] <= t ? leaf : stop) = middle;
   }
   return args.weight_N[leaf];
 }
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kThreads)
   const token::Kinds kinds = token::kinds_of(args.spec, in);
   Sums sums = no_sums();
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
-  const auto tokens = static_cast<std::int64_t>(args.segments.tokens);
+  const auto tokens = static_cast<std::int64_t>(args.responses.tokens);
   for (std::int64_t t = blockIdx.x * static_cast<std::int64_t>(kThreads) + threadIdx.x; t < tokens;
        t += step) {
     in.t = static_cast<std::size_t>(t);
@@ -161,8 +161,8 @@ double fetch(const Column& column, std::int64_t t, cudaStream_t queue) {
 
 PolicyLossTotals policy_loss_cuda(const PolicyLossArgs& on_host, int device, void* stream) {
   using namespace device;
-  const auto tokens = static_cast<std::int64_t>(on_host.segments.tokens);
-  const auto leaves = static_cast<std::int64_t>(on_host.segments.leaves);
+  const auto tokens = static_cast<std::int64_t>(on_host.responses.tokens);
+  const auto leaves = static_cast<std::int64_t>(on_host.responses.leaves);
   if (tokens == 0) return {};
   const DeviceGuard guard(device);
   const auto queue = static_cast<cudaStream_t>(stream);
@@ -174,11 +174,11 @@ PolicyLossTotals policy_loss_cuda(const PolicyLossArgs& on_host, int device, voi
   const StreamBuffer<std::int64_t> position_T(positions ? tokens : 0, queue);
   const StreamBuffer<Sums> part(blocks + 1, queue);
   PolicyLossArgs args = on_host;
-  args.segments.offset_N1 = offset_N1.data();
+  args.responses.offset_N1 = offset_N1.data();
   args.weight_N = weight_N.data();
-  copy_async(offset_N1.data(), on_host.segments.offset_N1, on_host.segments.leaves + 1,
+  copy_async(offset_N1.data(), on_host.responses.offset_N1, on_host.responses.leaves + 1,
              cudaMemcpyHostToDevice, queue);
-  copy_async(weight_N.data(), on_host.weight_N, on_host.segments.leaves, cudaMemcpyHostToDevice,
+  copy_async(weight_N.data(), on_host.weight_N, on_host.responses.leaves, cudaMemcpyHostToDevice,
              queue);
   if (scans || positions) {
     launch(response_kernel, {leaves}, queue, args, log_ratio_T.data(), position_T.data());
@@ -193,4 +193,4 @@ PolicyLossTotals policy_loss_cuda(const PolicyLossArgs& on_host, int device, voi
           of.kl_old, of.penalty, of.ratio,       of.ratio_max};
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::loss

@@ -1,5 +1,5 @@
 // Policy-gradient loss per token, aggregated, with the coefficients that its gradient needs. The
-// part of a token is csrc/policy_token.h; here are scans along responses, bounds that widen with
+// part of a token is csrc/loss/token.h; here are scans along responses, bounds that widen with
 // the position, weights of responses, and the sums that a run reports. C++17, also nvcc.
 #pragma once
 
@@ -9,7 +9,7 @@
 #include "loss/scan.h"
 #include "loss/token.h"
 
-namespace pyrl {
+namespace pyrl::loss {
 
 // CTPO's bounds [exp(-low t^power), exp(high t^power)] and cap exp(dual t^power), t counting the
 // tokens of a response that take part, from 1. power 0: off.
@@ -18,7 +18,7 @@ struct PositionBounds {
 };
 
 struct PolicyLossArgs {
-  Segments segments;
+  Responses responses;
   Column column[kTokenColumns];      // as TokenColumn, without the weight
   const double* weight_N = nullptr;  // of each token of a response; the mask selects
   TokenSpec spec;
@@ -58,4 +58,4 @@ inline void check_token(std::int64_t t, double advantage, double low, double hig
              " and ", high, " at ", t);
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::loss

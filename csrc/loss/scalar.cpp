@@ -1,8 +1,8 @@
 // The baseline of the architecture.
 #include "loss/body.h"
 
-namespace pyrl {
+namespace pyrl::loss {
 
 const PolicyKernels kPolicyKernelsScalar{policy_blocks, exp_values, log_values, scan_log_ratio};
 
-}  // namespace pyrl
+}  // namespace pyrl::loss

@@ -5,7 +5,7 @@
 #include "loss/column.h"
 #include "loss/math.h"
 
-namespace pyrl {
+namespace pyrl::loss {
 
 enum class Scan : int {
   none,
@@ -30,8 +30,8 @@ struct ScanArgs {
   Scan scan;
   double pre_clip;
   Column logprob_T, anchor_T, advantage_T;
-  const Segments* segments;
+  const Responses* responses;
   std::size_t first, last;
 };
 
-}  // namespace pyrl
+}  // namespace pyrl::loss

@@ -5,7 +5,7 @@
 #include "loss/lanes.h"
 #include "loss/scan.h"
 
-namespace pyrl {
+namespace pyrl::loss {
 namespace {
 
 PYRL_INLINE Lanes lanes_of(const Column& column, std::size_t t) {
@@ -28,14 +28,14 @@ void differences(const ScanArgs& args, std::size_t begin, int n, double* d) {
     const double* advantage = read(args.advantage_T, begin, n, buffer);
     for (i = 0; i < n; ++i) d[i] = pre_clipped(d[i], advantage[i], args.pre_clip);
   }
-  if (const std::uint8_t* mask_T = args.segments->mask_T)
+  if (const std::uint8_t* mask_T = args.responses->mask_T)
     for (i = 0; i < n; ++i) d[i] = mask_T[begin + static_cast<std::size_t>(i)] ? d[i] : 0.0;
 }
 
-std::int64_t count_used(const Segments& segments, std::size_t begin, std::size_t end) {
-  if (!segments.mask_T) return static_cast<std::int64_t>(end - begin);
+std::int64_t count_used(const Responses& responses, std::size_t begin, std::size_t end) {
+  if (!responses.mask_T) return static_cast<std::int64_t>(end - begin);
   std::int64_t count = 0;
-  for (std::size_t t = begin; t < end; ++t) count += segments.mask_T[t] != 0;
+  for (std::size_t t = begin; t < end; ++t) count += responses.mask_T[t] != 0;
   return count;
 }
 
@@ -52,38 +52,38 @@ void spread_sum(const ScanArgs& args, std::size_t begin, std::size_t end, double
   store(lanes, sum.lane);
   add(sum, block + i, n - i);
   const bool mean = args.scan == Scan::seq_geo;
-  const std::int64_t count = mean ? count_used(*args.segments, begin, end) : 1;
+  const std::int64_t count = mean ? count_used(*args.responses, begin, end) : 1;
   std::fill(d, d + (end - begin), count ? total(sum) / static_cast<double>(count) : 0.0);
 }
 
-void prefix_sum(bool mean, const Segments& segments, std::size_t begin, std::size_t end,
+void prefix_sum(bool mean, const Responses& responses, std::size_t begin, std::size_t end,
                 double* d) {
   double sum = 0;
   std::int64_t count = 0;
   for (std::size_t t = begin; t < end; ++t, ++d) {
     sum += clamped(*d, -kLogRatioLimit, kLogRatioLimit);
-    count += segments.used(t);
+    count += responses.used(t);
     *d = mean ? sum / static_cast<double>(std::max<std::int64_t>(count, 1)) : sum;
   }
 }
 
-void prefix_minimum(const Segments& segments, std::size_t begin, std::size_t end, double* d) {
+void prefix_minimum(const Responses& responses, std::size_t begin, std::size_t end, double* d) {
   double least = kInfinity;
   for (std::size_t t = begin; t < end; ++t, ++d) {
-    if (!segments.used(t)) continue;
+    if (!responses.used(t)) continue;
     const double own = *d;
     *d = own + (least == kInfinity ? 0.0 : least);
-    least = pyrl::smaller(least, own);
+    least = loss::smaller(least, own);
   }
 }
 
 // Writes those of the tokens outside the mask as 0, the first token at index 0.
 void scan_log_ratio(const ScanArgs& args, double* log_ratio) {
-  const Segments& segments = *args.segments;
-  const std::size_t origin = static_cast<std::size_t>(segments.offset_N1[args.first]);
+  const Responses& responses = *args.responses;
+  const std::size_t origin = static_cast<std::size_t>(responses.offset_N1[args.first]);
   for (std::size_t leaf = args.first; leaf < args.last; ++leaf) {
-    const std::size_t begin = static_cast<std::size_t>(segments.offset_N1[leaf]);
-    const std::size_t end = static_cast<std::size_t>(segments.offset_N1[leaf + 1]);
+    const std::size_t begin = static_cast<std::size_t>(responses.offset_N1[leaf]);
+    const std::size_t end = static_cast<std::size_t>(responses.offset_N1[leaf + 1]);
     double* d = log_ratio + (begin - origin);
     if (args.scan == Scan::seq_geo || args.scan == Scan::seq_prod) {
       spread_sum(args, begin, end, d);
@@ -91,12 +91,12 @@ void scan_log_ratio(const ScanArgs& args, double* log_ratio) {
     }
     for_blocks(begin, end, [&](std::size_t t, int n) { differences(args, t, n, d + (t - begin)); });
     if (args.scan == Scan::min_prefix) {
-      prefix_minimum(segments, begin, end, d);
+      prefix_minimum(responses, begin, end, d);
     } else {
-      prefix_sum(args.scan == Scan::cum_geo, segments, begin, end, d);
+      prefix_sum(args.scan == Scan::cum_geo, responses, begin, end, d);
     }
   }
 }
 
 }  // namespace
-}  // namespace pyrl
+}  // namespace pyrl::loss

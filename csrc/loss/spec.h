@@ -5,7 +5,7 @@
 #include "loss/column.h"
 #include "loss/penalty.h"
 
-namespace pyrl {
+namespace pyrl::loss {
 
 // One number per token; null where the loss does not use it.
 enum class TokenColumn : int {
@@ -76,4 +76,4 @@ struct TokenColumns {
   Column column[kTokenColumns];
 };
 
-}  // namespace pyrl
+}  // namespace pyrl::loss

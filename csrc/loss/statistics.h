@@ -10,7 +10,7 @@
 #include "base/check.h"
 #include "loss/column.h"
 
-namespace pyrl {
+namespace pyrl::loss {
 
 // Up to kTokenBlock tokens. `used` is 1 or 0.
 struct TokenBlock {
@@ -27,42 +27,42 @@ struct TokenBlock {
 };
 
 template <typename Visit>
-void visit_tokens(const Segments& segments, std::size_t begin, std::size_t end, Visit visit) {
+void visit_tokens(const Responses& responses, std::size_t begin, std::size_t end, Visit visit) {
   for_blocks(begin, end, [&](std::size_t t, int n) {
     TokenBlock block;
     block.begin = t;
     block.n = n;
     for (int i = 0; i < n; ++i)
-      block.used[i] = segments.mask_T ? (segments.mask_T[t + i] ? 1.0 : 0.0) : 1.0;
+      block.used[i] = responses.mask_T ? (responses.mask_T[t + i] ? 1.0 : 0.0) : 1.0;
     visit(block);
   });
 }
 
 template <typename Visit>
-void visit_tokens(const Segments& segments, Visit visit) {
-  visit_tokens(segments, 0, segments.tokens, visit);
+void visit_tokens(const Responses& responses, Visit visit) {
+  visit_tokens(responses, 0, responses.tokens, visit);
 }
 
 // Calls visit(leaf, begin, end).
 template <typename Visit>
-void visit_leaves(const Segments& segments, Visit visit) {
-  for (std::size_t leaf = 0; leaf < segments.leaves; ++leaf)
-    visit(leaf, static_cast<std::size_t>(segments.offset_N1[leaf]),
-          static_cast<std::size_t>(segments.offset_N1[leaf + 1]));
+void visit_leaves(const Responses& responses, Visit visit) {
+  for (std::size_t leaf = 0; leaf < responses.leaves; ++leaf)
+    visit(leaf, static_cast<std::size_t>(responses.offset_N1[leaf]),
+          static_cast<std::size_t>(responses.offset_N1[leaf + 1]));
 }
 
-inline double count_tokens(const Segments& segments, std::size_t begin, std::size_t end) {
-  if (!segments.mask_T) return static_cast<double>(end - begin);
+inline double count_tokens(const Responses& responses, std::size_t begin, std::size_t end) {
+  if (!responses.mask_T) return static_cast<double>(end - begin);
   std::int64_t count = 0;
-  for (std::size_t t = begin; t < end; ++t) count += segments.mask_T[t] != 0;
+  for (std::size_t t = begin; t < end; ++t) count += responses.mask_T[t] != 0;
   return static_cast<double>(count);
 }
 
 // Sum over tokens that take part of what `value(block, out)` writes for each.
 template <typename Value>
-double sum_tokens(const Segments& segments, std::size_t begin, std::size_t end, Value value) {
+double sum_tokens(const Responses& responses, std::size_t begin, std::size_t end, Value value) {
   LaneSum sum;
-  visit_tokens(segments, begin, end, [&](TokenBlock& block) {
+  visit_tokens(responses, begin, end, [&](TokenBlock& block) {
     double* out = block.work();
     value(block, out);
     for (int i = 0; i < block.n; ++i) out[i] = block.used[i] != 0 ? out[i] : 0.0;
@@ -80,17 +80,17 @@ struct Moments {
 
 // 0 without a token.
 template <typename Value>
-double mean(const Segments& segments, Value value) {
-  const double count = count_tokens(segments, 0, segments.tokens);
-  return count > 0 ? sum_tokens(segments, 0, segments.tokens, value) / count : 0.0;
+double mean(const Responses& responses, Value value) {
+  const double count = count_tokens(responses, 0, responses.tokens);
+  return count > 0 ? sum_tokens(responses, 0, responses.tokens, value) / count : 0.0;
 }
 
 template <typename Value>
-Moments moments(const Segments& segments, Value value) {
+Moments moments(const Responses& responses, Value value) {
   Moments result;
-  result.count = count_tokens(segments, 0, segments.tokens);
-  result.mean = mean(segments, value);
-  result.squares = sum_tokens(segments, 0, segments.tokens, [&](TokenBlock& block, double* out) {
+  result.count = count_tokens(responses, 0, responses.tokens);
+  result.mean = mean(responses, value);
+  result.squares = sum_tokens(responses, 0, responses.tokens, [&](TokenBlock& block, double* out) {
     value(block, out);
     for (int i = 0; i < block.n; ++i) out[i] = (out[i] - result.mean) * (out[i] - result.mean);
   });
@@ -116,7 +116,7 @@ inline void check_ordered(const char* name, double value, std::size_t t) {
 }
 
 inline std::vector<double> used_values(const char* name, const Column& column,
-                                       const Segments& segments, std::size_t begin,
+                                       const Responses& responses, std::size_t begin,
                                        std::size_t end) {
   std::vector<double> values(end - begin);
   std::size_t size = 0;
@@ -124,10 +124,10 @@ inline std::vector<double> used_values(const char* name, const Column& column,
     double buffer[kTokenBlock];
     const double* x = read(column, t, n, buffer);
     double* out = values.data() + size;
-    if (segments.mask_T) {
+    if (responses.mask_T) {
       for (int i = 0; i < n; ++i) {
         *out = x[i];
-        out += segments.mask_T[t + static_cast<std::size_t>(i)] != 0;
+        out += responses.mask_T[t + static_cast<std::size_t>(i)] != 0;
       }
     } else {
       out = std::copy(x, x + n, out);
@@ -138,7 +138,7 @@ inline std::vector<double> used_values(const char* name, const Column& column,
   int unordered = 0;
   for (const double x : values) unordered |= x != x;
   for (std::size_t t = begin; unordered && t < end; ++t)
-    if (segments.used(t)) check_ordered(name, column[t], t);
+    if (responses.used(t)) check_ordered(name, column[t], t);
   return values;
 }
 
@@ -245,4 +245,4 @@ inline std::size_t share_of(double share, double count) {
   return static_cast<std::size_t>(std::max(share * count, 1.0));
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::loss

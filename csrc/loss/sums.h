@@ -4,7 +4,7 @@
 
 #include "loss/token.h"
 
-namespace pyrl {
+namespace pyrl::loss {
 
 // Sums of the fields of PolicyLossTotals, and the largest ratio.
 template <typename Real>
@@ -41,4 +41,4 @@ PYRL_INLINE auto refused(const TokenSpec& spec, const Columns& in, Real advantag
   return wrong;
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::loss

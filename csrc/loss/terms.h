@@ -7,11 +7,11 @@
 
 #include "loss/column.h"
 
-namespace pyrl {
+namespace pyrl::loss {
 
 // Columns that a function does not name may be missing.
 struct LossColumns {
-  Segments segments;
+  Responses responses;
   Column logprob, entropy, nucleus_entropy, old_logprob, rollout_logprob, proxy_logprob;
   Column second_logprob, advantage, reward, sum_p2, sum_p2_logp;
   const std::int64_t* group_N = nullptr;  // from 0
@@ -92,6 +92,6 @@ void keep_matched(const LossColumns& in, Mismatch mismatch, Level level, double 
 void keep_near_generator(const LossColumns& in, double gamma, std::uint8_t* keep_T);
 
 // Tokens of each response that take part.
-void count_tokens(const Segments& segments, std::int64_t* tokens_N);
+void count_tokens(const Responses& responses, std::int64_t* tokens_N);
 
-}  // namespace pyrl
+}  // namespace pyrl::loss

@@ -9,7 +9,7 @@
 
 #include "loss/spec.h"
 
-namespace pyrl {
+namespace pyrl::loss {
 
 // Real: a double or several (policy_lanes.h). Where the weight is 0: a ratio of 1 and zeros.
 template <typename Real>
@@ -287,4 +287,4 @@ PYRL_HD static inline TokenLoss token_loss(const TokenSpec& spec, const TokenCol
   return {term.loss, term.logprob_grad, entropy_grad(spec, weight)};
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::loss

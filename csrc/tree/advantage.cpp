@@ -10,7 +10,7 @@
 
 #include "base/check.h"
 
-namespace pyrl {
+namespace pyrl::tree {
 namespace {
 
 template <typename Enum, std::size_t n>
@@ -359,4 +359,4 @@ void treerl_released_advantage(const TreeArgs& tree, std::span<const std::int64_
   }
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::tree

@@ -10,7 +10,7 @@
 #include <span>
 #include <string_view>
 
-namespace pyrl {
+namespace pyrl::tree {
 
 enum class Scale { kNone, kStd };
 enum class Single { kZero, kReward };  // advantage of a leaf that is alone in its group
@@ -74,4 +74,4 @@ void ancestor_advantage(const TreeArgs& tree, const AncestorOptions& options,
 void treerl_released_advantage(const TreeArgs& tree, std::span<const std::int64_t> length_S,
                                bool by_token, std::span<double> advantage_S);
 
-}  // namespace pyrl
+}  // namespace pyrl::tree

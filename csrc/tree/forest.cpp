@@ -6,7 +6,7 @@
 
 #include "base/check.h"
 
-namespace pyrl {
+namespace pyrl::tree {
 namespace {
 
 constexpr std::uint32_t kMaxLength = std::numeric_limits<std::int32_t>::max();
@@ -264,4 +264,4 @@ void Forest::cut(std::int32_t index, std::uint32_t begin, std::uint32_t end) {
   runs_.give(index);
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::tree

@@ -20,7 +20,7 @@
 #include "tree/pages.h"
 #include "tree/slots.h"
 
-namespace pyrl {
+namespace pyrl::tree {
 
 enum class State : std::uint8_t { kOpen = 0, kStopped = 1, kTruncated = 2, kFree = 3 };
 
@@ -222,4 +222,4 @@ class Forest {
   std::uint32_t call_ = 0;
 };
 
-}  // namespace pyrl
+}  // namespace pyrl::tree

@@ -4,7 +4,7 @@
 #include "base/check.h"
 #include "tree/forest.h"
 
-namespace pyrl {
+namespace pyrl::tree {
 namespace {
 
 template <typename Item>
@@ -154,4 +154,4 @@ void Forest::check_branches() const {
   check_free(branches_, used, "branch");
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::tree

@@ -7,7 +7,7 @@
 #include "base/check.h"
 #include "tree/forest.h"
 
-namespace pyrl {
+namespace pyrl::tree {
 
 std::vector<Forest::Piece> Forest::pieces(std::int64_t branch, std::uint32_t begin,
                                           std::uint32_t end) const {
@@ -240,4 +240,4 @@ Stats Forest::stats() const {
           .bytes = static_cast<std::int64_t>(bytes)};
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::tree

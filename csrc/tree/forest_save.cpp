@@ -7,7 +7,7 @@
 #include "base/check.h"
 #include "tree/forest.h"
 
-namespace pyrl {
+namespace pyrl::tree {
 namespace {
 
 static_assert(std::endian::native == std::endian::little, "the byte format is little-endian");
@@ -202,4 +202,4 @@ void Forest::find_tails() {
   }
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::tree

@@ -6,7 +6,7 @@
 
 #include "base/check.h"
 
-namespace pyrl {
+namespace pyrl::tree {
 namespace {
 
 template <typename To, typename From>
@@ -53,4 +53,4 @@ PackedRows pack_flat(const Forest& forest, std::span<const std::int64_t> leaf) {
   return rows;
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::tree

@@ -7,7 +7,7 @@
 
 #include "tree/forest.h"
 
-namespace pyrl {
+namespace pyrl::tree {
 
 // I input tokens (prompt and response of each leaf, leaves concatenated), T response tokens in the
 // same order. A shared token occurs once per leaf.
@@ -23,4 +23,4 @@ struct PackedRows {
 
 PackedRows pack_flat(const Forest& forest, std::span<const std::int64_t> leaf);
 
-}  // namespace pyrl
+}  // namespace pyrl::tree

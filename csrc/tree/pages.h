@@ -7,7 +7,7 @@
 #include <new>
 #include <vector>
 
-namespace pyrl {
+namespace pyrl::tree {
 
 // What is kept of one token. The top bit of `id` marks a forced token: no sample of the policy.
 struct TokenRecord {
@@ -66,4 +66,4 @@ class TokenPages {
   std::uint32_t made_ = 0;
 };
 
-}  // namespace pyrl
+}  // namespace pyrl::tree

@@ -7,7 +7,7 @@
 
 #include "base/check.h"
 
-namespace pyrl {
+namespace pyrl::tree {
 
 // ---- Sketch
 
@@ -380,4 +380,4 @@ void Signals::load(const std::string& bytes) {
   calibrate();
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::tree

@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-namespace pyrl {
+namespace pyrl::tree {
 
 // Quantiles of a stream over the last `steps` optimizer steps, from counts in logarithmic bins
 // (relative width 1/64 between 2^-24 and 2^8; below is 0). Counts do not depend on the order of
@@ -159,4 +159,4 @@ class Signals {
   std::int64_t call_ = 0;
 };
 
-}  // namespace pyrl
+}  // namespace pyrl::tree

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace pyrl {
+namespace pyrl::tree {
 
 constexpr std::int32_t kNone = -1;
 
@@ -69,4 +69,4 @@ void replace(Slots<Item>& slots, Link Item::* link, List& list, std::int32_t old
   slots[old].*link = {};
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::tree

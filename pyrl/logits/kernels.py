@@ -1,4 +1,4 @@
-"""The row kernels of the core, called with torch tensors: csrc/token_stats.h."""
+"""The row kernels of the core, called with torch tensors: csrc/logits/stats/token_stats.h."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from pyrl import _core
 
 ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
-"""Element types that the kernels read, by their number in csrc/logit_matrix.h."""
+"""Element types that the kernels read, by their number in csrc/logits/matrix.h."""
 
 OPTIONS: dict[str, type] = {
     "temperature": float,
@@ -39,7 +39,7 @@ STATS = (
     "kept_mass",
     "second_logprob",
 )
-"""In the order of `Stat` in csrc/token_stats.h: the rows of the op's result."""
+"""In the order of `Stat` in csrc/logits/stats/token_stats.h: the rows of the op's result."""
 
 DIFFERENTIABLE = frozenset(STATS[:5])
 

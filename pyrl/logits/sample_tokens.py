@@ -130,7 +130,7 @@ def sample_rows(
     position_B: NDArray[np.int64],
     sampling: Sampling,
 ) -> SampledTokens:
-    """The draws of the CUDA kernel, csrc/sample_rows.h; a row that cannot be drawn has token -1."""
+    """The draws of the CUDA kernel, csrc/logits/sample/device_sample.h; a row that cannot be drawn has token -1."""
     logits_BV = adjacent(logits_BV)
     uniforms = _core.uniforms(np.ascontiguousarray(seed_B), np.ascontiguousarray(position_B))
     uniform_B = torch.from_numpy(uniforms).to(logits_BV.device)

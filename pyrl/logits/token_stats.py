@@ -2,7 +2,7 @@
 
 One sweep over each row computes whatever is asked for; the backward pass recomputes the
 probabilities from the logits and 24 bytes per token, so nothing else of size [T, V] is kept.
-Formulas: csrc/token_stats.h.
+Formulas: csrc/logits/stats/token_stats.h.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The policy-loss kernels of the core, called with torch tensors: csrc/policy_loss.h."""
+"""The policy-loss kernels of the core, called with torch tensors: csrc/loss/policy_loss.h."""
 
 from __future__ import annotations
 

@@ -5,44 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from pyrl.loss import (
-    KL,
+from pyrl.loss.aggregate import SeqMeanTokenMean, SeqMeanTokenSum, SeqMeanTokenSumNorm
+from pyrl.loss.bounds import (
     BinaryKL,
-    ClampedLogp,
     Clip,
     EntropyClip,
-    EntropySmoothing,
-    ExpertLeak,
-    Loss,
-    MaskedLogp,
-    NucleusAnchor,
-    Penalty,
     PositionClip,
     Range,
-    Ratio,
-    Sigmoid,
-    SoftClipped,
     TotalVariation,
     Unbounded,
 )
-from pyrl.loss.aggregate import SeqMeanTokenMean, SeqMeanTokenSum, SeqMeanTokenSumNorm
-from pyrl.loss_axes import (
-    TIS,
-    Blend,
+from pyrl.loss.factors import TIS, IcePop, Steer
+from pyrl.loss.keep import (
     ClipB,
     ClipCov,
     ClipV,
-    EntropyBand,
-    EntropyZ,
-    IcePop,
     Improbable,
     Matched,
     NearGenerator,
-    Steer,
-    TokenGroup,
     TopCovariance,
     TopEntropy,
 )
+from pyrl.loss.loss import Loss, Ratio
+from pyrl.loss.penalties import KL, EntropySmoothing, ExpertLeak, NucleusAnchor, Penalty
+from pyrl.loss.reshape import Blend, EntropyBand, EntropyZ, TokenGroup
+from pyrl.loss.surrogates import ClampedLogp, MaskedLogp, Sigmoid, SoftClipped
 
 LENGTH = 1024.0
 """Constant in place of a response's length where a method has one: set it to your longest."""

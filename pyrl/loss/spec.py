@@ -1,4 +1,4 @@
-"""Loss spec: a loss as the plain numbers that the kernels read (csrc/policy_spec.h, TokenSpec)."""
+"""Loss spec: a loss as the plain numbers that the kernels read (csrc/loss/spec.h, TokenSpec)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOKEN_COLUMNS = (
     *("low", "high", "dual", "factor", "heat", "addend"),
     *("target_0", "target_1", "target_2", "scale_0", "scale_1", "scale_2"),
 )
-"""Columns of the per-token part, in the order of the kernels (csrc/policy_spec.h, TokenColumn)."""
+"""Columns of the per-token part, in the order of the kernels (csrc/loss/spec.h, TokenColumn)."""
 
 _ONE, _TOKEN, _GIVEN = 0.0, 1.0, 2.0
 _SCANS = {

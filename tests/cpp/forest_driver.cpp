@@ -18,7 +18,7 @@
 
 namespace {
 
-using pyrl::Forest;
+using pyrl::tree::Forest;
 
 // CPU time of this process: other load on the machine does not count.
 double now_ns() {
@@ -81,7 +81,7 @@ class History {
       PYRL_CHECK(forest_.path(twin.branch).tokens == twin.tokens, "path of ", twin.branch);
     std::vector<std::int64_t> all;
     for (const Twin& twin : twins_) all.push_back(twin.branch);
-    const pyrl::Segments segments = forest_.segments(all);
+    const pyrl::tree::Segments segments = forest_.segments(all);
     for (std::size_t n = 0; n < all.size(); ++n) {
       std::int64_t length = 0;
       for (auto e = segments.entry_offset[n]; e < segments.entry_offset[n + 1]; ++e)
@@ -196,7 +196,7 @@ void measure_size(int trees, std::size_t leaves, std::int64_t length, bool forke
       }
     }
   }
-  const pyrl::Stats stats = forest.stats();
+  const pyrl::tree::Stats stats = forest.stats();
   std::printf("%.2f\n", static_cast<double>(stats.bytes) / static_cast<double>(stats.tokens_live));
 }
 

@@ -16,13 +16,13 @@
 #include <string>
 #include <vector>
 
-#include "logits/element.h"
 #include "base/isa.h"
+#include "logits/element.h"
 #include "logits/stats/token_stats.h"
 
 namespace {
 
-using pyrl::Stat;
+using pyrl::logits::stats::Stat;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
@@ -35,33 +35,33 @@ void require(bool condition, const std::string& what) {
 struct Columns {
   std::vector<std::vector<double>> stat_KT;
   explicit Columns(std::int64_t rows)
-      : stat_KT(pyrl::kStats, std::vector<double>(static_cast<std::size_t>(rows))) {}
+      : stat_KT(pyrl::logits::stats::kStats, std::vector<double>(static_cast<std::size_t>(rows))) {}
   double at(Stat stat, std::int64_t t) const {
     return stat_KT[static_cast<std::size_t>(stat)][static_cast<std::size_t>(t)];
   }
 };
 
-constexpr pyrl::TokenStatsOptions kPlain{1.0, 0, 5, 0.1, 1.3, 0.8, true};
+constexpr pyrl::logits::stats::TokenStatsOptions kPlain{1.0, 0, 5, 0.1, 1.3, 0.8, true};
 
 // ---- random ----
 
 template <typename Element>
-pyrl::Dtype dtype();
+pyrl::logits::Dtype dtype();
 template <>
-pyrl::Dtype dtype<float>() {
-  return pyrl::Dtype::float32;
+pyrl::logits::Dtype dtype<float>() {
+  return pyrl::logits::Dtype::float32;
 }
 template <>
-pyrl::Dtype dtype<double>() {
-  return pyrl::Dtype::float64;
+pyrl::logits::Dtype dtype<double>() {
+  return pyrl::logits::Dtype::float64;
 }
 template <>
-pyrl::Dtype dtype<pyrl::Float16>() {
-  return pyrl::Dtype::float16;
+pyrl::logits::Dtype dtype<pyrl::logits::Float16>() {
+  return pyrl::logits::Dtype::float16;
 }
 template <>
-pyrl::Dtype dtype<pyrl::BFloat16>() {
-  return pyrl::Dtype::bfloat16;
+pyrl::logits::Dtype dtype<pyrl::logits::BFloat16>() {
+  return pyrl::logits::Dtype::bfloat16;
 }
 
 void check_row(const std::vector<double>& z, std::int64_t label, double temperature,
@@ -106,19 +106,22 @@ void random_round(std::mt19937_64& random) {
       const bool masked = v != label[t] && below(20) == 0;
       const double value = masked ? -kInfinity : normal(random);
       Element* out = z.get() + t * stride + v;
-      pyrl::narrow_one(static_cast<pyrl::Real<Element>>(value), out);
-      wide[static_cast<std::size_t>(t)].push_back(static_cast<double>(pyrl::widen_one(*out)));
+      pyrl::logits::narrow_one(static_cast<pyrl::logits::Real<Element>>(value), out);
+      wide[static_cast<std::size_t>(t)].push_back(
+          static_cast<double>(pyrl::logits::widen_one(*out)));
     }
   }
   const std::int64_t unusual = below(rows + 3);
-  if (unusual < rows) label[unusual] = below(2) == 0 ? pyrl::kIgnoredLabel : vocabulary + below(9);
+  if (unusual < rows)
+    label[unusual] = below(2) == 0 ? pyrl::logits::kIgnoredLabel : vocabulary + below(9);
   Columns stats(rows), slopes(rows);
-  pyrl::TokenStatsOptions options = kPlain;
+  pyrl::logits::stats::TokenStatsOptions options = kPlain;
   options.temperature = below(2) == 0 ? 1.0 : 0.7;
-  pyrl::TokenStatsArgs args{
+  pyrl::logits::stats::TokenStatsArgs args{
       {z.get(), dtype<Element>(), rows, vocabulary, stride}, label.get(), options, {}};
-  pyrl::TokenStatsGradArgs grad{args.logits_TV, label.get(), options, {}, {}, dz.get(), stride};
-  for (int k = 0; k < pyrl::kStats; ++k) {
+  pyrl::logits::stats::TokenStatsGradArgs grad{args.logits_TV, label.get(), options, {}, {},
+                                               dz.get(),       stride};
+  for (int k = 0; k < pyrl::logits::stats::kStats; ++k) {
     std::vector<double>& column = stats.stat_KT[static_cast<std::size_t>(k)];
     args.stat_T[k] = column.data();
     grad.stat_T[k] = column.data();
@@ -128,8 +131,8 @@ void random_round(std::mt19937_64& random) {
       grad.grad_T[k] = slopes.stat_KT[static_cast<std::size_t>(k)].data();
     }
   }
-  pyrl::token_stats(args, 1);
-  pyrl::token_stats_grad(grad, 1);
+  pyrl::logits::stats::token_stats(args, 1);
+  pyrl::logits::stats::token_stats_grad(grad, 1);
   for (std::int64_t t = 0; t < rows; ++t) {
     if (t == unusual) continue;
     check_row(wide[static_cast<std::size_t>(t)], label[t], options.temperature, stats, t,
@@ -139,12 +142,12 @@ void random_round(std::mt19937_64& random) {
   options.softcap = 5;
   args.options.softcap = 5;
   grad.options.softcap = 5;
-  pyrl::token_stats(args, 3);
-  pyrl::token_stats_grad(grad, 3);
+  pyrl::logits::stats::token_stats(args, 3);
+  pyrl::logits::stats::token_stats_grad(grad, 3);
   const auto loss = [](std::int64_t, double logprob, double entropy) {
-    return pyrl::RowCoefficients{logprob, entropy, 1};
+    return pyrl::logits::stats::RowCoefficients{logprob, entropy, 1};
   };
-  pyrl::token_stats_one_go(args, loss, z.get(), stride, 2);
+  pyrl::logits::stats::token_stats_one_go(args, loss, z.get(), stride, 2);
 }
 
 // ---- time ----
@@ -171,26 +174,27 @@ void measure(std::int64_t rows, std::int64_t vocabulary, const char* name) {
   const auto fill = [&] {
     for (std::int64_t i = 0; i < size; ++i) {
       const std::size_t at = static_cast<std::size_t>(i);
-      pyrl::narrow_one(values[(at * 7 + at / values.size()) % values.size()], &z[at]);
+      pyrl::logits::narrow_one(values[(at * 7 + at / values.size()) % values.size()], &z[at]);
     }
   };
   std::vector<std::int64_t> label(static_cast<std::size_t>(rows), 7);
   Columns stats(rows);
   std::vector<double> slope(static_cast<std::size_t>(rows), 0.3);
-  pyrl::TokenStatsArgs args{
+  pyrl::logits::stats::TokenStatsArgs args{
       {z.data(), dtype<Element>(), rows, vocabulary, vocabulary}, label.data(), kPlain, {}};
-  pyrl::TokenStatsGradArgs grad{args.logits_TV, label.data(), kPlain, {}, {}, z.data(), vocabulary};
+  pyrl::logits::stats::TokenStatsGradArgs grad{args.logits_TV, label.data(), kPlain, {}, {},
+                                               z.data(),       vocabulary};
   for (int k = 0; k < 3; ++k) {
     args.stat_T[k] = stats.stat_KT[static_cast<std::size_t>(k)].data();
     grad.stat_T[k] = args.stat_T[k];
   }
   grad.grad_T[0] = grad.grad_T[1] = slope.data();
-  pyrl::TokenStatsArgs all = args;
-  for (int k = 0; k < pyrl::kStats; ++k) {
+  pyrl::logits::stats::TokenStatsArgs all = args;
+  for (int k = 0; k < pyrl::logits::stats::kStats; ++k) {
     all.stat_T[k] = stats.stat_KT[static_cast<std::size_t>(k)].data();
   }
   const auto loss = [](std::int64_t, double logprob, double) {
-    return pyrl::RowCoefficients{logprob, 0.01, 0};
+    return pyrl::logits::stats::RowCoefficients{logprob, 0.01, 0};
   };
   volatile float sink = 0;
   const float* memory = reinterpret_cast<const float*>(z.data());
@@ -209,10 +213,11 @@ void measure(std::int64_t rows, std::int64_t vocabulary, const char* name) {
   const std::vector<std::pair<std::string, std::function<void()>>> variants{
       {"read", read},
       {"update", update},
-      {"stats", [&] { pyrl::token_stats(args, 1); }},
-      {"all stats", [&] { pyrl::token_stats(all, 1); }},
-      {"grad in place", [&] { pyrl::token_stats_grad(grad, 1); }},
-      {"one go in place", [&] { pyrl::token_stats_one_go(args, loss, z.data(), vocabulary, 1); }}};
+      {"stats", [&] { pyrl::logits::stats::token_stats(args, 1); }},
+      {"all stats", [&] { pyrl::logits::stats::token_stats(all, 1); }},
+      {"grad in place", [&] { pyrl::logits::stats::token_stats_grad(grad, 1); }},
+      {"one go in place",
+       [&] { pyrl::logits::stats::token_stats_one_go(args, loss, z.data(), vocabulary, 1); }}};
   std::vector<double> best(variants.size(), 1e9);
   for (int round = 0; round < 9; ++round) {
     for (std::size_t i = 0; i < variants.size(); ++i) {
@@ -235,16 +240,16 @@ int main(int count, char** argument) try {
   const std::int64_t first = std::atoll(argument[2]), second = std::atoll(argument[3]);
   if (std::strcmp(argument[1], "time") == 0) {
     measure<float>(first, second, "float32");
-    measure<pyrl::BFloat16>(first, second, "bfloat16");
-    measure<pyrl::Float16>(first, second, "float16");
+    measure<pyrl::logits::BFloat16>(first, second, "bfloat16");
+    measure<pyrl::logits::Float16>(first, second, "float16");
     return 0;
   }
   std::mt19937_64 random(static_cast<std::uint64_t>(second));
   for (std::int64_t round = 0; round < first; ++round) {
     random_round<float>(random);
     random_round<double>(random);
-    random_round<pyrl::Float16>(random);
-    random_round<pyrl::BFloat16>(random);
+    random_round<pyrl::logits::Float16>(random);
+    random_round<pyrl::logits::BFloat16>(random);
   }
   std::printf("%s: %ld rounds\n", pyrl::isa_name(pyrl::isa()), static_cast<long>(first));
   return 0;

@@ -36,7 +36,7 @@ def memory_of_the_cpu(request: pytest.FixtureRequest) -> None:
 
 
 PART = 1 << 15
-"""Columns of a row that one block of threads adds up: csrc/row_sums.cuh."""
+"""Columns of a row that one block of threads adds up: csrc/logits/device_sums.cuh."""
 
 
 @pytest.fixture(params=[1, 2, 3])

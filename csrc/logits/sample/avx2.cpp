@@ -1,6 +1,6 @@
 #include "logits/sample/body.h"
 
-namespace pyrl {
+namespace pyrl::logits::sample {
 
 template <>
 const SampleKernels<float>& avx2_sample_kernels<float>() {
@@ -12,4 +12,4 @@ const SampleKernels<double>& avx2_sample_kernels<double>() {
   return kKernels<double>;
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::logits::sample

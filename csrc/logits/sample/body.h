@@ -14,7 +14,7 @@
 // Vectors only pass between functions that are inlined, so their calling convention is moot.
 #pragma GCC diagnostic ignored "-Wpsabi"
 
-namespace pyrl {
+namespace pyrl::logits::sample {
 namespace {
 
 #if defined(__AVX512F__)
@@ -319,4 +319,4 @@ constexpr SampleKernels<R> kKernels{&block_maximum<R>, &block_sums<R>, &block_to
                                     &block_find<R>};
 
 }  // namespace
-}  // namespace pyrl
+}  // namespace pyrl::logits::sample

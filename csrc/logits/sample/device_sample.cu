@@ -9,9 +9,11 @@
 #include "logits/device_threshold.cuh"
 #include "logits/sample/device_sample.h"
 
-namespace pyrl {
+namespace pyrl::logits::sample {
 namespace device {
 namespace {
+
+using namespace logits::device;
 
 constexpr int kConfidenceTokens = 5;
 constexpr unsigned kColumns = 5;  // of out_KB
@@ -176,4 +178,4 @@ void sample_rows_cuda(const SampleRowsArgs& args, int device, void* stream) {
   });
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::logits::sample

@@ -3,7 +3,7 @@
 
 #include "logits/matrix.h"
 
-namespace pyrl {
+namespace pyrl::logits::sample {
 
 // Pointers are device pointers.
 struct SampleRowsArgs {
@@ -21,4 +21,4 @@ struct SampleRowsArgs {
 // On the caller's stream (a cudaStream_t); at most 1310720 columns.
 void sample_rows_cuda(const SampleRowsArgs& args, int device, void* stream);
 
-}  // namespace pyrl
+}  // namespace pyrl::logits::sample

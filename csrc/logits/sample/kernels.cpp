@@ -2,7 +2,7 @@
 
 #include "base/isa.h"
 
-namespace pyrl {
+namespace pyrl::logits::sample {
 
 template <typename R>
 const SampleKernels<R>& sample_kernels() {
@@ -23,4 +23,4 @@ const SampleKernels<R>& sample_kernels() {
 template const SampleKernels<float>& sample_kernels<float>();
 template const SampleKernels<double>& sample_kernels<double>();
 
-}  // namespace pyrl
+}  // namespace pyrl::logits::sample

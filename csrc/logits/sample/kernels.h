@@ -9,7 +9,7 @@
 
 #include <cstdint>
 
-namespace pyrl {
+namespace pyrl::logits::sample {
 
 inline constexpr int kSampleBlock = 2048;     // elements: 8 KiB of float32 stay in the L1 cache
 inline constexpr int kSampleTop = 5;          // confidence = mass of this many most probable tokens
@@ -58,4 +58,4 @@ const SampleKernels<R>& avx512_sample_kernels();
 template <typename R>
 const SampleKernels<R>& sample_kernels();
 
-}  // namespace pyrl
+}  // namespace pyrl::logits::sample

@@ -17,7 +17,7 @@
 #include "logits/row.h"
 #include "logits/sample/kernels.h"
 
-namespace pyrl {
+namespace pyrl::logits::sample {
 
 template <typename R>
 struct RowPart {
@@ -306,4 +306,4 @@ class SampleRow {
   double kept_mass_ = 0;
 };
 
-}  // namespace pyrl
+}  // namespace pyrl::logits::sample

@@ -7,13 +7,7 @@
 
 #include "logits/row.h"
 
-namespace pyrl {
-
-// Uniform number in [0, 1) with 53 random bits: Philox4x32-10 (Salmon et al., SC 2011) with key =
-// seed and counter = (position, 0), low words first; the first two output words, high word first.
-double uniform(std::uint64_t seed, std::uint64_t position);
-void uniforms(std::span<const std::uint64_t> seed_B, std::span<const std::int64_t> position_B,
-              std::span<double> uniform_B);
+namespace pyrl::logits::sample {
 
 // Applied in this order: temperature, min-p, top-k, top-p, renormalise. Ties go to the lower id.
 struct Truncation {
@@ -36,4 +30,4 @@ void sample_tokens(const LogitMatrix& logits_BV, std::span<const std::uint64_t> 
                    std::span<const std::int64_t> position_B, const Truncation& truncation,
                    const SampledTokens& out, int threads);
 
-}  // namespace pyrl
+}  // namespace pyrl::logits::sample

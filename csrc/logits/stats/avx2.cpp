@@ -2,7 +2,7 @@
 
 #include "logits/stats/body.h"
 
-namespace pyrl {
+namespace pyrl::logits::stats {
 namespace {
 
 // Eight floats; a mask is a vector of all or no bits.
@@ -137,4 +137,4 @@ template const RowKernels<float>& avx2_kernels<float>();
 template const RowKernels<Float16>& avx2_kernels<Float16>();
 template const RowKernels<BFloat16>& avx2_kernels<BFloat16>();
 
-}  // namespace pyrl
+}  // namespace pyrl::logits::stats

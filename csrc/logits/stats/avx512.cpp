@@ -1,6 +1,6 @@
 #include "logits/stats/lanes_avx512.h"
 
-namespace pyrl {
+namespace pyrl::logits::stats {
 
 template <typename Element>
 const RowKernels<Element>& avx512_kernels() {
@@ -12,4 +12,4 @@ template const RowKernels<float>& avx512_kernels<float>();
 template const RowKernels<Float16>& avx512_kernels<Float16>();
 template const RowKernels<BFloat16>& avx512_kernels<BFloat16>();
 
-}  // namespace pyrl
+}  // namespace pyrl::logits::stats

@@ -14,7 +14,7 @@
 
 #include "logits/kernels.h"
 
-namespace pyrl {
+namespace pyrl::logits::stats {
 
 template <typename Lanes, typename Element>
 struct RowBody {
@@ -289,4 +289,4 @@ PYRL_LANE typename Lanes::Vector tanh_lanes(typename Lanes::Vector x) {
   return Lanes::choose(Lanes::above(Lanes::all(0.625f), size), near_zero, Lanes::with_sign(far, x));
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::logits::stats

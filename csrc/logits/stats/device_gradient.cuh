@@ -6,8 +6,11 @@
 #pragma once
 
 #include "logits/device_sums.cuh"
+#include "logits/stats/token_stats.h"
 
-namespace pyrl::device {
+namespace pyrl::logits::stats::device {
+
+using namespace logits::device;
 
 // What a row's gradient is made of; NaN where a number is missing is never read.
 struct RowUpstream {
@@ -118,4 +121,4 @@ __device__ void fill_gradient(double value, std::int64_t begin, std::int64_t end
   for (std::int64_t v = begin + thread; v < end; v += kThreads) out[v] = element;
 }
 
-}  // namespace pyrl::device
+}  // namespace pyrl::logits::stats::device

@@ -1,10 +1,10 @@
 // From a row's sums to its statistics, and which of them are asked for.
 #pragma once
 
-#include "logits/stats/device_gradient.cuh"
 #include "logits/device_threshold.cuh"
+#include "logits/stats/device_gradient.cuh"
 
-namespace pyrl::device {
+namespace pyrl::logits::stats::device {
 
 __host__ __device__ inline double* stat(const TokenStatsArgs& args, Stat name) {
   return args.stat_T[static_cast<int>(name)];
@@ -151,4 +151,4 @@ __device__ void write_part_gradient(const Element* row, std::int64_t begin, std:
   write_gradient(row, begin, end, thread, label, gradient, out);
 }
 
-}  // namespace pyrl::device
+}  // namespace pyrl::logits::stats::device

@@ -4,7 +4,7 @@
 #include "logits/row.h"
 #include "logits/stats/token_stats.h"
 
-namespace pyrl {
+namespace pyrl::logits::stats {
 
 // What one row's gradient is made of.
 struct RowUpstream {
@@ -98,4 +98,4 @@ class Gradient {
   bool nucleus_;
 };
 
-}  // namespace pyrl
+}  // namespace pyrl::logits::stats

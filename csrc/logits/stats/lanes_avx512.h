@@ -5,7 +5,7 @@
 
 #include "logits/stats/body.h"
 
-namespace pyrl {
+namespace pyrl::logits::stats {
 namespace {
 
 // 0.2410994 2^(k / 32 - floor(k / 32 - 1.4375)): scalef takes the floor of its exponent.
@@ -130,4 +130,4 @@ struct Avx512 {
 };
 
 }  // namespace
-}  // namespace pyrl
+}  // namespace pyrl::logits::stats

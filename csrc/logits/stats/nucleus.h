@@ -7,7 +7,7 @@
 
 #include "logits/row.h"
 
-namespace pyrl {
+namespace pyrl::logits::stats {
 
 struct Nucleus {
   double threshold;  // the logit at and above which a token is inside; +inf: none is
@@ -97,4 +97,4 @@ Nucleus find_nucleus(const Row& row, const PartSums& sums, const double* maximum
   return {threshold, std::log(inside.sum / sums.sum), std::max(0.0, entropy)};
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::logits::stats

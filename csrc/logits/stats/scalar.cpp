@@ -2,7 +2,7 @@
 
 #include "logits/stats/body.h"
 
-namespace pyrl {
+namespace pyrl::logits::stats {
 namespace {
 
 // One double: the reference of the other instruction sets, and float64 logits on all of them.
@@ -91,4 +91,4 @@ template const RowKernels<double>& row_kernels<double>();
 template const RowKernels<Float16>& row_kernels<Float16>();
 template const RowKernels<BFloat16>& row_kernels<BFloat16>();
 
-}  // namespace pyrl
+}  // namespace pyrl::logits::stats

@@ -8,7 +8,7 @@
 #include "logits/stats/nucleus.h"
 #include "logits/stats/token_stats.h"
 
-namespace pyrl {
+namespace pyrl::logits::stats {
 
 constexpr std::size_t index(Stat stat) { return static_cast<std::size_t>(stat); }
 
@@ -169,4 +169,4 @@ class Statistics {
   bool selects_;
 };
 
-}  // namespace pyrl
+}  // namespace pyrl::logits::stats

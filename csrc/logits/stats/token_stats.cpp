@@ -3,12 +3,12 @@
 #include <vector>
 
 #include "base/check.h"
+#include "base/thread_pool.h"
 #include "logits/row.h"
 #include "logits/stats/gradient.h"
 #include "logits/stats/statistics.h"
-#include "base/thread_pool.h"
 
-namespace pyrl {
+namespace pyrl::logits::stats {
 namespace {
 
 void check(const LogitMatrix& logits_TV, const TokenStatsOptions& options) {
@@ -188,4 +188,4 @@ void token_stats_one_go(const TokenStatsArgs& args, const RowLoss& loss, void* g
   });
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::logits::stats

@@ -7,7 +7,7 @@
 #include "logits/stats/device_stats.cuh"
 #include "logits/stats/token_stats.h"
 
-namespace pyrl {
+namespace pyrl::logits::stats {
 namespace device {
 namespace {
 
@@ -110,4 +110,4 @@ void token_stats_grad_cuda(const TokenStatsGradArgs& args, int device, void* str
   });
 }
 
-}  // namespace pyrl
+}  // namespace pyrl::logits::stats

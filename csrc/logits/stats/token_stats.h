@@ -20,7 +20,7 @@
 
 #include "logits/matrix.h"
 
-namespace pyrl {
+namespace pyrl::logits::stats {
 
 // The rows of stats_KT in this order. Statistics are float64 whatever the logits are: at an offset
 // of 1e4 a float32 log-sum-exp would move every probability of the backward pass by 5e-4.
@@ -95,4 +95,4 @@ void token_stats_one_go(const TokenStatsArgs& args, const RowLoss& loss, void* g
 void token_stats_cuda(const TokenStatsArgs& args, int device, void* stream);
 void token_stats_grad_cuda(const TokenStatsGradArgs& args, int device, void* stream);
 
-}  // namespace pyrl
+}  // namespace pyrl::logits::stats
