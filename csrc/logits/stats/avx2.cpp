@@ -126,10 +126,13 @@ struct Avx2 {
 };
 
 }  // namespace
+}  // namespace pyrl::logits::stats
+
+namespace pyrl::logits {
 
 template <typename Element>
 const RowKernels<Element>& avx2_kernels() {
-  static constexpr RowKernels<Element> table = RowBody<Avx2, Element>::table();
+  static constexpr RowKernels<Element> table = stats::RowBody<stats::Avx2, Element>::table();
   return table;
 }
 
@@ -137,4 +140,4 @@ template const RowKernels<float>& avx2_kernels<float>();
 template const RowKernels<Float16>& avx2_kernels<Float16>();
 template const RowKernels<BFloat16>& avx2_kernels<BFloat16>();
 
-}  // namespace pyrl::logits::stats
+}  // namespace pyrl::logits
