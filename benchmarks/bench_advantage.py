@@ -43,7 +43,7 @@ def numpy_tree_po(group_N: np.ndarray, reward_N: np.ndarray) -> np.ndarray:
 
 
 def core_grpo(group_N: np.ndarray, reward_N: np.ndarray) -> np.ndarray:
-    return _core.group_advantage(
+    return _core.tree.group_advantage(
         group_N, reward_N, scale="std", ddof=1, eps=1e-6, leave_one_out=False, single="zero"
     )
 
@@ -54,7 +54,7 @@ def core_tree_po(group_N: np.ndarray, reward_N: np.ndarray) -> np.ndarray:
     first = np.arange(trees)[:, None] * node.size
     parent_S = np.where(node == 0, -1, first + (node - 1) // 2).ravel()
     leaf_segment_N = (first + node[LEAVES - 1 :]).ravel()
-    return _core.ancestor_advantage(
+    return _core.tree.ancestor_advantage(
         parent_S,
         leaf_segment_N,
         group_N,

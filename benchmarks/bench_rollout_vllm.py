@@ -40,7 +40,7 @@ from measure import conditions, gate, table
 from rollout_peers import Blocking, Cost, Host, Shape, with_a_barrier
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pyrl._core import Signals
+from pyrl._core.tree import Signals
 from pyrl.engine.sync import Sync
 from pyrl.engine.vllm.engine import VLLMEngine
 from pyrl.engine.vllm.options import VLLMOptions

@@ -1,6 +1,7 @@
 """pyrl: tree-rollout test-time RL. Fork where the model is unsure, vote, learn."""
 
-from pyrl._core import Forest, StaleHandleError, build_info
+from pyrl._core import StaleHandleError, build_info
+from pyrl._core.tree import Forest
 from pyrl.logits.linear_token_stats import linear_token_stats
 from pyrl.logits.sample_tokens import sample_tokens
 from pyrl.logits.token_stats import token_stats

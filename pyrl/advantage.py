@@ -57,7 +57,7 @@ class GroupBaseline:
     """A leaf alone in its group; "reward" (A = r) is what the verl family does."""
 
     def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
-        advantage_N = _core.group_advantage(
+        advantage_N = _core.tree.group_advantage(
             scored.group_N,
             scored.reward_N,
             scale=self.scale,
@@ -96,7 +96,7 @@ class Ancestors:
     """What an ancestor of one leaf contributes: 0, or v(x) as with mean 0 and std 1."""
 
     def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
-        advantage = _core.ancestor_advantage(
+        advantage = _core.tree.ancestor_advantage(
             scored.segments.parent_S,
             scored.segments.leaf_segment_N,
             scored.group_N,
@@ -134,7 +134,7 @@ class TreeRLReleased:
             raise ValueError(f"centre: expected token or step, got {self.centre}")
 
     def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
-        advantage_S = _core.treerl_released_advantage(
+        advantage_S = _core.tree.treerl_released_advantage(
             scored.segments.parent_S,
             scored.segments.length_S,
             scored.segments.leaf_segment_N,
@@ -157,7 +157,7 @@ class WhitenTokens:
     def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
         known_T = _known_tokens(scored)
         result_T = np.zeros_like(advantage_T)
-        result_T[known_T] = _core.whiten(advantage_T[known_T], self.eps)
+        result_T[known_T] = _core.tree.whiten(advantage_T[known_T], self.eps)
         return result_T
 
     def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
@@ -203,7 +203,7 @@ class EntropyReshape:
     def _factor(self, scored: Scored) -> Floats:
         known_N = ~np.isnan(scored.reward_N)
         entropy = scored.entropy_N[known_N]
-        mean = _core.group_mean(scored.group_N[known_N], entropy)
+        mean = _core.tree.group_mean(scored.group_N[known_N], entropy)
         factor = np.ones_like(mean)
         alive = mean >= self.entropy_floor
         factor[alive] = 2 - entropy[alive] / mean[alive]
@@ -255,7 +255,7 @@ class Hybrid:
         advantage = advantage_T[known_T] * (1 + self.a * signal)
         if self.lam != 0:
             group = scored.group_N[scored.leaf_T[known_T]]
-            advantage += self.lam * (signal - _core.group_mean(group, signal))
+            advantage += self.lam * (signal - _core.tree.group_mean(group, signal))
         result_T = np.zeros_like(advantage_T)
         result_T[known_T] = advantage
         return result_T
@@ -276,8 +276,8 @@ class Hybrid:
             bad = signal[~np.isfinite(signal)][0]
             raise ValueError(f"entropy_T and confidence_T: expected finite values, got S = {bad}")
         if self.whiten:
-            entropy = _core.whiten(entropy, self.eps)
-            doubt = _core.whiten(np.clip(doubt, 0, 1), self.eps)
+            entropy = _core.tree.whiten(entropy, self.eps)
+            doubt = _core.tree.whiten(np.clip(doubt, 0, 1), self.eps)
             signal = self.alpha * entropy + self.beta * doubt
         return signal
 
@@ -336,7 +336,7 @@ def _segment_tokens(scored: Scored, value_S: Floats) -> Floats:
 
 
 def _reward_metrics(scored: Scored) -> dict[str, float]:
-    centred_N = _core.group_advantage(
+    centred_N = _core.tree.group_advantage(
         scored.group_N,
         scored.reward_N,
         scale="none",

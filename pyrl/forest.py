@@ -1,6 +1,7 @@
 """The rollout forest: a tree of branches per prompt, every shared token stored once (C++)."""
 
-from pyrl._core import Forest, LeafTable, Path, Segments, StaleHandleError
+from pyrl._core import StaleHandleError
+from pyrl._core.tree import Forest, LeafTable, Path, Segments
 
 LOW_CONFIDENCE, TAIL_DECLINE, ENTROPY_SPIKE, BUDGET, DECIDED = 1, 2, 3, 4, 5
 """Reasons of `Forest.prune` and indices of `Forest.pruned()`; BUDGET also stands for any other,

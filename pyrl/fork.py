@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pyrl._core import Forest, Observed, SignalSpec, Threshold
+from pyrl._core.tree import Forest, Observed, SignalSpec, Threshold
 from pyrl.checks import at_least, finite, shares
 
 

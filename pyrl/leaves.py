@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pyrl._core import Forest, Segments
+from pyrl._core.tree import Forest, Segments
 
 Decode = Callable[[Sequence[NDArray[np.int32]]], list[str]]
 """Turns the tokens of responses into their texts."""

@@ -88,8 +88,8 @@ def gather(offset_N1: NDArray[np.int64], leaf_N: NDArray[np.int64]) -> NDArray[n
     return np.arange(int(length_N.sum())) + np.repeat(shift_N, length_N)
 
 
-def pack(rows: _core.PackedRows, advantage_T: NDArray[np.float64]) -> TokenBatch:
-    """Join the forest's flat rows (`_core.pack_flat`) with one advantage per response token."""
+def pack(rows: _core.tree.PackedRows, advantage_T: NDArray[np.float64]) -> TokenBatch:
+    """Join the forest's flat rows (`pack_flat`) with one advantage per response token."""
     if len(advantage_T) != len(rows.label_T):
         raise ValueError(f"pack: expected {len(rows.label_T)} advantages, got {len(advantage_T)}")
     leaves = len(rows.cu_seqlens) - 1

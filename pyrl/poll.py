@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pyrl._core import Forest
+from pyrl._core.tree import Forest
 from pyrl.answers import Equivalence, Extractor, read_answer
 from pyrl.leaves import Decode
 from pyrl.vote import Majority

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pyrl._core import Observed, SignalSpec, Threshold
+from pyrl._core.tree import Observed, SignalSpec, Threshold
 from pyrl.checks import at_least, shares
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from pyrl._core import Forest, Signals, SignalSpec
+from pyrl._core.tree import Forest, Signals, SignalSpec
 from pyrl.budget import UNLIMITED, Allowance, Budget, Counts, Trunk
 from pyrl.engine import RUNNING, TRUNCATED, Branches, Engine, Sampled
 from pyrl.forest import BUDGET, DECIDED

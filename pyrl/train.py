@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pyrl._core import Forest, pack_flat
+from pyrl._core.tree import Forest, pack_flat
 from pyrl.advantage import advantages
 from pyrl.algorithm import Algorithm
 from pyrl.answers import EQUIVALENCES, Answers, classify

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.util
 import os
 import shutil
@@ -55,12 +54,15 @@ def _build() -> Path:
     return folder
 
 
-class Core:
-    """The core with the CUDA kernels in the place of the CPU's."""
+class Wing:
+    """A module of the core with the CUDA kernels in the place of the CPU's."""
+
+    def __init__(self, core: ModuleType) -> None:
+        self._core = core
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name not in KERNELS:
-            return cast("Callable[..., Any]", getattr(_core, name))
+            return cast("Callable[..., Any]", getattr(self._core, name))
         kernel = getattr(load(), name)
         return lambda **arguments: kernel(**{**arguments, "device": DEVICE})
 
@@ -69,8 +71,8 @@ def in_place_of_the_core() -> Iterator[None]:
     """To be a fixture: what pyrl computes from logits, it computes with the CUDA kernels."""
     load()
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("logits.kernels", "logits.sample_tokens", "loss.fused_ops", "loss.kernels"):
-            patch.setattr(importlib.import_module(f"pyrl.{name}"), "_core", Core())
+        patch.setattr(_core, "logits", Wing(_core.logits))
+        patch.setattr(_core, "loss", Wing(_core.loss))
         patch.setattr("pyrl.loss.kernels.has_kernel", lambda device: True)
         patch.setattr(sample_tokens, "_sample_kernel", sample_tokens.sample_rows)
         yield

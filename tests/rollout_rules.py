@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from hypothesis import strategies as st
 
-from pyrl._core import Observed, SignalSpec
+from pyrl._core.tree import Observed, SignalSpec
 from pyrl.fork import EntropyConfidence, EPTree, Flat, OnlineEntropy, TopEntropy
 from pyrl.prune import Doubt, Keep
 

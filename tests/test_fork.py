@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from toy_rollout import ForkRecorder, prompts, random_toy, rollout
 
-from pyrl._core import SignalSpec
+from pyrl._core.tree import SignalSpec
 from pyrl.engine.toy import ToyEngine
 from pyrl.forest import Forest
 from pyrl.fork import (

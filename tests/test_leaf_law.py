@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from scipy.stats import chi2
 from toy_rollout import EOS, rollout
 
-from pyrl._core import Observed, SignalSpec, Threshold, uniforms
+from pyrl._core.logits import uniforms
+from pyrl._core.tree import Observed, SignalSpec, Threshold
 from pyrl.engine.toy import ToyEngine
 from pyrl.forest import Forest
 from pyrl.fork import EntropyConfidence, Flat, Fork, OnlineEntropy, TopEntropy

@@ -18,7 +18,7 @@ from toy_rollout import (
     rollout,
 )
 
-from pyrl._core import Observed, SignalSpec
+from pyrl._core.tree import Observed, SignalSpec
 from pyrl.engine import STOPPED
 from pyrl.fork import EntropyConfidence, Fork, TopEntropy
 from pyrl.prune import Keep, Prune

@@ -9,7 +9,7 @@ import torch
 from demo_rollout import demo, demo_engine, demo_prompts
 from toy_rollout import TREES, assert_forgotten, prompts, random_toy, rollout
 
-from pyrl._core import Observed, SignalSpec
+from pyrl._core.tree import Observed, SignalSpec
 from pyrl.fork import EPTree, Finished, Flat, Fork, Site, TopEntropy
 from pyrl.prune import Doubt, Keep, Prune
 from pyrl.rollout import derive_seed, make_signals

@@ -7,7 +7,7 @@ import pytest
 from demo_rollout import demo_engine, demo_prompts
 from toy_rollout import ForkRecorder, answers, check_budgets, prompts, random_toy, rollout
 
-from pyrl._core import Observed, SignalSpec
+from pyrl._core.tree import Observed, SignalSpec
 from pyrl.fork import (
     EntropyConfidence,
     EPTree,

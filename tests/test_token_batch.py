@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from pyrl import demo
-from pyrl._core import pack_flat
+from pyrl._core.tree import pack_flat
 from pyrl.attention import use_pyrl_attention
 from pyrl.forest import Forest
 from pyrl.logits.token_stats import token_stats

@@ -1,4 +1,4 @@
-// One function per station; module.cpp calls them in the order of the data path.
+// One function a folder of csrc/; module.cpp calls them in the order of the data path.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -17,15 +17,10 @@ namespace pyrl::bindings {
 namespace py = pybind11;
 using namespace pybind11::literals;
 
-void bind_forest(py::module_& m);
-void bind_signals(py::module_& m);
-void bind_advantage(py::module_& m);
-void bind_pack(py::module_& m);
-void bind_sample_tokens(py::module_& m);
-void bind_token_stats(py::module_& m);
-void bind_policy_loss(py::module_& m);
+void bind_tree(py::module_& m);
+void bind_logits(py::module_& m);
+void bind_loss(py::module_& m);
 void bind_policy_terms(py::module_& m);
-void bind_fused_loss(py::module_& m);
 
 // A C-contiguous array argument; of another layout, or of a type that converts safely, a copy.
 template <typename T>

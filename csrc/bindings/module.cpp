@@ -24,14 +24,11 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   m.def("build_info", &build_info,
         "How this extension was compiled (cuda is None without kernels) and the instruction set it "
         "uses.");
+  auto tree = m.def_submodule("tree", "Forest, signals, rows and advantages.");
+  auto logits = m.def_submodule("logits", "Statistics of rows of logits, and the draw of a token.");
+  auto loss = m.def_submodule("loss", "The policy loss.");
   pybind11::register_exception<pyrl::StaleHandle>(m, "StaleHandleError", PyExc_LookupError);
-  pyrl::bindings::bind_forest(m);
-  pyrl::bindings::bind_signals(m);
-  pyrl::bindings::bind_advantage(m);
-  pyrl::bindings::bind_pack(m);
-  pyrl::bindings::bind_sample_tokens(m);
-  pyrl::bindings::bind_token_stats(m);
-  pyrl::bindings::bind_policy_loss(m);
-  pyrl::bindings::bind_policy_terms(m);
-  pyrl::bindings::bind_fused_loss(m);
+  pyrl::bindings::bind_tree(tree);
+  pyrl::bindings::bind_logits(logits);
+  pyrl::bindings::bind_loss(loss);
 }

@@ -106,7 +106,7 @@ def stats_into(
     stats_KT: Tensor, logits_TV: Tensor, label_T: Tensor, options: Sequence[float], asked: int
 ) -> None:
     """Compute the statistics; the logits' columns are adjacent, all else is contiguous."""
-    _core.token_stats(
+    _core.logits.token_stats(
         outputs=asked,
         stats=stats_KT.data_ptr(),
         **rows_of(logits_TV, label_T),
@@ -130,7 +130,7 @@ def grad_into(
     float64 [T] and contiguous.
     """
     upstream = dict(zip(names(asked), upstream_K, strict=True))
-    _core.token_stats_grad(
+    _core.logits.token_stats_grad(
         stat=_addresses(dict(zip(names(asked), stats_K, strict=True))),
         grad_stat=_addresses({name: upstream[name] for name in upstream if name in DIFFERENTIABLE}),
         grad=grad_TV.data_ptr(),

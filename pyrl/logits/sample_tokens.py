@@ -108,7 +108,7 @@ def _sample_kernel(
 ) -> SampledTokens:
     logits_BV = adjacent(logits_BV)
     return SampledTokens(
-        *_core.sample_tokens(
+        *_core.logits.sample_tokens(
             data=logits_BV.data_ptr(),
             dtype=ELEMENTS[logits_BV.dtype],
             vocabulary=logits_BV.shape[1],
@@ -130,12 +130,12 @@ def sample_rows(
     position_B: NDArray[np.int64],
     sampling: Sampling,
 ) -> SampledTokens:
-    """The draws of the CUDA kernel, csrc/logits/sample/device_sample.h; a row that cannot be drawn has token -1."""
+    """The draws of the CUDA kernel (device_sample.h); a row that cannot be drawn has token -1."""
     logits_BV = adjacent(logits_BV)
-    uniforms = _core.uniforms(np.ascontiguousarray(seed_B), np.ascontiguousarray(position_B))
+    uniforms = _core.logits.uniforms(np.ascontiguousarray(seed_B), np.ascontiguousarray(position_B))
     uniform_B = torch.from_numpy(uniforms).to(logits_BV.device)
     columns_KB = uniform_B.new_empty(5, len(uniform_B))
-    _core.sample_rows(
+    _core.logits.sample_rows(
         data=logits_BV.data_ptr(),
         dtype=ELEMENTS[logits_BV.dtype],
         rows=logits_BV.shape[0],
@@ -162,7 +162,7 @@ def sample_tokens_composed(
 
     A row that cannot be drawn has token -1.
     """
-    uniforms = _core.uniforms(np.ascontiguousarray(seed_B), np.ascontiguousarray(position_B))
+    uniforms = _core.logits.uniforms(np.ascontiguousarray(seed_B), np.ascontiguousarray(position_B))
     uniform_B = torch.from_numpy(uniforms).to(logits_BV.device)
     rows = max(1, _CHUNK_ELEMENTS // logits_BV.shape[1])
     parts = [

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pyrl._core import LossColumns
+from pyrl._core.loss import LossColumns
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def fused_into(
 
     The columns are `ready`.
     """
-    _core.fused_loss(
+    _core.loss.fused_loss(
         columns=column_addresses(columns),
         spec=spec,
         stats=stats_KT.data_ptr(),

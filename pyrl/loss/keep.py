@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pyrl._core import LossColumns
+from pyrl._core.loss import LossColumns
 from pyrl.checks import ordered
 from pyrl.loss.axis import LossState
 

@@ -62,7 +62,7 @@ def policy_sums(
     """
     if has_kernel(inputs.logprob.device):
         return _on_device(inputs, (loss_T, logprob_grad_T, entropy_grad_T))
-    return _core.policy_loss(
+    return _core.loss.policy_loss(
         columns=[None if column is None else host_array(column) for column in inputs.columns],
         mask_T=None if inputs.mask is None else host_array(inputs.mask),
         offset_N1=host_array(inputs.offset),
@@ -88,7 +88,7 @@ def _on_device(inputs: PolicyInputs, outputs: tuple[Tensor | None, ...]) -> tupl
             raise ValueError(f"columns: expected float32 or float64, got {column.dtype}")
     mask_T = None if inputs.mask is None else _resident("mask_T", inputs.mask, like_T)
     loss_T, logprob_grad_T, entropy_grad_T = outputs
-    return _core.policy_loss_cuda(
+    return _core.loss.policy_loss_cuda(
         tokens=len(like_T),
         columns=column_addresses(columns),
         mask=_address(mask_T),

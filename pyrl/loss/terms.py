@@ -120,12 +120,12 @@ def loss_terms(
     else:
         whole_N1 = offset_N1
     rest = {k: v for k, v in columns.items() if k not in ("clip_low_T", "clip_high_T")}
-    core = _core.LossColumns(tokens, rest, mask_T, offset_N1, group_N)
+    core = _core.loss.LossColumns(tokens, rest, mask_T, offset_N1, group_N)
     for reshape in loss.reshape:
         rest = rest | {"advantage_T": reshape(core, state)}
-        core = _core.LossColumns(tokens, rest, mask_T, offset_N1, group_N)
+        core = _core.loss.LossColumns(tokens, rest, mask_T, offset_N1, group_N)
     factor_T, kept_T = _factor(loss, core, state, mask_T, tokens)
-    tokens_N = _core.count_tokens(tokens, kept_T, whole_N1)
+    tokens_N = _core.loss.count_tokens(tokens, kept_T, whole_N1)
     weight_N = loss.aggregate(tokens_N)
     heat = isinstance(loss.bounds, EntropyClip) or loss.redistribute != 0
     low_T, high_T = _radius_columns(loss, columns)
@@ -161,7 +161,7 @@ def _radius_columns(
 
 def _factor(
     loss: Loss,
-    core: _core.LossColumns,
+    core: _core.loss.LossColumns,
     state: LossState,
     mask_T: NDArray[np.bool_] | None,
     tokens: int,
@@ -196,7 +196,7 @@ def _of_tokens(axis: object, values: NDArray[Any], tokens: int, dtype: type) -> 
 
 def _penalty_terms(
     loss: Loss,
-    core: _core.LossColumns,
+    core: _core.loss.LossColumns,
     state: LossState,
     terms: Terms,
     tokens_N: NDArray[np.int64],
@@ -237,7 +237,7 @@ def _penalty_terms(
 
 
 def _smoothing(
-    axis: EntropySmoothing, core: _core.LossColumns, state: LossState
+    axis: EntropySmoothing, core: _core.loss.LossColumns, state: LossState
 ) -> NDArray[np.float64]:
     level = 0 if axis.level == "token" else 1
     weight = axis.coef * axis.epoch_weight(state.epoch)

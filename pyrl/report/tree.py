@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pyrl._core import Forest
+from pyrl._core.tree import Forest
 from pyrl.budget import UNLIMITED
 from pyrl.leaves import Leaves
 from pyrl.rollout import Rollout

@@ -76,13 +76,13 @@ def test_uniform_numbers_are_the_reference_generators() -> None:
     seed_B, position_B = keys(200)
     seed_B[:2], position_B[:3] = [0, 2**64 - 1], [0, 2**63 - 1, 1]
     expected = [reference.uniform(int(s), int(p)) for s, p in zip(seed_B, position_B, strict=True)]
-    np.testing.assert_array_equal(_core.uniforms(seed_B, position_B), expected)
+    np.testing.assert_array_equal(_core.logits.uniforms(seed_B, position_B), expected)
 
 
 def test_uniform_numbers_of_successive_positions_and_seeds_are_uniform_and_uncorrelated() -> None:
     position_B = np.tile(np.arange(200, dtype=np.int64), 200)
     seed_B = np.repeat(np.arange(200, dtype=np.uint64), 200)
-    uniform_BB = _core.uniforms(seed_B, position_B).reshape(200, 200)
+    uniform_BB = _core.logits.uniforms(seed_B, position_B).reshape(200, 200)
     assert uniform_BB.min() >= 0
     assert uniform_BB.max() < 1
     assert scipy.stats.kstest(uniform_BB.ravel(), "uniform").pvalue > 1e-3

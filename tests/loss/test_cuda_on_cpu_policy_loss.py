@@ -100,7 +100,7 @@ def test_each_loss_is_the_cpus(name: str) -> None:
 
 
 def test_the_kernel_is_what_computes_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_core, "policy_loss", None)
+    monkeypatch.setattr(_core.loss, "policy_loss", None)
     assert policy_loss(**batch(), loss=PPO).loss.isfinite()
     with pytest.raises(TypeError, match="not callable"):
         by_the_cpu({**batch(), "loss": PPO})

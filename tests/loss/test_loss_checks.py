@@ -129,7 +129,7 @@ def test_every_preset_and_axes_of_ones_own_pass() -> None:
 
 def test_the_core_refuses_what_would_be_read_out_of_bounds() -> None:
     columns = {k: COLUMNS[k].numpy() for k in ("entropy_T", "advantage_T", "logprob_T")}
-    core = _core.LossColumns(7, columns)
+    core = _core.loss.LossColumns(7, columns)
     for choose in (core.keep_top_entropy, core.choose_covariance):
         for share in (-1.0, 1e9, math.nan):
             with pytest.raises(ValueError, match=r"expected a number in \[0, 1\]"):
@@ -138,7 +138,7 @@ def test_the_core_refuses_what_would_be_read_out_of_bounds() -> None:
     given[0] = given[2] = given[5] = columns["logprob_T"]
     sequence = lower(with_ratio("seq_geo"), has_reference=False)
     with pytest.raises(ValueError, match="scan: expected one for a ratio along a response"):
-        _core.policy_loss(
+        _core.loss.policy_loss(
             columns=given, mask_T=None, offset_N1=np.array([0, 7]), weight_N=np.ones(1),
             spec=sequence.spec, scan=0, position=[0.0] * 4, loss_T=None, logprob_grad_T=None,
             entropy_grad_T=None,

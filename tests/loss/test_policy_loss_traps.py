@@ -42,11 +42,11 @@ from pyrl.loss.presets import PRESETS
 from pyrl.loss.terms import loss_terms
 
 
-def core(**changes: Any) -> _core.LossColumns:
+def core(**changes: Any) -> _core.loss.LossColumns:
     columns = {
         name: value.numpy() for name, value in COLUMNS.items() if name[:3] not in ("ref", "exp")
     }
-    return _core.LossColumns(
+    return _core.loss.LossColumns(
         7, columns | changes, offset_N1=np.array([0, 4, 7]), group_N=np.array([0, 0])
     )
 
@@ -114,14 +114,14 @@ def test_a_quantile_of_many_tokens_is_that_of_the_sorted(
     threshold = np.quantile(entropy_T[mask_T], 1 - share)
     kept_T = mask_T & (entropy_T >= threshold)
     entropy_T[~mask_T] = np.nan
-    columns = _core.LossColumns(tokens, {"entropy_T": entropy_T}, mask_T if masked else None)
+    columns = _core.loss.LossColumns(tokens, {"entropy_T": entropy_T}, mask_T if masked else None)
     np.testing.assert_array_equal(columns.keep_top_entropy(share), kept_T)
 
 
 def test_a_quantile_between_infinities_keeps_none() -> None:
     entropy_T = np.full(20_000, -np.inf)
     entropy_T[:10] = 1.0
-    columns = _core.LossColumns(len(entropy_T), {"entropy_T": entropy_T}, None)
+    columns = _core.loss.LossColumns(len(entropy_T), {"entropy_T": entropy_T}, None)
     assert not columns.keep_top_entropy(0.5).any()  # -inf and a share of -inf - -inf: not a number
 
 
@@ -300,7 +300,7 @@ def test_scores_of_clip_b_and_clip_v_are_the_published_ones() -> None:
         "sum_p2_T": np.full(4, float((p**2).sum())),
         "sum_p2_logp_T": np.full(4, float((p**2 * p.log()).sum())),
     }
-    columns = _core.LossColumns(4, four)
+    columns = _core.loss.LossColumns(4, four)
     assert columns.keep_by_centred_score(False, 1.2, 1.0).tolist() == [True, False, True, False]
     assert columns.keep_by_centred_score(False, 1.2, 0.25).tolist() == [True, False, True, True]
     assert ClipV(8.5)(columns, LossState()).all()
@@ -353,7 +353,7 @@ def test_random_choices_are_a_function_of_seed_and_token() -> None:
 
     def kept(seed: int, tokens: int = 400) -> Tensor:
         held = {k: v[:tokens].numpy() for k, v in columns.items()}
-        core = _core.LossColumns(tokens, held | {"logprob_T": held["old_logprob_T"]})
+        core = _core.loss.LossColumns(tokens, held | {"logprob_T": held["old_logprob_T"]})
         return torch.from_numpy(keep(core, LossState(seed=seed)))
 
     assert int((~kept(1)).sum()) == 100

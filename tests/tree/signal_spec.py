@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pyrl._core import SignalSpec, Threshold
+from pyrl._core.tree import SignalSpec, Threshold
 
 
 def make_spec(**values: Any) -> SignalSpec:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pyrl._core import SignalSpec, Threshold
+from pyrl._core.tree import SignalSpec, Threshold
 
 KEEP, LOW_CONFIDENCE, TAIL_DECLINE, ENTROPY_SPIKE = range(4)
 COLUMNS = {

@@ -19,7 +19,7 @@ from advantage_reference import (
     segments_of,
 )
 
-from pyrl._core import Forest
+from pyrl._core.tree import Forest
 from pyrl.advantage import (
     AdvantageClip,
     Ancestors,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pyrl._core import pack_flat
+from pyrl._core.tree import pack_flat
 from pyrl.forest import Forest, StaleHandleError
 
 

@@ -7,7 +7,7 @@ import pytest
 from signal_spec import make_spec
 from signals_reference import COLUMNS
 
-from pyrl._core import Observed, Signals, Sketch, Threshold
+from pyrl._core.tree import Observed, Signals, Sketch, Threshold
 
 
 def handles(*branches: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from signals_reference import bin_edges
 
-from pyrl._core import Sketch
+from pyrl._core.tree import Sketch
 
 VALUES = st.lists(st.floats(-200, 200) | st.floats(-1, 1) | st.just(0.0), min_size=1, max_size=60)
 

@@ -8,7 +8,7 @@ import pytest
 from signal_spec import make_spec
 from signals_reference import COLUMNS, SlowSignals
 
-from pyrl._core import Signals, SignalSpec, Threshold
+from pyrl._core.tree import Signals, SignalSpec, Threshold
 
 # ---- everything against the reference
 

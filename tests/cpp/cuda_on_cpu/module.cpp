@@ -40,13 +40,15 @@ PolicyLossTotals policy_loss(const PolicyLossArgs&) { no_cpu_kernels(); }
 void fused_loss(const FusedLossArgs&, int) { no_cpu_kernels(); }
 }  // namespace loss
 
+namespace bindings {
+void bind_policy_terms(py::module_&) {}  // of the CPU alone
+}  // namespace bindings
+
 }  // namespace pyrl
 
 PYBIND11_MODULE(cuda_on_cpu, m) {
-  pyrl::bindings::bind_token_stats(m);
-  pyrl::bindings::bind_policy_loss(m);
-  pyrl::bindings::bind_fused_loss(m);
-  pyrl::bindings::bind_sample_tokens(m);
+  pyrl::bindings::bind_logits(m);
+  pyrl::bindings::bind_loss(m);
   m.def("run_faulty", &cuda_on_cpu::run_faulty);
   m.def("order_threads", [](std::uint64_t seed) { cuda_on_cpu::block().order_threads(seed); });
   m.def("current_device", &cuda_on_cpu::current_device);

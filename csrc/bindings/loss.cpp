@@ -1,12 +1,17 @@
-#include "loss/policy_loss.h"
-
+// The policy loss, on its own and in one go with the statistics of its rows.
 #include <array>
+#include <cstring>
 
 #include "bindings/token_column.h"
+#include "loss/fused_loss.h"
+#include "loss/policy_loss.h"
 
 namespace pyrl::bindings {
 
+using namespace logits;
+using namespace logits::stats;
 using namespace loss;
+
 namespace {
 
 TokenSpec spec_of(const std::vector<double>& numbers) {
@@ -99,12 +104,67 @@ py::tuple loss_cuda(std::int64_t tokens, const std::array<ColumnAddress, kTokenC
 
 }  // namespace
 
-void bind_policy_loss(py::module_& m) {
+static void bind_policy_loss(py::module_& m) {
   m.def("policy_loss", &loss, "columns"_a, "mask_T"_a, "offset_N1"_a, "weight_N"_a, "spec"_a,
         "scan"_a, "position"_a, "loss_T"_a, "logprob_grad_T"_a, "entropy_grad_T"_a);
   m.def("policy_loss_cuda", &loss_cuda, "tokens"_a, "columns"_a, "mask"_a, "offset_N1"_a,
         "weight_N"_a, "spec"_a, "scan"_a, "position"_a, "loss"_a, "logprob_grad"_a,
         "entropy_grad"_a, "device"_a, "stream"_a);
+}
+
+namespace {
+
+// device < 0: the CPU.
+void fused_loss_any(const FusedLossArgs& args, int threads, int device,
+                    [[maybe_unused]] std::uintptr_t stream) {
+  if (device < 0) return fused_loss(args, threads);
+#ifdef PYRL_WITH_CUDA
+  fused_loss_cuda(args, device, pointer<void>(stream));
+#else
+  no_cuda_kernels("fused_loss");
+#endif
+}
+
+void fused_loss_addresses(std::uintptr_t logits, int dtype, std::int64_t rows,
+                          std::int64_t vocabulary, std::int64_t row_stride, std::uintptr_t label,
+                          double temperature, double softcap,
+                          const std::array<ColumnAddress, kTokenColumns>& columns,
+                          const std::array<double, kTokenSpecSize>& spec, std::uintptr_t stats,
+                          std::uintptr_t grad, std::int64_t grad_row_stride, int threads,
+                          int device, std::uintptr_t stream) {
+  FusedLossArgs args{};
+  args.stats.logits_TV = {pointer<const void>(logits), static_cast<Dtype>(dtype), rows, vocabulary,
+                          row_stride};
+  args.stats.label_T = pointer<const std::int64_t>(label);
+  args.stats.options.temperature = temperature;
+  args.stats.options.softcap = softcap;
+  double* row_T = pointer<double>(stats);
+  for (const Stat stat : {Stat::logprob, Stat::entropy, Stat::logsumexp}) {
+    args.stats.stat_T[static_cast<int>(stat)] = row_T;
+    row_T += rows;
+  }
+  std::memcpy(&args.spec, spec.data(), sizeof args.spec);
+  PYRL_CHECK(args.spec.ratio != static_cast<double>(RatioKind::given),
+             "spec: expected a ratio that is local to a token, got one along a response");
+  for (std::size_t c = 0; c < columns.size(); ++c) args.columns.column[c] = column_at(columns[c]);
+  args.grad_TV = pointer<void>(grad);
+  args.grad_row_stride = grad_row_stride;
+  fused_loss_any(args, threads, device, stream);
+}
+
+}  // namespace
+
+static void bind_fused_loss(py::module_& m) {
+  m.def("fused_loss", &fused_loss_addresses, "logits"_a, "dtype"_a, "rows"_a, "vocabulary"_a,
+        "row_stride"_a, "label"_a, "temperature"_a, "softcap"_a, "columns"_a, "spec"_a, "stats"_a,
+        "grad"_a, "grad_row_stride"_a, "threads"_a, "device"_a, "stream"_a,
+        py::call_guard<py::gil_scoped_release>());
+}
+
+void bind_loss(py::module_& m) {
+  bind_policy_loss(m);
+  bind_fused_loss(m);
+  bind_policy_terms(m);
 }
 
 }  // namespace pyrl::bindings
