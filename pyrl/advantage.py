@@ -69,7 +69,7 @@ class GroupBaseline:
         return advantage_N[scored.leaf_T]
 
     def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
-        return _reward_metrics(scored)
+        return {}
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Ancestors:
         return _segment_tokens(scored, advantage)
 
     def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
-        return _reward_metrics(scored)
+        return {}
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class TreeRLReleased:
         return _segment_tokens(scored, advantage_S)
 
     def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
-        return _reward_metrics(scored)
+        return {}
 
 
 @dataclass(frozen=True)
@@ -333,24 +333,6 @@ def _known_tokens(scored: Scored) -> NDArray[np.bool_]:
 
 def _segment_tokens(scored: Scored, value_S: Floats) -> Floats:
     return np.where(_known_tokens(scored), value_S[scored.segment_T], 0.0)
-
-
-def _reward_metrics(scored: Scored) -> dict[str, float]:
-    centred_N = _core.tree.group_advantage(
-        scored.group_N,
-        scored.reward_N,
-        scale="none",
-        ddof=1,
-        eps=1e-6,
-        leave_one_out=False,
-        single="zero",
-    )
-    groups = np.unique(scored.group_N)
-    informative = np.unique(scored.group_N[centred_N != 0])
-    return {
-        "advantage/reward_unknown": _share(np.isnan(scored.reward_N)),
-        "frac_reward_zero_std": 1 - informative.size / max(groups.size, 1),
-    }
 
 
 def _share(condition: NDArray[np.bool_]) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pyrl._core.tree import Forest, Segments
+from pyrl._core.tree import Forest, PackedRows, Segments
 
 Decode = Callable[[Sequence[NDArray[np.int32]]], list[str]]
 """Turns the tokens of responses into their texts."""
@@ -91,4 +91,22 @@ def collect(forest: Forest, decode: Decode, tail: int = 16) -> Leaves:
         entropy_N=table.mean_entropy_N,
         confidence_N=forest.tail_confidence(leaf_N, tail),
         text_N=tuple(decode(paths)),
+    )
+
+
+def score(
+    forest: Forest, leaves: Leaves, reward_N: NDArray[np.float64], rows: PackedRows
+) -> Scored:
+    """What advantages are computed from: leaves, their rewards [N] and their rows in the forest."""
+    return Scored(
+        group_N=leaves.group_N,
+        trunk_N=leaves.trunk_N,
+        reward_N=reward_N,
+        entropy_N=leaves.entropy_N,
+        length_N=leaves.length_N,
+        segments=forest.segments(leaves.leaf_N),
+        leaf_T=rows.leaf_T,
+        segment_T=rows.segment_T,
+        entropy_T=rows.entropy_T,
+        confidence_T=rows.confidence_T,
     )

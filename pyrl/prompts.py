@@ -35,6 +35,17 @@ class Prompt:
     """All other columns of the row, for reward functions."""
 
 
+def step_prompts(prompts: Sequence[Prompt], step: int, count: int, seed: int) -> list[Prompt]:
+    """The `count` questions of a step (from 0): one random order of all of them after the other."""
+    size = len(prompts)
+    places = range(step * count, (step + 1) * count)
+    orders = {
+        epoch: np.random.default_rng([seed, epoch]).permutation(size)
+        for epoch in {place // size for place in places}
+    }
+    return [prompts[orders[place // size][place % size]] for place in places]
+
+
 def load_prompts(
     source: str,
     tokenizer: PreTrainedTokenizerBase,

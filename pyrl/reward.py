@@ -1,7 +1,7 @@
 """Rewards: one number for each leaf; NaN where it is unknown.
 
 `Prompt.answer`, the true answer, is read by `TrueReward` (supervised training), by
-`FunctionReward` if told to, and by `label_metrics`, which nothing trains on.
+`FunctionReward` if told to, and by `pyrl.report.step.label_metrics`, which nothing trains on.
 """
 
 from __future__ import annotations
@@ -107,13 +107,13 @@ class TrueReward:
     def __call__(
         self, leaves: Leaves, answers: Answers, votes: Votes, prompts: Sequence[Question]
     ) -> NDArray[np.float64]:
-        return _grade(leaves, answers, prompts, answers.equivalence)
+        return grade(leaves, answers, prompts, answers.equivalence)
 
     def usable(self, answers: Answers, votes: Votes, reward_N: NDArray[np.float64]) -> bool:
         return bool((np.isfinite(reward_N) & (answers.class_N >= 0)).any())
 
 
-def _grade(
+def grade(
     leaves: Leaves, answers: Answers, prompts: Sequence[Question], equivalence: Equivalence
 ) -> NDArray[np.float64]:
     """Accuracy of each leaf; NaN also where the prompt has no true answer."""
@@ -121,7 +121,7 @@ def _grade(
     for i, (group, answer) in enumerate(zip(leaves.group_N, answers.answer_N, strict=True)):
         truth = prompts[group].answer
         if truth is not None:
-            grade_N[i] = _accuracy(answer, truth, equivalence)
+            grade_N[i] = accuracy(answer, truth, equivalence)
     return grade_N
 
 
@@ -270,73 +270,7 @@ def check_answers(reward: Reward, prompts: list[_Q], data: str) -> list[_Q]:
     return prompts
 
 
-def label_metrics(
-    leaves: Leaves,
-    answers: Answers,
-    votes: Votes,
-    reward_N: NDArray[np.float64],
-    prompts: Sequence[Question],
-    *,
-    prefix: str = "vote/",
-) -> dict[str, float]:
-    """How good labels and rewards are, as arXiv:2504.16084 measures it: for the eyes only.
-
-    Each is a mean over prompts. Of all prompts with leaves: `majority_ratio` (the label's share of
-    the vote), `answered` (share of leaves with an answer) and `majority_voting_reward` (mean
-    reward). Of those with a true answer, if there are any: `label_accuracy`, `reward_accuracy`
-    (share of leaves whose reward is the true one), `ground_truth_reward` (share of right leaves)
-    and `pass_any` (any leaf is right). What a verifier leaves unknown is left out.
-    """
-    equivalence = answers.equivalence
-    grade_N = _grade(leaves, answers, prompts, equivalence)
-    rows: dict[str, list[float]] = {}
-    for group in np.unique(leaves.group_N):
-        member_N = leaves.group_N == group
-        row = {
-            "majority_ratio": float(votes.ratio_G[group]),
-            "answered": float((answers.class_N[member_N] >= 0).mean()),
-            "majority_voting_reward": _mean(reward_N[member_N]),
-        }
-        truth = prompts[group].answer
-        if truth is not None:
-            row["label_accuracy"] = _accuracy(votes.label_G[group], truth, equivalence)
-            known_N = member_N & np.isfinite(grade_N) & np.isfinite(reward_N)
-            row["reward_accuracy"] = _mean(grade_N[known_N] == reward_N[known_N])
-            row["ground_truth_reward"] = _mean(grade_N[member_N])
-            graded_N = member_N & np.isfinite(grade_N)
-            row["pass_any"] = float(grade_N[graded_N].max()) if graded_N.any() else math.nan
-        for name, value in row.items():
-            rows.setdefault(name, []).append(value)
-    return {f"{prefix}{name}": _mean(np.array(values)) for name, values in rows.items()}
-
-
-def vote_metrics(leaves: Leaves, answers: Answers, votes: Votes) -> dict[str, float]:
-    """The state of the votes as such: signs of collapse, without any knowledge of the truth.
-
-    `majority_ratio_min` over the prompts with leaves, means of `margin` and of `entropy` (nats)
-    over them, `distinct_labels` (different labels per label), `icc` and `unknown` (comparisons of
-    answers without a verdict).
-    """
-    present = np.unique(leaves.group_N)
-    label_N = [label for label in votes.label_G if label is not None]
-    distinct = len(np.unique(answers.equivalence.classes(label_N)))
-    return {
-        "vote/majority_ratio_min": float(votes.ratio_G[present].min(initial=1.0)),
-        "vote/margin": _mean(votes.margin_G[present]),
-        "vote/entropy": _mean(votes.entropy_G[present]),
-        "vote/distinct_labels": distinct / len(label_N) if label_N else math.nan,
-        "vote/icc": votes.icc,
-        "vote/unknown": float(answers.unknown),
-    }
-
-
-def _accuracy(answer: str | None, truth: str, equivalence: Equivalence) -> float:
+def accuracy(answer: str | None, truth: str, equivalence: Equivalence) -> float:
     """1 right, 0 wrong, NaN unknown."""
     verdict = False if answer is None else equivalence.same(answer, truth)
     return math.nan if verdict is None else float(verdict)
-
-
-def _mean(values: NDArray[Any]) -> float:
-    """Of the known values; NaN if there are none."""
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else math.nan

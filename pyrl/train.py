@@ -1,40 +1,57 @@
-"""Train: the steps of a run, from questions to a better model and a report that shows why."""
+"""Train: a step reads as its stations, and a run is its steps."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from typing import Any, Literal
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from pyrl._core.tree import Forest, pack_flat
+from pyrl._core.tree import pack_flat
 from pyrl.advantage import advantages
-from pyrl.algorithm import Algorithm
-from pyrl.answers import EQUIVALENCES, Answers, classify
-from pyrl.answers.reading import answer_format, check_formats, decoder
-from pyrl.engine import EngineFailure
-from pyrl.engine.launch import launch
+from pyrl.answers import Answers, classify
 from pyrl.evaluate import Evaluator, Scoring
-from pyrl.learner import Learner
-from pyrl.leaves import Leaves, Scored, collect
-from pyrl.models import find_device, load_model, positions
-from pyrl.pack import TokenBatch, pack
-from pyrl.prompts import Prompt, load_prompts
-from pyrl.report import Alarms, Completion, Evaluation, MetricsLog, Progress, Report, save_curves
-from pyrl.report.metrics import Row, plain_row, read_metrics
-from pyrl.report.step import Unlogged, completion_metrics, first_completions, reward_metrics
-from pyrl.report.tree import tree_metrics
-from pyrl.reward import FunctionReward, check_answers, label_metrics, vote_metrics
-from pyrl.rollout import Rollout, answer_start, derive_seed, make_signals
+from pyrl.leaves import Leaves, collect, score
+from pyrl.pack import pack
+from pyrl.prompts import Prompt, step_prompts
+from pyrl.report import Alarms, MetricsLog, Progress, Report
+from pyrl.report.metrics import Row, read_metrics
+from pyrl.report.step import StepObserver, Unlogged
+from pyrl.rollout import Rollout, answer_start, derive_seed
 from pyrl.run import checkpoint
 from pyrl.run.config import Run
-from pyrl.run.directory import claim, find_start, naming
+from pyrl.run.directory import claim, keeping_forest, naming
+from pyrl.run.evaluation import Evaluations
 from pyrl.run.interrupt import RESUME, Interrupt
-from pyrl.vote import FlipCounter, Votes
+from pyrl.run.results import write_results
+from pyrl.run.resume import record_of, restore
+from pyrl.run.setup import assemble
+from pyrl.vote import Votes
+
+
+@dataclass(frozen=True)
+class Step:
+    """All that one training step came to; `pyrl.report.step` computes its metrics from it."""
+
+    prompts: Sequence[Prompt]
+    rollout: Rollout
+    """Its trees, and counts of what happened to them."""
+    leaves: Leaves
+    answers: Answers
+    votes: Votes
+    reward_N: NDArray[np.float64]
+    """NaN is unknown."""
+    kept_N: NDArray[np.int64]
+    """Ordinals of the leaves that train."""
+    shaping: Mapping[str, float]
+    """Metrics of the advantage stages."""
+    update: Mapping[str, float] | None
+    """Metrics of the optimizer; None: no response could be rewarded, so there was no update."""
+    sync: Mapping[str, float]
+    """Metrics of the way of the new weights to the engine."""
+    seconds: float
 
 
 class Trainer:
@@ -48,42 +65,34 @@ class Trainer:
         scoring: Scoring | None = None,
         eval_sets: Mapping[str, str] | None = None,
     ) -> None:
+        """Load what the run needs. `eval_sets` names further sources of questions to score.
+
+        Raises what `pyrl.run.setup.assemble` does.
+        """
         self.run, self.progress = run, progress
-        self.algorithm: Algorithm = run.algorithm
-        if run.reward_function is not None:
-            reward = FunctionReward(run.reward_function, run.reward_answers)
-            self.algorithm = replace(run.algorithm, reward=reward)
-        found = find_start(run)
-        if run.threads:
-            torch.set_num_threads(run.threads)
-        device = find_device(run.device)
-        self.model, self.tokenizer = load_model(str(found.path) if found else run.model)
-        initial = load_model(run.model)[0].to(device) if self.algorithm.loss.has_reference else None
-        self.learner = Learner(self.model.to(device), initial, run)
-        self.decode = decoder(self.tokenizer)
-        self.prompts = check_answers(self.algorithm.reward, self._load(run.data), run.data)
-        self.eval_sets = self._eval_sets(eval_sets)
-        sample = self.algorithm.sample
-        self.scoring = scoring or Scoring(
-            sample.temperature, run.eval_samples, max_tokens=sample.max_tokens
-        )
-        self.extractor, eos = answer_format(
-            self.model, self.tokenizer, run.data, run.extractor, run.stop
-        )
-        self.equivalence = EQUIVALENCES[run.equivalence]()
-        self.engine, self.sync = launch(
-            run.engine,
-            run.vllm,
-            self.model,
-            run.model,
-            eos,
-            max_rows=run.max_rows,
-            dtype=run.dtype,
-            probe_T=self.prompts[0].tokens,
-        )
-        self.signals = make_signals(self.algorithm.fork, self.algorithm.prune)
-        self.evaluator = Evaluator(
-            self.engine, self.decode, self.extractor, self.equivalence, run.seed, self._on_tokens
+        self.interrupt = Interrupt()
+        parts = assemble(run, eval_sets)
+        self.algorithm, self.prompts = parts.algorithm, parts.prompts
+        self.model, self.tokenizer, self.learner = parts.model, parts.tokenizer, parts.learner
+        self.engine, self.sync, self.signals = parts.engine, parts.sync, parts.signals
+        self.decode, self.extractor = parts.decode, parts.extractor
+        self.equivalence = parts.equivalence
+        self.observer = StepObserver(parts.equivalence)
+        sample = parts.algorithm.sample
+        self.evaluations = Evaluations(
+            run,
+            Evaluator(
+                parts.engine,
+                parts.decode,
+                parts.extractor,
+                parts.equivalence,
+                run.seed,
+                self._on_tokens,
+            ),
+            parts.eval_sets,
+            parts.prompts,
+            scoring or Scoring(sample.temperature, run.eval_samples, max_tokens=sample.max_tokens),
+            progress,
         )
         self.step = 0
         """Finished training steps."""
@@ -91,119 +100,48 @@ class Trainer:
         """What the last finished step still has to log."""
         self.sketches = self.signals.save() if self.signals else b""
         """The signals at the end of that step; sampling moves them on."""
-        self.tokens = 0
-        """Sampled in training since the run began, pruned ones included."""
-        self.seconds = 0.0
-        self.flips = FlipCounter()
-        self.evaluations: list[Evaluation] = []
-        self.interrupt = Interrupt()
-        if found:
-            self._restore(found)
+        if parts.start:
+            self.step = parts.start.step
+            self.unlogged = restore(parts.start.record, self.observer, self.evaluations)
         self.sync(self.step)
 
-    # ---- one step
-
-    def train_step(self) -> Row:
-        """Sample, vote, reward, update: the step's metrics. RunError names questions with NaN."""
-        prompts = self._questions(self.step)
+    def train_step(self) -> Step:
+        """Sample, vote, reward, update and sync once. RunError names questions with NaN."""
+        started, algorithm = time.monotonic(), self.algorithm
+        prompts = step_prompts(self.prompts, self.step, self.run.prompts_per_step, self.run.seed)
         with naming(f"step {self.step + 1}", prompts):
-            self.unlogged = self._train_on(prompts)
-        return self.unlogged.metrics
-
-    def _train_on(self, prompts: Sequence[Prompt]) -> Unlogged:
-        started = time.monotonic()
-        self.progress.phase("sampling")
-        rollout = self._rollout(prompts)
-        forest = self._grow(rollout)
-        leaves = collect(forest, self.decode)
-        self.progress.phase("scoring")
-        answers = classify(leaves, self.extractor, self.equivalence)
-        votes = self.algorithm.vote(leaves, answers)
-        reward_N = self.algorithm.reward(leaves, answers, votes, prompts)
-        kept_N = self.algorithm.select(leaves, self.algorithm.sample.train)
-        self.progress.phase("updating")
-        batch, metrics = self._advantages(forest, leaves, reward_N, kept_N)
-        if self.algorithm.reward.usable(answers, votes, reward_N):
-            metrics |= self.learner.update(batch, leaves.group_N[kept_N], self.step)
-        else:
-            self.progress.alarm(
-                f"Step {self.step + 1}: no response can be rewarded, so there is no update. Check "
-                f"--extractor ({self.run.extractor}) and --sample.max-tokens."
-            )
-        self.step += 1
-        metrics |= self.sync(self.step)
-        self.tokens += rollout.counts.sampled_tokens
-        self.sketches = self.signals.save() if self.signals else b""
-        metrics |= completion_metrics(leaves) | tree_metrics(forest, leaves, rollout)
-        metrics |= self._vote_metrics(leaves, answers, votes, reward_N, kept_N, prompts)
-        seconds = time.monotonic() - started
-        self.seconds += seconds
-        metrics |= {"step_time": seconds, "num_tokens": self.tokens}
-        return Unlogged(
-            plain_row(metrics), first_completions(prompts, leaves, answers, votes, reward_N)
+            self.progress.phase("sampling")
+            rollout = self._rollout(prompts)
+            with keeping_forest(self.run.output, rollout.forest, self.step + 1):
+                forest = rollout.run()
+            self.progress.phase("scoring")
+            leaves = collect(forest, self.decode)
+            answers = classify(leaves, self.extractor, self.equivalence)
+            votes = algorithm.vote(leaves, answers)
+            reward_N = algorithm.reward(leaves, answers, votes, prompts)
+            kept_N = algorithm.select(leaves, algorithm.sample.train)
+            self.progress.phase("updating")
+            rows = pack_flat(forest, leaves.leaf_N[kept_N])
+            scored = score(forest, leaves.take(kept_N), reward_N[kept_N], rows)
+            advantage_T, shaping = advantages(algorithm.advantage, scored)
+            update = None
+            if algorithm.reward.usable(answers, votes, reward_N):
+                update = self.learner.update(pack(rows, advantage_T), scored.group_N, self.step)
+            self.step += 1
+            sync = self.sync(self.step)
+        return Step(
+            prompts=prompts,
+            rollout=rollout,
+            leaves=leaves,
+            answers=answers,
+            votes=votes,
+            reward_N=reward_N,
+            kept_N=kept_N,
+            shaping=shaping,
+            update=update,
+            sync=sync,
+            seconds=time.monotonic() - started,
         )
-
-    def _rollout(self, prompts: Sequence[Prompt]) -> Rollout:
-        sample = self.algorithm.sample
-        return Rollout(
-            self.engine,
-            [prompt.tokens for prompt in prompts],
-            votes=sample.votes,
-            limit=sample.max_tokens,
-            sampling=sample.sampling(),
-            fork=self.algorithm.fork,
-            prune=self.algorithm.prune,
-            signals=self.signals,
-            seed=derive_seed(self.run.seed, self.step),
-            allowance=sample.allowance(),
-            poll=self.algorithm.poll(self.decode, self.extractor, self.equivalence),
-            answer_start=lambda tokens: answer_start(tokens, self.tokenizer),
-            on_tokens=self._on_tokens,
-        )
-
-    def _grow(self, rollout: Rollout) -> Forest:
-        """The rollout's trees; if the engine fails for good, what has grown is saved."""
-        path = self.run.output / "forest_in_flight"
-        try:
-            forest = rollout.run()
-        except EngineFailure as failure:
-            path.write_bytes(rollout.forest.save())
-            raise EngineFailure(
-                f"step {self.step + 1}: {failure}. What had grown is in {path}; the same command "
-                "with --resume goes on after the last checkpoint"
-            ) from failure
-        path.unlink(missing_ok=True)
-        return forest
-
-    def _advantages(
-        self,
-        forest: Forest,
-        leaves: Leaves,
-        reward_N: NDArray[np.float64],
-        kept_N: NDArray[np.int64],
-    ) -> tuple[TokenBatch, dict[str, Any]]:
-        kept = leaves.take(kept_N)
-        rows = pack_flat(forest, kept.leaf_N)
-        scored = Scored(
-            group_N=kept.group_N,
-            trunk_N=kept.trunk_N,
-            reward_N=reward_N[kept_N],
-            entropy_N=kept.entropy_N,
-            length_N=kept.length_N,
-            segments=forest.segments(kept.leaf_N),
-            leaf_T=rows.leaf_T,
-            segment_T=rows.segment_T,
-            entropy_T=rows.entropy_T,
-            confidence_T=rows.confidence_T,
-        )
-        advantage_T, metrics = advantages(self.algorithm.advantage, scored)
-        return pack(rows, advantage_T), dict(metrics)
-
-    def close(self) -> None:
-        """Give back what the engine holds: vLLM runs one in a process."""
-        self.engine.close()
-
-    # ---- the run
 
     def train(self) -> Report:
         """All steps, evaluations before and after, checkpoints between; the report of it all.
@@ -225,19 +163,47 @@ class Trainer:
                     if self.step == self.run.steps:
                         break
                     self.progress.step(self.step + 1, self.run.steps)
-                    self.train_step()
-                if not any(e.model == "after" for e in self.evaluations):
+                    self.observe(self.train_step())
+                if not self.evaluations.finished:
                     # Resumed with fewer steps than it had: this was not known to be the last.
-                    log.write(self.step, self._evaluate("after"))
+                    log.write(self.step, self.evaluations.score("after", self.step))
                     self.save()
             except KeyboardInterrupt:
                 self.save()
                 raise KeyboardInterrupt(RESUME) from None
-        return self._report()
+        return write_results(self.run, self.model, self.tokenizer, self.evaluations, self.observer)
+
+    def observe(self, step: Step) -> Row:
+        """The metrics of a step that was just made; what a checkpoint keeps is now after it."""
+        if step.update is None:
+            self.progress.alarm(
+                f"Step {self.step}: no response can be rewarded, so there is no update. Check "
+                f"--extractor ({self.run.extractor}) and --sample.max-tokens."
+            )
+        self.sketches = self.signals.save() if self.signals else b""
+        self.unlogged = self.observer(step)
+        return self.unlogged.metrics
+
+    def save(self) -> None:
+        """A checkpoint of the last finished step."""
+        checkpoint.save(
+            self.run.output,
+            self.step,
+            self.model,
+            self.tokenizer,
+            self.learner.state(),
+            self.sketches,
+            record_of(self.observer, self.evaluations, self.unlogged),
+            self.run.keep_checkpoints,
+        )
+
+    def close(self) -> None:
+        """Give back what the engine holds: vLLM runs one in a process."""
+        self.engine.close()
 
     def _log(self, log: MetricsLog, alarms: Alarms, unlogged: Unlogged) -> None:
         """Evaluate and log the last finished step, and save it if it is its turn."""
-        scores = self._evaluate_due()
+        scores = self.evaluations.due(self.step)
         log.write_completions(self.step, unlogged.completions)
         self.progress.show(log.write(self.step, unlogged.metrics | scores))
         self.unlogged = None
@@ -246,152 +212,24 @@ class Trainer:
         if self.step % self.run.save_every == 0 or self.step == self.run.steps:
             self.save()
 
-    def _evaluate_due(self) -> Row:
-        """Scores of the untrained and of the trained model, and between of what does not train."""
-        if self.step == 0:
-            return self._evaluate("before")
-        if self.step == self.run.steps:
-            return self._evaluate("after")
-        if not self.run.eval_every or self.step % self.run.eval_every:
-            return {}
-        how = replace(self.scoring, votes=0, low_temperature=0.0)
-        sets = {k: v for k, v in self.eval_sets.items() if v is not self.prompts}
-        return _metrics(self._scores("after", sets or self.eval_sets, how))
-
-    def _evaluate(self, model: Literal["before", "after"]) -> Row:
-        """Score all sets, remember the scores for the report, and return them as metrics.
-
-        The larger vote is what the untrained model could do with the compute of training.
-        """
-        how = self.scoring if model == "before" else replace(self.scoring, votes=0)
-        scores = self._scores(model, self.eval_sets, how)
-        self.evaluations += scores
-        return _metrics(scores)
-
-    def _scores(
-        self,
-        model: Literal["before", "after"],
-        sets: Mapping[str, Sequence[Prompt]],
-        how: Scoring,
-    ) -> list[Evaluation]:
-        self.progress.phase("evaluating")
-        scores = []
-        for name, prompts in sets.items():
-            with naming(f"evaluation of {name} after step {self.step}", prompts):
-                scores.append(self.evaluator(name, model, prompts, how))
-        return scores
-
-    def _report(self) -> Report:
-        """Write the trained model, report.md, report.json and curves.png; all whole or not."""
-        output = self.run.output
-        with checkpoint.replacing(output / "model") as folder:
-            checkpoint.write_model(folder, self.model, self.tokenizer)
-        facts = {
-            "training steps": self.run.steps,
-            "sampled tokens in training": self.tokens,
-            "seconds of training": round(self.seconds),
-            "learning rate": self.run.learning_rate,
-            "seed": self.run.seed,
-        }
-        title = f"{self.run.method} on {self.run.model}, {self.run.data}"
-        report = Report(title, tuple(self.evaluations), facts)
-        report.save(output)
-        save_curves(output / "metrics.jsonl", output / "curves.png", title)
-        return report
-
-    def save(self) -> None:
-        """A checkpoint of the last finished step."""
-        record = {
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-            "labels": self.flips.state_dict(),
-            "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
-            "unlogged": asdict(self.unlogged) if self.unlogged else None,
-        }
-        checkpoint.save(
-            self.run.output,
-            self.step,
-            self.model,
-            self.tokenizer,
-            self.learner.state(),
-            self.sketches,
-            record,
-            self.run.keep_checkpoints,
-        )
-
-    def _restore(self, found: checkpoint.Checkpoint) -> None:
-        self.step = found.step
-        self.tokens = found.record["tokens"]
-        self.seconds = found.record["seconds"]
-        self.flips.load_state_dict(found.record["labels"])
-        self.evaluations = [Evaluation(**row) for row in found.record["evaluations"]]
-        self.unlogged = None
-        if (row := found.record["unlogged"]) is not None:
-            completions = tuple(Completion(**text) for text in row["completions"])
-            self.unlogged = Unlogged(row["metrics"], completions)
-        self.learner.load_state(found.optimizer(), found.counts)
-        self.sketches = found.signals()
-        if self.signals is not None:
-            self.signals.load(self.sketches)
-
-    # ---- data
-
-    def _load(self, source: str) -> list[Prompt]:
-        run = self.run
-        room = positions(self.model)
-        return load_prompts(
-            source,
-            self.tokenizer,
-            max_tokens=room - self.algorithm.sample.max_tokens,
-            chat=run.chat,
-            prefix=run.prefix,
-            suffix=run.suffix,
-        )
-
-    def _eval_sets(self, sources: Mapping[str, str] | None) -> dict[str, list[Prompt]]:
-        if sources is None:
-            sources = {"evaluation": self.run.eval_data} if self.run.eval_data else {}
-        check_formats(self.run.data, sources.values(), self.run.extractor, self.run.stop)
-        sets = {name: self._load(source) for name, source in sources.items()}
-        if all(prompt.answer is not None for prompt in self.prompts):
-            sets = {"trained questions": self.prompts} | sets
-        return sets
-
-    def _questions(self, step: int) -> list[Prompt]:
-        """The questions of a step: one permutation of all of them after the other."""
-        size, count = len(self.prompts), self.run.prompts_per_step
-        places = range(step * count, (step + 1) * count)
-        orders = {
-            epoch: np.random.default_rng([self.run.seed, epoch]).permutation(size)
-            for epoch in {place // size for place in places}
-        }
-        return [self.prompts[orders[place // size][place % size]] for place in places]
-
-    # ---- reporting
-
-    def _vote_metrics(
-        self,
-        leaves: Leaves,
-        answers: Answers,
-        votes: Votes,
-        reward_N: NDArray[np.float64],
-        kept_N: NDArray[np.int64],
-        prompts: Sequence[Prompt],
-    ) -> dict[str, float]:
-        kept = leaves.take(kept_N), answers.take(kept_N), votes, reward_N[kept_N], prompts
-        everyone = leaves, answers, votes, reward_N, prompts
-        return (
-            vote_metrics(leaves, answers, votes)
-            | reward_metrics(leaves.group_N[kept_N], reward_N[kept_N])
-            | {"vote/label_flips": self.flips.update(votes, prompts, self.equivalence)}
-            | label_metrics(*everyone)
-            | label_metrics(*kept, prefix="vote/post_")
+    def _rollout(self, prompts: Sequence[Prompt]) -> Rollout:
+        sample = self.algorithm.sample
+        return Rollout(
+            self.engine,
+            [prompt.tokens for prompt in prompts],
+            votes=sample.votes,
+            limit=sample.max_tokens,
+            sampling=sample.sampling(),
+            fork=self.algorithm.fork,
+            prune=self.algorithm.prune,
+            signals=self.signals,
+            seed=derive_seed(self.run.seed, self.step),
+            allowance=sample.allowance(),
+            poll=self.algorithm.poll(self.decode, self.extractor, self.equivalence),
+            answer_start=lambda tokens: answer_start(tokens, self.tokenizer),
+            on_tokens=self._on_tokens,
         )
 
     def _on_tokens(self, tokens: int) -> None:
         self.progress.tokens(tokens)
         self.interrupt.check()
-
-
-def _metrics(scores: Sequence[Evaluation]) -> Row:
-    return {f"eval/{e.set}/{name}": value for e in scores for name, value in e.metrics.items()}

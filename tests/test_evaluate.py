@@ -12,7 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_run import make_trainer, quiet, same_bits, tiny, tiny_run, weights, write_questions
+from tiny_run import (
+    make_trainer,
+    quiet,
+    same_bits,
+    stepped,
+    tiny,
+    tiny_run,
+    weights,
+    write_questions,
+)
 from transformers import (
     MambaConfig,
     MambaForCausalLM,
@@ -234,9 +243,9 @@ def test_evaluation_changes_neither_weights_nor_the_training_stream(tmp_path: Pa
         for step in range(3):
             if often:
                 before = weights(trainer)
-                assert trainer._evaluate("before" if step == 0 else "after")
+                assert trainer.evaluations.score("before" if step == 0 else "after", step)
                 assert same_bits(weights(trainer), before)
-            rows.append(trainer.train_step())
+            rows.append(stepped(trainer))
             completions.append(trainer.unlogged.completions)
         for row in rows:
             del row["step_time"]

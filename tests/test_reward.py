@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pyrl.answers import Answers, Equivalence, Exact, MathEquivalence, Whole, classify
 from pyrl.leaves import Leaves
+from pyrl.report.step import label_metrics, vote_metrics
 from pyrl.reward import (
     FunctionReward,
     RandomReward,
@@ -21,8 +22,6 @@ from pyrl.reward import (
     TrueReward,
     VoteReward,
     check_answers,
-    label_metrics,
-    vote_metrics,
 )
 from pyrl.vote import Majority, Votes
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import make_trainer, tiny, tiny_run, trained
+from tiny_run import make_trainer, stepped, tiny, tiny_run, trained
 
 from pyrl.algorithm import Algorithm, Sample
 from pyrl.demo.run import echo, ettrl, ttrl
@@ -29,7 +29,7 @@ def test_a_step_out_of_tokens_trains_on_fewer_and_cut_answers(make: Any, tmp_pat
     assert row["tree/cut_leaves"] > 0
     assert row["loss"] is not None
     assert {name for name in row if name.startswith("tree/")} <= MEANING.keys()
-    assert trainer.tokens <= 2 * 100
+    assert trainer.observer.tokens <= 2 * 100
 
 
 def test_a_step_without_time_leaves_a_token_of_each_question(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_a_step_stops_questions_that_are_decided(tmp_path: Path) -> None:
 
 
 def test_a_run_without_limits_has_no_metrics_of_them(tmp_path: Path) -> None:
-    row = make_trainer(tiny_run(tmp_path)).train_step()
+    row = stepped(make_trainer(tiny_run(tmp_path)))
     assert not {"tree/out_of_tokens", "tree/out_of_time", "tree/decided"} & row.keys()
 
 

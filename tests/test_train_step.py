@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import make_trainer, same_bits, tiny, tiny_run, trained, weights, write_questions
+from tiny_run import (
+    make_trainer,
+    same_bits,
+    stepped,
+    tiny,
+    tiny_run,
+    trained,
+    weights,
+    write_questions,
+)
 
 from pyrl import demo
 from pyrl.algorithm import Algorithm
@@ -160,7 +169,7 @@ def test_a_step_in_which_no_answer_can_be_read_leaves_the_weights_alone(tmp_path
     run = tiny_run(tmp_path, with_kl(tiny(ttrl())), extractor="regex:(x+)", weight_decay=0.1)
     trainer = make_trainer(run)
     before = weights(trainer)
-    metrics = trainer.train_step()
+    metrics = stepped(trainer)
     assert same_bits(weights(trainer), before)
     assert metrics["vote/answered"] == 0
     assert "loss" not in metrics
@@ -171,7 +180,7 @@ def test_equal_rewards_leave_the_weights_alone(tmp_path: Path) -> None:
     algorithm = replace(tiny(ttrl()), reward=RandomReward(p=1))
     trainer = make_trainer(tiny_run(tmp_path, algorithm, weight_decay=0.1))
     before = weights(trainer)
-    metrics = trainer.train_step()
+    metrics = stepped(trainer)
     assert same_bits(weights(trainer), before)
     assert metrics["reward"] == metrics["frac_reward_zero_std"] == 1
     assert metrics["loss"] == metrics["grad_norm"] == 0

@@ -84,7 +84,12 @@ def weights(trainer: Trainer) -> dict[str, Tensor]:
 def trained(run: Run, steps: int) -> tuple[Trainer, list[dict[str, Any]]]:
     """After so many steps, and the metrics of each."""
     trainer = make_trainer(run)
-    return trainer, [trainer.train_step() for _ in range(steps)]
+    return trainer, [stepped(trainer) for _ in range(steps)]
+
+
+def stepped(trainer: Trainer) -> dict[str, Any]:
+    """One training step; its metrics."""
+    return trainer.observe(trainer.train_step())
 
 
 def same_bits(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from pyrl._core.tree import Forest
+from pyrl.engine import EngineFailure
 from pyrl.prompts import Prompt
 from pyrl.run import checkpoint
 from pyrl.run.checkpoint import Checkpoint
@@ -119,3 +121,18 @@ def naming(what: str, prompts: Sequence[Prompt], shown: int = 3) -> Iterator[Non
         texts = ", ".join(repr(prompt.text) for prompt in prompts[:shown])
         more = f" and {len(prompts) - shown} more" if len(prompts) > shown else ""
         raise RunError(f"{what}: {error}. Its questions: {texts}{more}") from error
+
+
+@contextmanager
+def keeping_forest(output: Path, forest: Forest, step: int) -> Iterator[None]:
+    """Save the forest that grows in the block if the engine fails for good, and say where."""
+    path = output / "forest_in_flight"
+    try:
+        yield
+    except EngineFailure as failure:
+        path.write_bytes(forest.save())
+        raise EngineFailure(
+            f"step {step}: {failure}. What had grown is in {path}; the same command "
+            "with --resume goes on after the last checkpoint"
+        ) from failure
+    path.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import make_trainer, tiny, tiny_run, weights
+from tiny_run import make_trainer, stepped, tiny, tiny_run, weights
 
 from pyrl import advantage
 from pyrl.advantage import AdvantageClip, EntropyReshape, Hybrid, TreeRLReleased, WhitenTokens
@@ -69,7 +69,7 @@ def train(algorithm: Algorithm, folder: Path, steps: int = 3, **settings: Any) -
     trainer = make_trainer(tiny_run(folder, algorithm, **settings))
     for _ in range(steps):
         before = weights(trainer)
-        rows.append(trainer.train_step())
+        rows.append(stepped(trainer))
         after = weights(trainer)
         assert [name for name in before if torch.equal(before[name], after[name])] == []
         assert all(bool(torch.isfinite(value).all()) for value in after.values())

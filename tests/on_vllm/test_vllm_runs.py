@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from small_llama import HEADS
-from tiny_run import make_trainer, tiny, tiny_run
+from tiny_run import make_trainer, stepped, tiny, tiny_run
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from pyrl import demo
@@ -45,7 +45,7 @@ def run_of(folder: Path, model: Path, method: str) -> Run:
 def test_every_method_trains_a_step(tmp_path: Path, model: Path, method: str) -> None:
     trainer = make_trainer(run_of(tmp_path, model, method))
     try:
-        metrics = trainer.train_step()
+        metrics = stepped(trainer)
         assert metrics["tree/leaves"] >= 16
         assert metrics["sync/difference"] < 1e-4
         assert metrics.get("sampling/sampling_logp_difference/max", 0.0) < 1e-4

@@ -38,6 +38,7 @@ from pyrl.advantage import (
     tree_rl,
     tree_rl_released,
 )
+from pyrl.report.step import reward_metrics
 
 NAN = math.nan
 
@@ -219,7 +220,7 @@ def test_metrics_report_what_the_stages_do() -> None:
     scored = scored_of(flat([1.0, 0.0, 0.0, 0.0], [1.0, 1.0, NAN, 1.0]))
     scored = change(scored, entropy_N=np.array([0.1, 0.1, 0.1, 1.0, 1.0, 1.0, 1.0, 1.0]))
     stages = (*grpo(), EntropyReshape(), AdvantageClip(beta=1.0), WhitenTokens(), Hybrid())
-    metrics = advantages(stages, scored)[1]
+    metrics = advantages(stages, scored)[1] | reward_metrics(scored.group_N, scored.reward_N)
     assert metrics["advantage/reward_unknown"] == 1 / 8
     assert metrics["frac_reward_zero_std"] == 1 / 2
     assert metrics["advantage/clamp_rate"] == 1 / 7

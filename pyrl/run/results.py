@@ -1,0 +1,35 @@
+"""Results: what a finished run leaves beside its checkpoints and its log."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pyrl.report import Report, save_curves
+from pyrl.report.step import StepObserver
+from pyrl.run.checkpoint import replacing, write_model
+from pyrl.run.config import Run
+from pyrl.run.evaluation import Evaluations
+
+
+def write_results(
+    run: Run,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    evaluations: Evaluations,
+    observer: StepObserver,
+) -> Report:
+    """Write the trained model, report.md, report.json and curves.png, each whole or not at all."""
+    with replacing(run.output / "model") as folder:
+        write_model(folder, model, tokenizer)
+    facts = {
+        "training steps": run.steps,
+        "sampled tokens in training": observer.tokens,
+        "seconds of training": round(observer.seconds),
+        "learning rate": run.learning_rate,
+        "seed": run.seed,
+    }
+    title = f"{run.method} on {run.model}, {run.data}"
+    report = Report(title, tuple(evaluations.taken), facts)
+    report.save(run.output)
+    save_curves(run.output / "metrics.jsonl", run.output / "curves.png", title)
+    return report

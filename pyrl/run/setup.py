@@ -1,0 +1,128 @@
+"""Setup: from the settings of a run to the parts that its steps work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pyrl._core.tree import Signals
+from pyrl.algorithm import Algorithm
+from pyrl.answers import EQUIVALENCES, Equivalence, Extractor
+from pyrl.answers.reading import answer_format, check_formats, decoder
+from pyrl.engine import Engine
+from pyrl.engine.launch import launch
+from pyrl.learner import Learner
+from pyrl.leaves import Decode
+from pyrl.models import find_device, load_model, positions
+from pyrl.prompts import Prompt, load_prompts
+from pyrl.reward import FunctionReward, check_answers
+from pyrl.rollout import make_signals
+from pyrl.run.checkpoint import Checkpoint
+from pyrl.run.config import Run
+from pyrl.run.directory import find_start
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of: loaded, checked against each other, and as it was saved if it was."""
+
+    algorithm: Algorithm
+    """The method, with the run's reward function in the place of its reward if there is one."""
+    start: Checkpoint | None
+    """What the run goes on from; None if it begins."""
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    learner: Learner
+    prompts: list[Prompt]
+    """The training questions."""
+    eval_sets: dict[str, list[Prompt]]
+    """Questions with true answers, by the names that the report gives them."""
+    decode: Decode
+    extractor: Extractor
+    equivalence: Equivalence
+    engine: Engine
+    sync: Callable[[int], dict[str, float]]
+    """Brings the engine a version of the weights, and returns the metrics of that."""
+    signals: Signals | None
+    """Windows and sketches of the fork and prune rules; None where neither decides online."""
+
+
+def assemble(run: Run, eval_sets: Mapping[str, str] | None = None) -> Parts:
+    """Load all parts. `eval_sets` names sources of questions in the place of the run's own.
+
+    RunError, CheckpointError, ModelError, DataError, ConfigError or EngineError names a setting or
+    a file that cannot be used; nothing is written.
+    """
+    algorithm: Algorithm = run.algorithm
+    if run.reward_function is not None:
+        reward = FunctionReward(run.reward_function, run.reward_answers)
+        algorithm = replace(algorithm, reward=reward)
+    start = find_start(run)
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    device = find_device(run.device)
+    model, tokenizer = load_model(str(start.path) if start else run.model)
+    initial = load_model(run.model)[0].to(device) if algorithm.loss.has_reference else None
+    learner = Learner(model.to(device), initial, run)
+
+    def load(source: str) -> list[Prompt]:
+        return load_prompts(
+            source,
+            tokenizer,
+            max_tokens=positions(model) - algorithm.sample.max_tokens,
+            chat=run.chat,
+            prefix=run.prefix,
+            suffix=run.suffix,
+        )
+
+    prompts = check_answers(algorithm.reward, load(run.data), run.data)
+    sets = _eval_sets(run, prompts, load, eval_sets)
+    extractor, eos = answer_format(model, tokenizer, run.data, run.extractor, run.stop)
+    engine, sync = launch(
+        run.engine,
+        run.vllm,
+        model,
+        run.model,
+        eos,
+        max_rows=run.max_rows,
+        dtype=run.dtype,
+        probe_T=prompts[0].tokens,
+    )
+    signals = make_signals(algorithm.fork, algorithm.prune)
+    if start:
+        learner.load_state(start.optimizer(), start.counts)
+        if signals is not None:
+            signals.load(start.signals())
+    return Parts(
+        algorithm=algorithm,
+        start=start,
+        model=model,
+        tokenizer=tokenizer,
+        learner=learner,
+        prompts=prompts,
+        eval_sets=sets,
+        decode=decoder(tokenizer),
+        extractor=extractor,
+        equivalence=EQUIVALENCES[run.equivalence](),
+        engine=engine,
+        sync=sync,
+        signals=signals,
+    )
+
+
+def _eval_sets(
+    run: Run,
+    prompts: list[Prompt],
+    load: Callable[[str], list[Prompt]],
+    sources: Mapping[str, str] | None,
+) -> dict[str, list[Prompt]]:
+    if sources is None:
+        sources = {"evaluation": run.eval_data} if run.eval_data else {}
+    check_formats(run.data, sources.values(), run.extractor, run.stop)
+    sets = {name: load(source) for name, source in sources.items()}
+    if all(prompt.answer is not None for prompt in prompts):
+        sets = {"trained questions": prompts} | sets
+    return sets
