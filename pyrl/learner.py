@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,7 +19,9 @@ from pyrl.loss.policy_loss import policy_loss
 from pyrl.loss.result import PolicyLoss
 from pyrl.loss.terms import LOWERED, Terms, loss_terms
 from pyrl.pack import TokenBatch
-from pyrl.run.config import Run
+
+if TYPE_CHECKING:
+    from pyrl.run.config import Run
 
 TOLERANCE = {"float32": 1e-2, "float16": 0.2, "bfloat16": 1.0}
 """Largest difference between log-probs (nats) of one policy in the sampler and in the learner, by

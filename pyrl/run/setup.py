@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -68,16 +69,14 @@ def assemble(run: Run, eval_sets: Mapping[str, str] | None = None) -> Parts:
     initial = load_model(run.model)[0].to(device) if algorithm.loss.has_reference else None
     learner = Learner(model.to(device), initial, run)
 
-    def load(source: str) -> list[Prompt]:
-        return load_prompts(
-            source,
-            tokenizer,
-            max_tokens=positions(model) - algorithm.sample.max_tokens,
-            chat=run.chat,
-            prefix=run.prefix,
-            suffix=run.suffix,
-        )
-
+    load = partial(
+        load_prompts,
+        tokenizer=tokenizer,
+        max_tokens=positions(model) - algorithm.sample.max_tokens,
+        chat=run.chat,
+        prefix=run.prefix,
+        suffix=run.suffix,
+    )
     prompts = check_answers(algorithm.reward, load(run.data), run.data)
     sets = _eval_sets(run, prompts, load, eval_sets)
     extractor, eos = answer_format(model, tokenizer, run.data, run.extractor, run.stop)
