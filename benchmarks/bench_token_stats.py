@@ -225,7 +225,7 @@ def work_memory(name: str, shape: str, dtype: str) -> None:
 
 @dataclass(frozen=True)
 class Result:
-    """Of one problem: `gradient` with malloc as it is and kept warm, `forward` kept warm."""
+    """Times of one problem: `gradient` with malloc as it is and kept warm, `forward` kept warm."""
 
     shape: str
     dtype: str

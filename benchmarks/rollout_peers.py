@@ -34,11 +34,11 @@ class Cost:
     computed: int
     """Forward tokens."""
     recomputed: int = 0
-    """Of these, tokens that another branch had computed."""
+    """How many of these tokens another branch had computed."""
     host: float = math.nan
     """Seconds in pyrl's own code; NaN where it is not in use."""
     full: tuple[float, float] = (math.nan, math.nan)
-    """Of steps with 1024 branches: wall time, and pyrl's share of it (seconds)."""
+    """Wall time of steps with 1024 branches, and pyrl's share of it (seconds)."""
     wall: float = math.nan
     cpu: float = math.nan
 
@@ -56,12 +56,12 @@ class Host:
         self._marks: list[tuple[float, ...]] = []
 
     def mark(self, branches: int) -> None:
-        """Note that so many branches were given a token; `Rollout` calls it in each step."""
+        """Note how many branches were given a token; `Rollout` calls it in each step."""
         times = time.perf_counter(), self.inside, self.tap, self.draw
         self._marks.append((branches, *times))
 
     def seconds(self, branches: int = 0) -> tuple[float, float]:
-        """Wall time of the steps of at least so many branches, and what of it pyrl's code took."""
+        """Wall time of the steps with at least that many branches, and pyrl's part of it."""
         marks = np.array(self._marks)
         steps = np.diff(marks[:, 1:], axis=0)[marks[1:, 0] >= branches]
         wall, inside, tap, draw = steps.sum(axis=0).tolist()

@@ -26,15 +26,15 @@ class Sample:
     votes: int = 64
     """Leaves per question; all of them vote."""
     train: int = 32
-    """Of these, the leaves that train."""
+    """How many of these leaves train."""
     max_tokens: int = 1024
     """Response tokens at most."""
     max_tokens_per_prompt: int = 0
     """Tokens sampled for one question in a step at most, forks and pruned branches included; what
     still runs then is cut off. 0: no limit."""
     max_seconds: float = 0.0
-    """Of sampling in a step; what still runs then is cut off, so that a run with this limit does
-    not replay from its seed. 0: no limit."""
+    """Seconds of sampling in a step at most; what still runs then is cut off, so that such a run
+    does not replay from its seed. 0: no limit."""
     stop_when_decided: bool = False
     """Stop a question when no missing leaf can change its label; leaves that train go on."""
     temperature: float = 1.0
@@ -99,7 +99,7 @@ class Algorithm:
             )
 
     def poll(self, decode: Decode, extractor: Extractor, equivalence: Equivalence) -> Poll | None:
-        """That of one rollout; None unless `sample.stop_when_decided`."""
+        """The poll of one rollout; None unless `sample.stop_when_decided`."""
         if not self.sample.stop_when_decided:
             return None
         assert isinstance(self.vote, Majority)

@@ -4,7 +4,7 @@ from pyrl._core import StaleHandleError
 from pyrl._core.tree import Forest, LeafTable, Path, Segments
 
 LOW_CONFIDENCE, TAIL_DECLINE, ENTROPY_SPIKE, BUDGET, DECIDED = 1, 2, 3, 4, 5
-"""Reasons of `Forest.prune` and indices of `Forest.pruned()`; BUDGET also stands for any other,
+"""Reasons of `Forest.prune` and indices of `Forest.pruned()`; BUDGET is also any other reason,
 DECIDED for a vote that the branch cannot change."""
 
 __all__ = [

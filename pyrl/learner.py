@@ -37,7 +37,7 @@ class SamplerMismatchError(ValueError):
 
 
 def learning_rate(run: Run, step: int) -> float:
-    """Of this step (0-based): a linear warm-up, then the schedule down to its end."""
+    """The rate of a step (from 0): a linear warm-up, then the schedule down to its end."""
     if step < run.warmup_steps:
         return run.learning_rate * (step + 1) / run.warmup_steps
     done = (step - run.warmup_steps) / max(1, run.steps - run.warmup_steps)

@@ -13,7 +13,7 @@ from pyrl import _core
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """N responses: I input tokens (prompt and response of each in turn), T response tokens."""
+    """N responses: I input tokens (the prompt and response of each), T response tokens."""
 
     input_I: NDArray[np.int64]
     position_I: NDArray[np.int64]

@@ -206,8 +206,8 @@ def _worked_examples(
 ) -> str:
     """Solved questions of the same task, distinct and none of them asked, one after the other.
 
-    A base model goes on after its answer with a question of its own: the answer ends at the first
-    line break.
+    A base model goes on after its answer and invents a question: the answer ends at the first line
+    break.
     """
     pool = _draw(task, {**options, "seed": SHOTS_SEED, "size": 20 * shots})
     solved = {e["question"]: e["answer"] for e in pool if e["question"] not in asked}

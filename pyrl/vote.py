@@ -38,7 +38,7 @@ class Votes:
     answered_G: NDArray[np.int64]
     """Leaves with an answer."""
     entropy_G: NDArray[np.float64]
-    """Of the distribution of the answers (nats), leaves without answer left out."""
+    """Entropy of the distribution of the answers (nats), leaves without answer left out."""
     icc: float
     """Correlation of the votes of one trunk, see `trunk_correlation`."""
 

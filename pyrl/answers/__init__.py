@@ -51,7 +51,7 @@ class Answers:
     """The answers of the leaves of a step."""
 
     answer_N: tuple[str | None, ...]
-    """As extracted; None where the leaf gave none."""
+    """The extracted answer of each leaf; None where the leaf gave none."""
     class_N: NDArray[np.int64]
     """Equal answers to one prompt share a class, numbered from 0 in each group; -1: no answer."""
     unknown: int

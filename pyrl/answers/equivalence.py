@@ -29,7 +29,7 @@ _LONGEST = 512
 _STRIKES = 4
 """Unknown comparisons after which an answer is not sent to a verifier again for this prompt."""
 _CLOSE = 1e-5
-"""Of values; math-verify compares numbers to six decimals."""
+"""How near two values are the same; math-verify compares numbers to six decimals."""
 _MEMORY = 1_000_000
 """Remembered answers and verdicts, each; the oldest are forgotten first."""
 

@@ -38,7 +38,7 @@ SPLITS_SEED = 20
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per character. The pad token also stands for characters outside `SYMBOLS`."""
+    """One token per character; characters outside `SYMBOLS` are read as the pad token."""
     vocabulary = {token: index for index, token in enumerate((PAD, END, *SYMBOLS))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")

@@ -24,7 +24,7 @@ class Rule(Protocol):
 
     @property
     def metric(self) -> str:
-        """Its name; "eval/*/greedy" stands for every such name in the history."""
+        """The name of a metric; "eval/*/greedy" is every such name in the history."""
 
     def __call__(self, values: Sequence[float]) -> str | None:
         """What was seen and against what, or None; `values` has no missing ones."""

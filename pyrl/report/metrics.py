@@ -177,7 +177,7 @@ def read_metrics(path: Path) -> list[Row]:
 
 
 def matching(pattern: str, row: Mapping[str, Value]) -> list[str]:
-    """The row's metrics that a pattern with at most one `*` stands for: "eval/*/greedy"."""
+    """The row's metrics that match a pattern with at most one `*`, such as "eval/*/greedy"."""
     head, star, tail = pattern.partition("*")
     if not star:
         return [pattern] if pattern in row else []
@@ -191,7 +191,7 @@ class _Jsonl:
         if resume_at is None and path.exists() and path.stat().st_size:
             raise FileExistsError(f"{path}: holds another run; choose a new directory or resume")
         self.last_step = -1
-        """Of the file as it was found, rows that are now dropped included."""
+        """The last step in the file as it was found, rows that are now dropped included."""
         kept = 0
         for end, row in _lines(path) if path.exists() else ():
             self.last_step = step_of(row)
@@ -235,7 +235,7 @@ def step_of(row: Row) -> int:
 
 
 def plain_row(metrics: Mapping[str, Any]) -> Row:
-    """As JSON has it: numpy scalars become Python's, NaN and infinities null."""
+    """The row as JSON holds it: numpy scalars become Python's, NaN and infinities null."""
     return {name: _plain(value) for name, value in metrics.items()}
 
 

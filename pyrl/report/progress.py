@@ -94,7 +94,7 @@ class Progress:
             self._say(self._line())
 
     def alarm(self, text: str) -> None:
-        """Something is wrong with the run: said at once, and it stays on the screen."""
+        """Show at once that something is wrong with the run; the message stays on the screen."""
         if self._live:
             self._console.print(Text(f"! {text}", style="bold yellow"), soft_wrap=True)
         else:

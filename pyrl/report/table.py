@@ -22,12 +22,12 @@ class Evaluation:
     """Scores of one model on one set of questions."""
 
     set: str
-    """As a person calls it: "trained questions", "held-out", "length 18"."""
+    """The name that a person gives the set: "trained questions", "held-out", "length 18"."""
     model: Literal["before", "after"]
     metrics: Mapping[str, float]
     """Shares of questions in [0, 1] in the order of the rows: "greedy", "pass@1/T=0.3", "maj@16".
 
-    A slash sets a condition apart: "pass@1, T=0.3" in the table.
+    A slash separates a condition, which the table shows as "pass@1, T=0.3".
     """
     questions: int
     tokens: int

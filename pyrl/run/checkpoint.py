@@ -180,7 +180,7 @@ def _checkpoints(directory: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Also those in folders of its own: transformers puts further chat templates into one."""
+    """All files, those in folders included: transformers puts further chat templates into one."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 

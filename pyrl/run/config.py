@@ -54,7 +54,7 @@ class Run:
     prompts_per_step: int = 16
     """Questions in a step."""
     seed: int = 0
-    """Of sampling and of the order of the questions."""
+    """Seed of sampling and of the order of the questions."""
     learning_rate: float = 1e-6
     """Peak rate of AdamW. Too high a rate collapses the model within a few steps."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -74,7 +74,7 @@ class Run:
     tokens_per_pass: int = 16_384
     """Tokens in one forward and backward pass: the memory knob. It does not change the result."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the forward and backward pass."""
+    """Element type of the forward and backward pass."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, a third more time."""
     device: str = "auto"
@@ -102,7 +102,7 @@ class Run:
     """A response also ends with any token that contains this text; None: as the questions ask for
     (reasoning_gym with worked examples a line break, others nothing)."""
     reward_function: str | None = None
-    """Reward responses by a function of your own, as TRL calls it, in place of the method's reward:
+    """Reward responses by a function that you write, as TRL calls it, not by the method's reward:
     "module:function" or "file.py:function"."""
     reward_answers: bool = False
     """Also pass that function the true answers, as the column `answer`."""

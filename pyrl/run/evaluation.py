@@ -26,10 +26,10 @@ class Evaluations:
     scoring: Scoring
     progress: Progress
     taken: list[Evaluation] = field(default_factory=list)
-    """Those before and after training."""
+    """Scores before and after training."""
 
     def due(self, step: int) -> Row:
-        """Metrics of the scores that are due after so many steps, of none an empty row."""
+        """Metrics of the scores that are due after `step` steps; an empty row if none are."""
         if step == 0:
             return self.score("before", step)
         if step == self.run.steps:
