@@ -17,7 +17,7 @@ from pyrl.algorithm import Algorithm
 from pyrl.answers import EQUIVALENCES, Answers, classify
 from pyrl.answers.reading import answer_format, check_formats, decoder
 from pyrl.engine import EngineFailure
-from pyrl.engine.launch import launch
+from pyrl.engine.launch import ENGINES, Request
 from pyrl.evaluate import Evaluator, Scoring
 from pyrl.learner import Learner
 from pyrl.leaves import Leaves, Scored, collect
@@ -71,16 +71,18 @@ class Trainer:
             self.model, self.tokenizer, run.data, run.extractor, run.stop
         )
         self.equivalence = EQUIVALENCES[run.equivalence]()
-        self.engine, self.sync = launch(
-            run.engine,
-            run.vllm,
-            self.model,
-            run.model,
-            eos,
-            max_rows=run.max_rows,
-            dtype=run.dtype,
-            probe_T=self.prompts[0].tokens,
+        self.engine, self.sync = ENGINES[run.engine](
+            Request(
+                model=self.model,
+                source=run.model,
+                eos=eos,
+                max_rows=run.max_rows,
+                dtype=run.dtype,
+                probe_T=self.prompts[0].tokens,
+                vllm=run.vllm,
+            )
         )
+        self.learner.sampler_dtype = self.engine.dtype
         self.signals = make_signals(self.algorithm.fork, self.algorithm.prune)
         self.evaluator = Evaluator(
             self.engine, self.decode, self.extractor, self.equivalence, run.seed, self._on_tokens

@@ -220,7 +220,7 @@ def _configuration(
     gib = options.kv_cache_gib if options.kv_cache_gib or not cpu else 4.0
     arguments: dict[str, Any] = {
         "model": model,
-        "dtype": options.dtype or dtype,
+        "dtype": dtype,
         "max_num_seqs": max_rows,
         "max_model_len": options.max_model_len,
         "gpu_memory_utilization": options.gpu_memory_utilization,

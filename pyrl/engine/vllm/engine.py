@@ -1,4 +1,4 @@
-"""Who samples, at scale: vLLM, stepped by hand, so that forks enter and pruned branches leave it.
+"""vLLM as an engine, stepped by hand, so that forks enter and pruned branches leave its batch.
 
 A branch is a request; a fork is a request whose prompt ends with the tokens that it shares. vLLM
 finds them in its prefix cache up to the last whole block; the rest is copied (`forks.py`).
@@ -19,12 +19,13 @@ from pyrl.engine import (
     STOPPED,
     TRUNCATED,
     Branches,
+    Dtype,
     EngineError,
     EngineFailure,
     Sampled,
     Work,
-    check_seeds,
 )
+from pyrl.engine.admission import Admission, check_fork, find
 from pyrl.engine.vllm.channel import RECORD
 from pyrl.engine.vllm.core import Core
 from pyrl.engine.vllm.forks import KEY as FORK
@@ -59,15 +60,18 @@ class VLLMEngine:
         eos: Collection[int],
         *,
         max_rows: int = 256,
-        dtype: str = "float32",
+        dtype: Dtype = "float32",
         options: VLLMOptions | None = None,
     ) -> None:
         if max_rows < 1:
             raise ValueError(f"max_rows: expected at least 1, got {max_rows}")
-        self._model, self._max_rows, self._dtype = model, max_rows, dtype
+        self._model, self._max_rows = model, max_rows
         self._options = options or VLLMOptions()
+        self.dtype: Dtype = self._options.dtype or dtype
         self._eos = sorted(eos)
         self._core = self._launch()
+        room = self._core.max_model_len
+        self._admission = Admission(self.vocabulary, room, f"vllm.max_model_len = {room}")
         self._sampling: Sampling | None = None
         self._version = 0
         self._weights: list[tuple[str, Tensor]] | None = None
@@ -104,9 +108,7 @@ class VLLMEngine:
         self._tell(lambda: self._core.start(sampling))
 
     def submit(self, branches: Branches) -> None:
-        prompts = [np.asarray(prompt, np.int32) for prompt in branches.prompts]
-        self._check(prompts, branches)
-        self._refuse_known(branches.branch_B)
+        prompts = self._admission.submit(branches, self._known)
         fields = (branches.branch_B, branches.prompt_B, branches.seed_B, branches.limit_B)
         new: list[Branch] = []
         for branch, p, seed, limit in zip(*(x.tolist() for x in fields), strict=True):
@@ -120,15 +122,10 @@ class VLLMEngine:
     def fork(
         self, parent: int, keep: int, branch_B: NDArray[np.int64], seed_B: NDArray[np.uint64]
     ) -> None:
-        check_seeds(seed_B)
-        source = self._find(parent)
+        source = find(parent, self._known)
         length = self._length(source)
         finished = source.ticket not in self._by_ticket
-        last = length - finished
-        self._refuse_known(branch_B)
-        if not 0 <= keep <= last:
-            state = "finished" if finished else "running"
-            raise ValueError(f"fork: expected keep in 0..{last} ({state} parent), got {keep}")
+        check_fork(keep, length, branch_B, seed_B, finished=finished, known=self._known)
         # Of a path's last token the model has not seen the parent's copy either.
         shared = source.prompt.size + min(keep, length - 1)
         new = [
@@ -140,7 +137,7 @@ class VLLMEngine:
         self._enter(new, self._table.tokens(source.ticket, keep))
 
     def abort(self, branch_B: NDArray[np.int64]) -> None:
-        entries = [self._find(branch) for branch in dict.fromkeys(branch_B.tolist())]
+        entries = [find(branch, self._known) for branch in dict.fromkeys(branch_B.tolist())]
         running = [entry.ticket for entry in entries if entry.ticket in self._by_ticket]
         for entry in entries:
             del self._known[entry.branch]
@@ -200,37 +197,7 @@ class VLLMEngine:
         self._core.close()
 
     def _launch(self) -> Core:
-        return Core(self._model, self._max_rows, self._dtype, self._options)
-
-    def _check(self, prompts: Sequence[NDArray[np.int32]], branches: Branches) -> None:
-        for p, prompt in enumerate(prompts):
-            if not prompt.size or prompt.min() < 0 or prompt.max() >= self.vocabulary:
-                raise ValueError(
-                    f"submit: prompt {p}: expected at least one token, and ids below "
-                    f"{self.vocabulary}, got {prompt}"
-                )
-        if not all(0 <= p < len(prompts) for p in branches.prompt_B):
-            raise ValueError(
-                f"submit: expected prompt_B in 0..{len(prompts) - 1}, got {branches.prompt_B}"
-            )
-        size_P = np.array([prompt.size for prompt in prompts])
-        room_B = self._core.max_model_len - size_P[branches.prompt_B]
-        for b in np.flatnonzero((branches.limit_B < 1) | (branches.limit_B > room_B)).tolist():
-            raise ValueError(
-                f"submit: branch {branches.branch_B[b]}: expected a limit of at least 1 that with "
-                f"its prompt of {size_P[branches.prompt_B[b]]} tokens fits vllm.max_model_len = "
-                f"{self._core.max_model_len}, got {branches.limit_B[b]}"
-            )
-
-    def _refuse_known(self, branch_B: NDArray[np.int64]) -> None:
-        branches = branch_B.tolist()
-        if len({*branches}) < len(branches) or self._known.keys() & branches:
-            raise ValueError("expected branch identifiers that are not in use, each once")
-
-    def _find(self, branch: int) -> Branch:
-        if branch not in self._known:
-            raise ValueError(f"branch {branch} is unknown: never submitted, finished or aborted")
-        return self._known[branch]
+        return Core(self._model, self._max_rows, self.dtype, self._options)
 
     def _length(self, entry: Branch) -> int:
         return int(self._table.length_R[entry.ticket - self._table.base])
