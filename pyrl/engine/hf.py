@@ -47,7 +47,7 @@ class _Path:
     heirs: int = 0
     """Queued branches that will copy from here."""
     taken: bool = False
-    """A branch has entered with it: further ones copy what it has computed."""
+    """A branch has entered with this path: further ones copy tokens that are already computed."""
 
 
 @dataclass(eq=False)

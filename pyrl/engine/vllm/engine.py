@@ -44,11 +44,12 @@ class VLLMEngine:
     `max_rows`: branches that run at once; further ones wait. `dtype`: of weights and cache unless
     the options say otherwise. With `options.own_process` an engine that dies or hangs is started
     again with the current weights, and every unfinished branch goes on from its last token with
-    its own seed; the caller notices nothing but the time.
+    its own seed; the caller only sees that it took longer.
 
-    vLLM answers that process's steps as they come: forks and prunes reach it a step or two later,
-    what it has sampled in between of a pruned branch is dropped, and thresholds that follow the
-    order of tokens are not replayed by seed. In this process every step waits for its decisions.
+    That process samples on while the caller decides: forks and prunes reach it a step or two later,
+    tokens that it has sampled for a pruned branch meanwhile are dropped, and thresholds that follow
+    the order of tokens do not replay from a seed. In this process every step waits for the
+    decisions of the step before.
 
     Raises EngineError for a release, model or option that does not fit; EngineFailure if the
     restarts are used up.
@@ -78,15 +79,16 @@ class VLLMEngine:
         self._digests: dict[str, int] = {}
         self._known: dict[int, Branch] = {}
         self._by_ticket: dict[int, Branch] = {}
-        """Of the running and the queued."""
+        """Branches that run or are queued."""
         self._tickets = 0
         self._table = BranchTable(0)
         self._readers: dict[bytes, int] = {}
-        """Of prompts that the current weights have read: the first branch that did, its ticket."""
+        """Prompts that were read with the current weights, and the ticket of the first branch that
+        read each."""
         self._failures = 0
-        """Restarts since a token was drawn."""
+        """Restarts since the last token was drawn."""
         self._failure: EngineFailure | None = None
-        """Of a call that did not wait for an answer; the next step takes it up."""
+        """The failure of a call that did not wait for an answer; the next step handles it."""
         self._work = Work(0, 0, 0)
 
     @property
@@ -126,7 +128,7 @@ class VLLMEngine:
         length = self._length(source)
         finished = source.ticket not in self._by_ticket
         check_fork(keep, length, branch_B, seed_B, finished=finished, known=self._known)
-        # Of a path's last token the model has not seen the parent's copy either.
+        # The model has not seen the last token of the parent's path either.
         shared = source.prompt.size + min(keep, length - 1)
         new = [
             Branch(
@@ -193,7 +195,7 @@ class VLLMEngine:
         return self._work
 
     def close(self) -> None:
-        """Stop vLLM and its processes; the engine is of no use then."""
+        """Stop vLLM and its processes; the engine cannot be used afterwards."""
         self._core.close()
 
     def _launch(self) -> Core:
@@ -224,7 +226,7 @@ class VLLMEngine:
         self._tell(lambda: self._core.add(str(entry.ticket), path, room, self._eos, extra))
 
     def _tell(self, function: Callable[[], None]) -> None:
-        """Ask for what a restart would ask for again: a failure waits for the next step."""
+        """Make a call that a restart would make again: a failure waits for the next step."""
         if self._failure is None:
             try:
                 function()
@@ -236,12 +238,12 @@ class VLLMEngine:
         self._table.running_R[ticket - self._table.base] = False
 
     def _take(self, outputs: Sequence[EngineCoreOutput]) -> Sampled:
-        """The tokens of one step, from the channel; vLLM says whose they are."""
+        """The tokens of one step, from the channel; the outputs tell whose they are."""
         drew = [output for output in outputs if output.new_token_ids]
         ticket_B = np.array([int(output.request_id) for output in drew], np.int64)
         row_B = ticket_B - self._table.base
         alive_B = (row_B >= 0) & self._table.running_R.take(row_B, mode="clip")
-        if not alive_B.all():  # a process of its own draws on for branches that were aborted
+        if not alive_B.all():  # a separate process still draws for aborted branches
             drew = list(compress(drew, alive_B.tolist()))
             ticket_B, row_B = ticket_B[alive_B], row_B[alive_B]
         records_B = self._read(ticket_B)
@@ -258,7 +260,7 @@ class VLLMEngine:
         return self._sampled(records_B.take(np.argsort(ticket_B)), ended)
 
     def _read(self, ticket_B: NDArray[np.int64]) -> NDArray[np.void]:
-        """The records of these requests' tokens, in order; frames may hold aborted ones too."""
+        """Records of these requests' tokens, in this order; frames may hold aborted ones too."""
         frames, size = [np.empty(0, RECORD)], 0
         where_B = np.full(len(ticket_B), -1)
         while (where_B < 0).any():
@@ -285,7 +287,7 @@ class VLLMEngine:
     def _sampled(self, records_B: NDArray[np.void], ended: Collection[int] = ()) -> Sampled:
         """Write drawn tokens into the table, and close the branches that end with them.
 
-        `ended`: tickets whose requests vLLM has ended. EngineFailure if a branch goes on without.
+        `ended`: tickets whose requests vLLM has ended; EngineFailure if such a branch has not.
         """
         row_B = records_B["ticket"] - self._table.base
         token_B = records_B["token"].copy()
@@ -317,7 +319,7 @@ class VLLMEngine:
         )
 
     def _restart(self, failure: EngineFailure) -> None:
-        """A new engine with the current weights; unfinished branches go on where they are."""
+        """Start an engine with the current weights; unfinished branches go on where they are."""
         self._core.close()
         self._failures += 1
         if not self._options.own_process:
@@ -345,9 +347,9 @@ class VLLMEngine:
             self._request(entry, tokens)
 
     def _count(self, drew: Sequence[EngineCoreOutput]) -> None:
-        """Forward tokens: a token drawn after a prefill cost the prefill, any other cost one.
+        """Count forward tokens: one for a drawn token, or the prefill that it was drawn after.
 
-        What a preempted request computes again vLLM does not tell: it is not in here.
+        vLLM does not report what a preempted request computes again: it is not counted.
         """
         prefilled = [output for output in drew if output.prefill_stats is not None]
         computed = cached = again = 0
