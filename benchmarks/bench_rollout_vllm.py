@@ -318,7 +318,7 @@ def host(options: argparse.Namespace) -> None:
 def sync(options: argparse.Namespace) -> None:
     bench = Bench(options, rows=8)
     engine = bench.engine([])
-    carry = Sync(engine, bench.model, bench.prompts[0], "float32")
+    carry = Sync(engine, bench.model, bench.prompts[0])
     loads, whole = [], []
     for version in range(1, 2 + options.rounds):
         start = time.perf_counter()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
@@ -44,6 +46,17 @@ def ordered(record: object, low: float, high: float) -> None:
     """ValueError unless low <= high."""
     if not low <= high:
         raise ValueError(f"{type(record).__name__}: expected low <= high, got {low} and {high}")
+
+
+def one_of(name: str, names: Iterable[str], kind: str) -> str:
+    """The name; ValueError tells the nearest one unless it is among these names of a kind."""
+    names = list(names)
+    if name in names:
+        return name
+    near = get_close_matches(name, names, n=1, cutoff=0)[0]
+    raise ValueError(
+        f"there is no {kind} {name!r}; the nearest is {near!r} (of {', '.join(names)})"
+    )
 
 
 def check_axes(record: Any) -> None:

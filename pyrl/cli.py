@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +13,7 @@ import rich
 import tyro
 
 from pyrl.answers.pool import VerifierError
+from pyrl.checks import one_of
 from pyrl.engine import EngineError, EngineFailure
 
 if TYPE_CHECKING:
@@ -79,17 +79,7 @@ def _command(args: list[str]) -> int:
 
         print(USAGE.format(methods=", ".join(METHODS)))
         return 0
-    return commands[_known(args[0], commands, "command")](args[1:])
-
-
-def _known(name: str, names: Iterable[str], kind: str) -> str:
-    names = list(names)
-    if name in names:
-        return name
-    near = get_close_matches(name, names, n=1, cutoff=0)[0]
-    raise ValueError(
-        f"there is no {kind} {name!r}; the nearest is {near!r} (of {', '.join(names)})"
-    )
+    return commands[one_of(args[0], commands, "command")](args[1:])
 
 
 def _demo(args: list[str]) -> int:
@@ -98,7 +88,7 @@ def _demo(args: list[str]) -> int:
         from pyrl.demo.run import EVAL_SETS, METHODS, SCORING, demo_run
         from pyrl.train import Trainer
 
-        method = _known(demo.method, METHODS, "demo method")
+        method = one_of(demo.method, METHODS, "demo method")
         run = replace(demo_run(method, output=demo.output, seed=demo.seed), resume=demo.resume)
         if demo.steps is not None:
             run = replace(run, steps=demo.steps)
@@ -115,7 +105,7 @@ def _train(args: list[str]) -> int:
         return 0 if args else 2
     from pyrl.run.config import parse_run
 
-    method = _known(args[0], METHODS, "method")
+    method = one_of(args[0], METHODS, "method")
     run = parse_run(args[1:], method, METHODS[method]())
     with _loading() as progress:
         from pyrl.train import Trainer

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from pyrl.answers import EQUIVALENCES, Equivalence, Extractor, classify
 from pyrl.answers.reading import answer_format, decoder
+from pyrl.checks import one_of
 from pyrl.engine import Engine
-from pyrl.engine.launch import launch
+from pyrl.engine.launch import ENGINES, Request
 from pyrl.engine.vllm.options import VLLMOptions
 from pyrl.fork import Flat
 from pyrl.leaves import Decode, Leaves, collect
@@ -85,10 +86,14 @@ class EvalSettings:
     max_rows: int = 256
     """Branches that the engine samples at the same time."""
     device: str = "auto"
-    engine: Literal["hf", "vllm"] = "hf"
-    """Who samples."""
+    engine: str = "hf"
+    """Who samples: "hf" (transformers), "vllm", or an engine that was added to
+    pyrl.engine.launch.ENGINES."""
     vllm: VLLMOptions = field(default_factory=VLLMOptions)
     """How vLLM runs the model."""
+
+    def __post_init__(self) -> None:
+        one_of(self.engine, ENGINES, "engine")
 
 
 class Evaluator:
@@ -198,15 +203,16 @@ def evaluate_model(settings: EvalSettings, progress: Progress) -> Evaluation:
     extractor, eos = answer_format(
         model, tokenizer, settings.data, settings.extractor, settings.stop
     )
-    engine, sync = launch(
-        settings.engine,
-        settings.vllm,
-        model,
-        settings.model,
-        eos,
-        max_rows=settings.max_rows,
-        dtype="float32",
-        probe_T=prompts[0].tokens,
+    engine, sync = ENGINES[settings.engine](
+        Request(
+            model=model,
+            source=settings.model,
+            eos=eos,
+            max_rows=settings.max_rows,
+            dtype="float32",
+            probe_T=prompts[0].tokens,
+            vllm=settings.vllm,
+        )
     )
     how = Scoring(
         temperature=settings.temperature,

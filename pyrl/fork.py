@@ -30,7 +30,7 @@ class Finished:
     leaves: tuple[int, ...]
     """Finished branches in creation order, the trunk first."""
     begin: tuple[int, ...]
-    """Where each leaf left its parent: positions before it belong to another leaf."""
+    """Position at which each leaf left its parent: earlier tokens belong to another leaf."""
     answer: Callable[[int], int]
     """Position at which a leaf's final answer opens, or its length."""
     round: int
@@ -52,7 +52,7 @@ class Fork(Protocol):
     def width(self, observed: Observed) -> NDArray[np.int32]:
         """Branches after this token for each observed branch, itself included (1: no fork).
 
-        Without effect where `observed.ready_B` is 0, as on tokens that cool down after a fork.
+        It has no effect where `observed.ready_B` is 0, as on tokens that cool down after a fork.
         """
 
     def at_end(self, trunk: Finished) -> list[Site]:
@@ -118,7 +118,7 @@ class EPTree(TopEntropy):
     """TreeRL's tree: rounds of forks at the tokens of largest surprisal (arXiv:2506.11902)."""
 
     rounds: int = 1
-    """L: each round looks at all tokens of the tree, also those of earlier rounds."""
+    """L: each round chooses among all tokens of the tree, also those of earlier rounds."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -149,14 +149,14 @@ class EPTree(TopEntropy):
 class OnlineEntropy(Flat):
     """ETMR as a stopping rule: fork the first N times that entropy exceeds a running quantile.
 
-    Without the look at the finished trunk every leaf is an exact sample of the policy, and a
+    It does not wait for the finished trunk: every leaf is an exact sample of the policy, and a
     branch starts while its trunk still runs.
     """
 
     forks: int = 2
     siblings: int = 2
     quantile: float = 0.9
-    """Of token entropy over the last steps."""
+    """Quantile of token entropy over the last steps above which a token forks."""
     cooldown: int = 16
     min_tokens: int = 1
     warmup_traces: int = 16

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pyrl.attention import use_pyrl_attention
+from pyrl.engine import Dtype
 from pyrl.logits.token_stats import TokenStats, token_stats
 from pyrl.loss import Loss, LossState
 from pyrl.loss.policy_loss import policy_loss
@@ -23,7 +24,7 @@ from pyrl.pack import TokenBatch
 if TYPE_CHECKING:
     from pyrl.run.config import Run
 
-TOLERANCE = {"float32": 1e-2, "float16": 0.2, "bfloat16": 1.0}
+TOLERANCE = {"float64": 1e-2, "float32": 1e-2, "float16": 0.2, "bfloat16": 1.0}
 """Largest difference between log-probs (nats) of one policy in the sampler and in the learner, by
 the coarser of the types that the two compute in."""
 
@@ -58,6 +59,8 @@ class Learner:
         self.loss: Loss = run.algorithm.loss
         self.temperature: float = run.algorithm.sample.temperature
         self.reference = initial if self.loss.has_reference else None
+        self.sampler_dtype: Dtype = "float32"
+        """What the engine that samples computes in; the trainer sets it."""
         check_columns(self.loss)
         use_pyrl_attention(model)
         if self.reference is not None:
@@ -117,8 +120,7 @@ class Learner:
 
     def _check(self, tally: Tally, norm: float, *, on_policy: bool) -> None:
         """Raise, and drop the gradient, unless it may change the weights."""
-        sampler = self.run.vllm.dtype if self.run.engine == "vllm" else None
-        tolerance = max(TOLERANCE[self.run.dtype], TOLERANCE[sampler or self.run.dtype])
+        tolerance = max(TOLERANCE[self.run.dtype], TOLERANCE[self.sampler_dtype])
         finite = math.isfinite(tally.loss) and math.isfinite(norm)
         if finite and not (on_policy and tally.gap > tolerance):
             return

@@ -1,4 +1,4 @@
-"""Poll: the vote of a prompt while its leaves finish, to see when the rest cannot change it."""
+"""Poll: counts a prompt's vote while its leaves finish, to see when the rest cannot change it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pyrl.vote import Majority
 class Poll:
     """Reads answers as leaves finish, by the code that votes later; true answers never enter.
 
-    One poll is for one rollout. `train`: leaves of a prompt, the first in order, that run to their
-    end whatever the vote says, because they train.
+    A poll serves one rollout. `train`: the number of a prompt's first leaves that run to their end
+    whatever the vote says, because they train.
     """
 
     def __init__(
@@ -29,12 +29,12 @@ class Poll:
         self.equivalence, self.train = equivalence, train
         self._answer: dict[int, str | None] = {}
         self._due: dict[int, int] = {}
-        """Finished leaves of a prompt before which there is no use in counting again."""
+        """Finished leaves of a prompt at which counting again can be worth it."""
 
     def decided(self, forest: Forest, tree: int, missing: int) -> bool:
-        """Whether `missing` more leaves, whatever they say, leave the label of a prompt alone."""
+        """Whether no `missing` more leaves, whatever they say, can change a prompt's label."""
         leaf_N = forest.leaves(tree)
-        # A lead is at most all leaves.
+        # A lead is at most the number of leaves.
         if len(leaf_N) < max(self._due.get(tree, 0), missing + 1):
             return False
         self._read(forest, [leaf for leaf in leaf_N.tolist() if leaf not in self._answer])

@@ -51,13 +51,14 @@ class Doubt(Keep):
     confidence_low: float = 0.1
     """Quantile, over samples, of their lowest group confidence."""
     tail_low: float = 0.1
+    """Quantile of tail confidence below which it counts as low."""
     decline_run: int = 64
     spike: float = 0.99
     """Quantile of the rise of entropy over its moving average."""
     spike_run: int = 3
     tail_window: int = 64
     respawn_share: float = 0.25
-    """Of the wanted leaves."""
+    """Pruned branches that are replaced at most, as a share of the wanted leaves."""
 
     def __post_init__(self) -> None:
         shares(self, "confidence_low", "tail_low", "spike")

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-import math
 import struct
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
-from time import monotonic
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
 from pyrl._core.tree import Forest, Signals, SignalSpec
-from pyrl.budget import UNLIMITED, Allowance, Budget, Counts, Trunk
+from pyrl.budget import UNLIMITED, Allowance, Budget, Counts, Ending, Limits
 from pyrl.engine import RUNNING, TRUNCATED, Branches, Engine, Sampled
-from pyrl.forest import BUDGET, DECIDED
 from pyrl.fork import Finished, Fork, Site
 from pyrl.logits.sampling import Sampling
 from pyrl.poll import Poll
 from pyrl.prune import Prune
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 def derive_seed(*parts: int) -> int:
-    """The seed of a place: (run, step), (of those, prompt, trunk), (parent, at, round, sibling)."""
+    """The seed of a place, which is named by numbers: (run, step) for a step, (step's seed, prompt,
+    trunk) for a trunk, (parent's seed, at, round, sibling) for a sibling."""
     data = struct.pack(f"<{len(parts)}Q", *(part & (2**64 - 1) for part in parts))
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
 
 
 def answer_start(tokens: NDArray[np.int32], tokenizer: PreTrainedTokenizerBase) -> int:
-    """Position of the token that opens the last \\boxed, or the number of tokens."""
+    """Position of the token that opens the last \\boxed, or the number of tokens without one."""
     opening = "\\boxed"
     boxes = tokenizer.decode(tokens.tolist()).count(opening)
     if boxes == 0:
@@ -50,13 +52,27 @@ def make_signals(fork: Fork, prune: Prune) -> Signals | None:
     return Signals(spec) if forks or prunes else None
 
 
+@dataclass
+class Trunk:
+    """The branches that grew from one independent sample of a prompt."""
+
+    tree: int
+    branches: list[int]
+    """Branches that run or have finished, in the order of opening, the trunk first."""
+    cap: int
+    """Leaves that it may have."""
+    running: int = 1
+    round: int = 0
+    """Rounds of forks that it has had at its end."""
+
+
 class Rollout:
     """Grow the trees of some prompts until each has `votes` finished leaves.
 
-    A fork enters the running batch at once; a pruned branch leaves it at once; whatever is missing
-    at the end is filled up with independent samples. `seed` makes a rollout replay exactly, unless
-    it is limited in time. A prompt ends earlier, with at least one leaf, when its allowance is
-    spent, or when its poll is decided and the leaves that train are there.
+    A fork enters the running batch at once, and a pruned branch leaves it at once; leaves that are
+    missing at the end are filled up with independent samples. `seed` makes a rollout replay
+    exactly, unless it is limited in time. `Limits` ends a prompt earlier, with at least one leaf,
+    when its allowance is spent, or when its poll is decided and the leaves that train are there.
     """
 
     def __init__(
@@ -83,7 +99,6 @@ class Rollout:
         self.engine, self.fork, self.prune, self.signals = engine, fork, prune, signals
         self.votes, self.limit, self.seed = votes, limit, seed
         self.allowance, self.poll = allowance, poll
-        self.deadline = math.inf
         self.answer_start, self.on_tokens = answer_start, on_tokens
         self.forest = Forest()
         self.prompts = list(prompts)
@@ -91,20 +106,20 @@ class Rollout:
         for prompt in self.prompts:
             self.forest.add_tree(prompt)
         self.retain = fork.trunks(votes) < votes or prune.respawns(votes) > 0
-        """There are leaves that a fork may open. A branch can fork with its last token, or after
-        it, so the engine keeps those that have finished until their trunk is done."""
+        """Forks may open leaves. A branch can fork with its last token, or after it, so the engine
+        keeps finished branches until their trunk is done."""
         self.trunk_of: dict[int, Trunk] = {}
-        """Of every branch that the engine knows."""
+        """The trunk of every branch that the engine knows."""
         self.replaces = False
-        """All trunks are open that the fork rule begins with, and forks come from finished ones
-        alone: how many leaves will be missing is known before the end."""
+        """All trunks that the fork rule begins with are open, and only finished trunks fork: how
+        many leaves will be missing is known before the end."""
         self.counts = Counts()
+        self.limits = Limits(allowance, poll, votes, self.forest, self.budgets, self.counts)
         engine.start(sampling)
 
     def run(self) -> Forest:
-        """All leaves of all prompts; on an exception the engine forgets every branch."""
-        if self.allowance.seconds:
-            self.deadline = monotonic() + self.allowance.seconds
+        """Grow all leaves of all prompts; on an exception the engine forgets every branch."""
+        self.limits.start()
         try:
             if self.signals is not None:
                 self._warm_up(self.signals)
@@ -118,7 +133,7 @@ class Rollout:
             self.engine.abort(np.fromiter(self.trunk_of, np.int64, len(self.trunk_of)))
 
     def _warm_up(self, signals: Signals) -> None:
-        """The first samples of a run grow alone: thresholds are read off them before any fork."""
+        """Grow the first samples of a run without forks, and read the thresholds off them."""
         signals.begin_step()
         if signals.thresholds().calibrated:
             return
@@ -128,15 +143,16 @@ class Rollout:
         each = -(-spec.warmup_traces // len(self.prompts))
         for tree in range(len(self.prompts)):
             self._spawn(tree, each)
-        poll, self.poll = self.poll, None  # the calibration wants whole samples
+        self.limits.whole = True
         while self.engine_step():
             pass
-        self.poll = poll
+        self.limits.whole = False
         signals.calibrate()
-        self._stop_decided(range(len(self.prompts)))
+        for ending in self.limits.decided(range(len(self.prompts))):
+            self._end(ending)
 
     def _drain(self) -> bool:
-        """Run until nothing is open, then fill up; False once every prompt has its leaves."""
+        """Run until nothing is open, then fill up; False when every prompt has its leaves."""
         while self.engine_step():
             pass
         for tree, budget in enumerate(self.budgets):
@@ -144,7 +160,7 @@ class Rollout:
         return any(budget.running for budget in self.budgets)
 
     def _spawn(self, tree: int, count: int, cap: int | None = None) -> None:
-        """Open independent samples, of at most `cap` leaves each (None: as the fork rule says)."""
+        """Open independent samples, each of at most `cap` leaves (None: as the fork rule says)."""
         budget = self.budgets[tree]
         count = min(count, budget.leaves)
         if count <= 0:
@@ -153,7 +169,7 @@ class Rollout:
         seeds = [derive_seed(self.seed, tree, budget.trunks + i) for i in range(count)]
         branches = [self.forest.add_trunk(tree, seed) for seed in seeds]
         budget.trunks += count
-        budget.open(branches)
+        budget.open(branches, at=0)
         self.counts.trunks += count
         self.engine.submit(
             Branches(
@@ -165,17 +181,16 @@ class Rollout:
                 retain=self.retain,
             )
         )
-        self.trunk_of |= {branch: Trunk(tree, {branch: 0}, cap) for branch in branches}
+        self.trunk_of |= {branch: Trunk(tree, [branch], cap) for branch in branches}
 
     def engine_step(self) -> bool:
-        """One token for every running branch, and what follows from it; False when none runs."""
-        self._keep_allowance()
+        """Sample a token for every running branch and act on it; False when none runs."""
+        for ending in self.limits.exhausted():
+            self._end(ending)
         sampled = self.engine.step()
         if not len(sampled.branch_B):
             return False
-        if self.allowance.tokens:
-            for branch in sampled.branch_B.tolist():
-                self.budgets[self.trunk_of[branch].tree].tokens += 1
+        self.limits.spend(sampled.branch_B.tolist())
         done_B = sampled.finish_B != RUNNING
         ended = [
             self.trunk_of[branch] if self.retain else self.trunk_of.pop(branch)
@@ -196,13 +211,14 @@ class Rollout:
         self.forest.finish(sampled.branch_B[done_B], sampled.finish_B[done_B])
         for trunk in ended:
             self.budgets[trunk.tree].finished += 1
-        self._stop_decided({trunk.tree for trunk in ended})
+        for ending in self.limits.decided({trunk.tree for trunk in ended}):
+            self._end(ending)
         for trunk in ended:
             self._ended(trunk)
         return True
 
     def _decide(self, signals: Signals, sampled: Sampled) -> None:
-        """Fork and prune by what the branches look like with this token."""
+        """Fork and prune, as the rules judge the branches after this token."""
         observed = signals.observe(sampled.branch_B, sampled.entropy_B, sampled.confidence_B)
         running_B = sampled.finish_B == RUNNING
         reason_B = np.where(running_B, self.prune.reason(observed), 0)
@@ -224,21 +240,21 @@ class Rollout:
                 self._prune(branch, int(reason_B[row]))
 
     def _fork(self, site: Site) -> NDArray[np.int64]:
-        """Open siblings as far as the prompt's budget and the trunk's cap allow; these."""
+        """Open siblings as far as the prompt's budget and the trunk's cap allow; their handles."""
         trunk = self.trunk_of[site.leaf]
         budget = self.budgets[trunk.tree]
-        count = min(site.siblings, budget.leaves, trunk.cap - len(trunk.begin))
+        count = min(site.siblings, budget.leaves, trunk.cap - len(trunk.branches))
         if count <= 0:
             return np.empty(0, np.int64)
         place = (self.forest.seed(site.leaf), site.at, trunk.round)
         seed_B = np.array([derive_seed(*place, i) for i in range(count)], np.uint64)
         children_B = self.forest.fork(site.leaf, site.at, seed_B)
         self.engine.fork(site.leaf, site.at, children_B, seed_B)
-        for child in children_B.tolist():
-            trunk.begin[child] = site.at
-            self.trunk_of[child] = trunk
+        children = children_B.tolist()
+        self.trunk_of |= dict.fromkeys(children, trunk)
+        trunk.branches += children
         trunk.running += count
-        budget.open(children_B.tolist())
+        budget.open(children, site.at)
         self.counts.forks += 1
         self.counts.siblings += count
         return children_B
@@ -252,89 +268,34 @@ class Rollout:
         self.forest.prune(branch, reason)
         self._leave([branch])
 
-    def _keep_allowance(self) -> None:
-        """Cut the prompts that the next step would take beyond what they may spend."""
-        late = monotonic() > self.deadline
-        if not (late or self.allowance.tokens):
-            return
-        for tree, budget in enumerate(self.budgets):
-            spent = 0 < self.allowance.tokens < budget.tokens + budget.running
-            if (late or spent) and (budget.running or budget.leaves):
-                if not budget.spent:
-                    self.counts.out_of_time += late
-                    self.counts.out_of_tokens += not late
-                budget.spent = True
-                self._cut(tree)
-
-    def _cut(self, tree: int) -> None:
-        """End what runs with what it has; a prompt without a leaf waits for one with a token."""
-        budget = self.budgets[tree]
-        budget.respawns = 0
-        budget.leaves = 0 if budget.running or budget.finished else 1
-        running = self._running(tree)
-        begun = [b for b in running if self.forest.length(b) > self.trunk_of[b].begin[b]]
-        empty = [b for b in running if b not in begun]
-        if not begun and not budget.finished:
-            del empty[:1]
-        self.forest.finish(np.array(begun, np.int64), np.full(len(begun), TRUNCATED, np.uint8))
-        for branch in empty:
-            self.forest.prune(branch, BUDGET)
-        budget.finished += len(begun)
-        self.counts.cut += len(begun)
-        self.counts.dropped += len(empty)
-        self._leave(begun + empty)
-
-    def _stop_decided(self, trees: Iterable[int]) -> None:
-        """Stop prompts whose label no missing leaf can change; the leaves that train go on."""
-        if self.poll is None:
-            return
-        for tree in trees:
-            budget = self.budgets[tree]
-            missing = self.votes - budget.finished
-            if budget.decided or budget.spent or not missing:
-                continue
-            budget.decided = self.poll.decided(self.forest, tree, missing)
-            if budget.decided:
-                self._stop(tree, self.poll.train)
-
-    def _stop(self, tree: int, train: int) -> None:
-        """Prune what runs and open nothing, apart from the prompt's first `train` leaves."""
-        budget = self.budgets[tree]
-        running = set(self._running(tree))
-        alive = running.union(self.forest.leaves(tree).tolist())
-        others = [branch for branch in budget.branches if branch in alive][train:]
-        unneeded = [branch for branch in others if branch in running]
-        unopened = budget.leaves - max(0, train - len(alive))
-        budget.leaves -= unopened
-        self.counts.decided += unopened + len(unneeded) > 0
-        self.counts.unneeded += len(unneeded)
-        self.counts.unopened += unopened
-        for branch in unneeded:
-            self.forest.prune(branch, DECIDED)
-        self._leave(unneeded)
-
-    def _running(self, tree: int) -> list[int]:
-        """Branches of a prompt that run or wait for a row, in the order in which they opened."""
-        return [b for b in self.forest.open().tolist() if self.forest.tree_of(b) == tree]
+    def _end(self, ending: Ending) -> None:
+        """End branches of a prompt early, as its limits say."""
+        cut_B = np.array(ending.cut, np.int64)
+        self.forest.finish(cut_B, np.full(len(cut_B), TRUNCATED, np.uint8))
+        for branch in ending.dropped:
+            self.forest.prune(branch, ending.reason)
+        self.budgets[ending.tree].finished += len(cut_B)
+        self._leave(ending.cut + ending.dropped)
 
     def _leave(self, branches: list[int]) -> None:
         """Take running branches out of the engine."""
         self.engine.abort(np.array(branches, np.int64))
         trunks = [self.trunk_of.pop(branch) for branch in branches]
         for trunk, branch in zip(trunks, branches, strict=True):
-            del trunk.begin[branch]
+            trunk.branches.remove(branch)
         for trunk in trunks:
             self._ended(trunk)
 
     def _ended(self, trunk: Trunk) -> None:
-        """One branch less; the last one of a trunk lets it fork again or gives its cache back."""
+        """Count a branch that has ended; after its last one a trunk forks again, or is done."""
+        budget = self.budgets[trunk.tree]
         trunk.running -= 1
-        self.budgets[trunk.tree].running -= 1
-        if trunk.running or not trunk.begin or not self.retain:
+        budget.running -= 1
+        if trunk.running or not trunk.branches or not self.retain:
             return
-        leaves = tuple(trunk.begin)
-        if self.budgets[trunk.tree].leaves:
-            begin = tuple(trunk.begin.values())
+        leaves = tuple(trunk.branches)
+        if budget.leaves:
+            begin = tuple(budget.begin[leaf] for leaf in leaves)
             finished = Finished(self.forest, leaves, begin, self._answer, trunk.round)
             trunk.round += 1
             sites = self.fork.at_end(finished)
@@ -351,16 +312,16 @@ class Rollout:
                 self._replace(trunk.tree)
 
     def _replace(self, tree: int) -> None:
-        """Open now, in a full batch, what the open trunks cannot come to any more.
+        """Open now, in a full batch, the leaves that the open trunks can no longer supply.
 
-        These do not fork: the leaves that are left belong to the trunks that were there first.
+        These samples do not fork: the other leaves belong to the trunks that were there first.
         """
         open_trunks = {id(t): t for t in self.trunk_of.values() if t.tree == tree}.values()
-        possible = sum(trunk.cap - len(trunk.begin) for trunk in open_trunks)
+        possible = sum(trunk.cap - len(trunk.branches) for trunk in open_trunks)
         self._spawn(tree, self.budgets[tree].leaves - possible, cap=1)
 
     def _fork_finished(self, site: Site) -> None:
-        """Fork where a branch once was: the siblings' windows start from what it looked like."""
+        """Fork a finished branch: its siblings start with its windows as they were there."""
         children_B = self._fork(site)
         if self.signals is not None and len(children_B):
             path, seen = self.forest.path(site.leaf), site.at + 1

@@ -153,7 +153,7 @@ def test_a_model_with_nan_in_its_weights(
         (["train", "ttrl", "--model", "demo"], "--data"),
         (
             ["train", "ttrl", "--model", "demo", "--data", "d", "--engine", "hff"],
-            "invalid choice 'hff'",
+            "there is no engine 'hff'; the nearest is 'hf'",
         ),
         (["train", "ttrl", "--model", "demo", "--data", "d", "--steps", "many"], "steps"),
         (["train", "ttrl", "--model", "demo", "--data", "d", "--steps", "0"], "expected >= 1"),

@@ -160,7 +160,7 @@ class ForcedChildren(ToyEngine):
     def fork(
         self, parent: int, keep: int, branch_B: NDArray[np.int64], seed_B: NDArray[np.uint64]
     ) -> None:
-        row_V = TRANSITION[self._find(parent).path[keep]]
+        row_V = TRANSITION[self._known[parent].path[keep]]
         forced = [self._drawing(int(row_V.argmax()), row_V, keep, seed) for seed in seed_B]
         super().fork(parent, keep, branch_B, np.array(forced, np.uint64))
 

@@ -27,7 +27,7 @@ from learner_batch import (
 from learner_reference import slow_gradient
 from torch import Tensor
 
-from pyrl.engine.vllm.options import VLLMOptions
+from pyrl.engine import Dtype
 from pyrl.learner import Learner, NonFiniteError, SamplerMismatchError, learning_rate
 from pyrl.loss import KL, Loss, LossState
 from pyrl.pack import TokenBatch
@@ -239,24 +239,25 @@ def test_stale_log_probs_stop_the_update_and_change_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("run", "tolerance"),
+    ("learns", "samples", "tolerance"),
     [
-        ({}, 1e-2),
-        ({"dtype": "bfloat16"}, 1.0),
-        ({"vllm": VLLMOptions(dtype="bfloat16")}, 1e-2),  # of another engine
-        ({"engine": "vllm", "vllm": VLLMOptions(dtype="bfloat16")}, 1.0),
-        ({"engine": "vllm", "vllm": VLLMOptions(dtype="float16")}, 0.2),
-        ({"engine": "vllm", "dtype": "bfloat16", "vllm": VLLMOptions(dtype="float32")}, 1.0),
+        ("float32", "float32", 1e-2),
+        ("bfloat16", "float32", 1.0),
+        ("float32", "float64", 1e-2),
+        ("float32", "bfloat16", 1.0),
+        ("float32", "float16", 0.2),
+        ("bfloat16", "float16", 1.0),
     ],
 )
 def test_the_tolerance_of_the_mismatch_depends_on_the_precision(
-    run: dict[str, Any], tolerance: float
+    learns: Dtype, samples: Dtype, tolerance: float
 ) -> None:
     batch = on_policy(off_policy(), demo_model(torch.float32))
     token = int(np.flatnonzero(batch.mask_T & (batch.leaf_T == 0))[0])
     shift_T = np.arange(len(batch.label_T)) == token
     for factor, fits in ((0.5, True), (2.0, False)):
-        learner = Learner(demo_model(torch.float32), None, settings(**run))
+        learner = Learner(demo_model(torch.float32), None, settings(dtype=learns))
+        learner.sampler_dtype = samples
         old = batch.old_logprob_T - (factor * tolerance * shift_T).astype(np.float32)
         planted = replace(batch, old_logprob_T=old)
         if fits:

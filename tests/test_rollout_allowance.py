@@ -192,7 +192,7 @@ def test_when_time_is_up_all_that_runs_ends(
 ) -> None:
     clock = Clock(random_toy(seed, end=0.1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyrl.rollout.monotonic", clock)
+        patch.setattr("pyrl.budget.monotonic", clock)
         run = rollout(clock, prompts(3, 1), fork=fork, prune=prune, votes=votes, limit=12,
                       seed=seed, allowance=Allowance(seconds=seconds))  # fmt: skip
         run.run()
@@ -208,7 +208,7 @@ def test_when_time_is_up_all_that_runs_ends(
 def test_prompts_that_still_wait_for_a_row_end_with_one_token() -> None:
     clock = Clock(demo_engine(max_rows=4))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyrl.rollout.monotonic", clock)
+        patch.setattr("pyrl.budget.monotonic", clock)
         run = rollout(clock, demo_prompts(3), votes=6, allowance=Allowance(seconds=4.0))
         forest = run.run()
     check_ended(run)
@@ -261,4 +261,4 @@ def test_an_allowance_is_a_number(settings: dict[str, Any], message: str) -> Non
 
 def test_an_allowance_is_looked_at_where_there_is_one() -> None:
     assert rollout(random_toy(), prompts(1)).allowance == Allowance()
-    assert np.isinf(rollout(random_toy(), prompts(1)).deadline)
+    assert np.isinf(rollout(random_toy(), prompts(1)).limits.deadline)

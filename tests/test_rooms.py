@@ -23,7 +23,6 @@ PYTHON = {
     "attention": "",
     "pack": "",
     "sources": "",
-    "budget": "",
     # Questions become trees.
     "prompts": "sources",
     "engine": "attention logits models",
@@ -32,25 +31,28 @@ PYTHON = {
     "answers": "engine leaves sources",
     "vote": "answers",
     "poll": "answers leaves vote",
-    "rollout": "budget engine forest fork logits poll prune",
+    "budget": "forest poll",
+    "rollout": "budget engine fork logits poll prune",
     # Trees become advantages, and these an update.
     "reward": "answers vote",
     "select": "leaves",
     "advantage": "leaves",
     "loss": "checks logits pack",
     "presets": "loss",
-    "learner": "attention logits loss pack",
+    "learner": "attention engine logits loss pack",
     "algorithm": "advantage answers budget fork leaves logits loss poll prune reward select vote",
     "methods": "advantage algorithm fork loss prune reward select",
     # A run: it is watched, set up, trained and called.
     "report": "answers budget engine leaves reward rollout vote",
-    "evaluate": ("answers engine fork leaves logits models prompts prune report rollout vote"),
+    "evaluate": (
+        "answers checks engine fork leaves logits models prompts prune report rollout vote"
+    ),
     "run": (
-        "algorithm answers engine evaluate learner leaves models prompts report reward rollout"
+        "algorithm answers checks engine evaluate learner leaves models prompts report reward rollout"
     ),
     "train": "advantage answers evaluate leaves pack prompts report rollout run vote",
     "demo": ("algorithm evaluate fork loss methods models prune reward run sources"),
-    "cli": "answers demo engine evaluate methods report run train",
+    "cli": "answers checks demo engine evaluate methods report run train",
     "__init__": "logits loss",
     "__main__": "cli",
 }

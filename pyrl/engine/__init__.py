@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +14,16 @@ from pyrl.logits.sampling import Sampling
 RUNNING, STOPPED, TRUNCATED = 0, 1, 2
 """Values of `Sampled.finish_B`: open, ended by an end-of-sequence token, ended by its limit."""
 
+Dtype = Literal["float64", "float32", "bfloat16", "float16"]
+"""What an engine computes in."""
+
 
 class EngineError(RuntimeError):
     """The engine cannot do what it is asked for; the message says what to install or change."""
 
 
 class EngineFailure(RuntimeError):
-    """The engine died, hung, or answered what cannot be."""
+    """The engine died, hung, or gave an impossible answer."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Branches:
     prompt_B: NDArray[np.int64]
     """Index into `prompts`."""
     branch_B: NDArray[np.int64]
-    """Identifiers chosen by the caller (forest handles), never seen before."""
+    """Identifiers chosen by the caller (forest handles), each used once."""
     seed_B: NDArray[np.uint64]
     limit_B: NDArray[np.int64]
     """Response tokens at most; the token that reaches the limit is `TRUNCATED` unless it stops."""
@@ -51,7 +54,7 @@ class Branches:
 
 
 def check_seeds(seed_B: NDArray[np.uint64]) -> None:
-    """ValueError unless they are uint64: another type could hold what is no seed."""
+    """ValueError unless the seeds are uint64: other types could hold numbers that are no seeds."""
     if seed_B.dtype != np.uint64:
         raise ValueError(f"seed_B: expected uint64, got {seed_B.dtype}")
 
@@ -63,32 +66,40 @@ class Sampled:
     branch_B: NDArray[np.int64]
     token_B: NDArray[np.int32]
     logprob_B: NDArray[np.float32]
-    """Of the drawn token, untruncated distribution at the sampling temperature (nats)."""
+    """Log-prob of the drawn token in the untruncated distribution at the sampling temperature."""
     entropy_B: NDArray[np.float32]
-    """Of that distribution, whole vocabulary (nats)."""
+    """Entropy of that distribution over the whole vocabulary (nats)."""
     confidence_B: NDArray[np.float32]
-    """Mass of the five most probable tokens, in (0, 1]."""
+    """Mass of its five most probable tokens, in (0, 1]."""
     finish_B: NDArray[np.uint8]
     """RUNNING, STOPPED or TRUNCATED after this token."""
     truncated_logprob_B: NDArray[np.float32]
-    """Of the drawn token in what top-k, top-p and min-p leave of it (nats); 0 when greedy."""
+    """Log-prob of the drawn token in what top-k, top-p and min-p leave of that distribution; 0 when
+    greedy."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """Forward tokens that an engine has computed since it was made."""
+    """Tokens that went through an engine's model since it was made."""
 
     prompt_tokens: int
     decode_tokens: int
     copied_tokens: int
-    """Cache entries that forks took over instead of computing them."""
+    """Tokens that branches took from the cache instead of computing them."""
     recomputed_tokens: int = 0
-    """Of the above, those that another branch had computed before: what did not fill a block of
-    the cache, or was evicted from it."""
+    """Computed tokens that another branch had computed before: they did not fill a block of the
+    cache, or were evicted from it."""
 
 
 class Engine(Protocol):
-    """Samples branches step by step; branches enter, fork and leave while it runs."""
+    """Samples branches step by step; branches enter, fork and leave while it runs.
+
+    `pyrl.engine.admission` has the checks of requests that every engine makes.
+    """
+
+    @property
+    def dtype(self) -> Dtype:
+        """What it computes in; how closely its log-probs must match the learner's follows."""
 
     def start(self, sampling: Sampling) -> None:
         """Set the sampling distribution; a RuntimeError while branches are running."""
@@ -110,14 +121,19 @@ class Engine(Protocol):
         """
 
     def abort(self, branch_B: NDArray[np.int64]) -> None:
-        """Forget branches, running or finished, and give their cache back."""
+        """Forget branches, running or finished, and free their cache."""
 
     def load_weights(self, weights: Iterable[tuple[str, Any]] | None, version: int) -> None:
-        """Take new weights (None: they are shared with the learner) and their version."""
+        """Take new weights and their version; None: the learner has changed shared ones in place.
 
-    def weight_version(self) -> int: ...
+        RuntimeError while the engine knows a branch, whose cache would be stale.
+        """
 
-    def work(self) -> Work: ...
+    def weight_version(self) -> int:
+        """The version of the weights that it samples with."""
+
+    def work(self) -> Work:
+        """What it has computed so far."""
 
     def close(self) -> None:
-        """Give back what it holds: caches, processes; it is of no use then."""
+        """Free what it holds, caches and processes; it cannot be used afterwards."""

@@ -1,4 +1,4 @@
-"""Who samples, embedded: a transformers model, batched continuously over a cache that forks.
+"""HF: the embedded engine, a transformers model batched continuously over a cache that forks.
 
 It shares the learner's weights, and is the reference for the other engines.
 """
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pyrl.attention import use_pyrl_attention
-from pyrl.engine import RUNNING, STOPPED, TRUNCATED, Branches, Sampled, Work, check_seeds
+from pyrl.engine import RUNNING, STOPPED, TRUNCATED, Branches, Dtype, Sampled, Work
+from pyrl.engine.admission import Admission, check_fork, find
 from pyrl.engine.kv_cache import Prefill, Prefix, SlotCache, detached, part
 from pyrl.engine.packed_linear import PackedLinears
 from pyrl.logits.sample_tokens import sample_tokens
@@ -26,6 +27,13 @@ from pyrl.models import positions
 
 PREFILL_TOKENS = 8192
 """Prompt tokens per forward at most (a longer prompt goes alone): bounds the memory of prefills."""
+
+_DTYPES: dict[torch.dtype, Dtype] = {
+    torch.float64: "float64",
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
 
 
 @dataclass(eq=False)
@@ -39,7 +47,7 @@ class _Path:
     heirs: int = 0
     """Queued branches that will copy from here."""
     taken: bool = False
-    """A branch runs on it or has left with it, so that further ones save its computation."""
+    """A branch has entered with this path: further ones copy tokens that are already computed."""
 
 
 @dataclass(eq=False)
@@ -52,7 +60,7 @@ class _Branch:
     length: int
     """Response tokens, the pending one included."""
     path: _Path
-    """Its own; while it is queued, the one that it will copy from."""
+    """The branch's tokens; while it is queued, the path that it will copy from."""
     pending: int | None = None
     """The sampled token that the model has not seen."""
 
@@ -79,8 +87,9 @@ class HFEngine:
         use_pyrl_attention(model)
         self._model = model
         self._decoder = model.get_decoder()
-        self._max_positions: int = positions(model)
-        self._vocabulary: int = model.get_input_embeddings().num_embeddings
+        room = positions(model)
+        vocabulary: int = model.get_input_embeddings().num_embeddings
+        self._admission = Admission(vocabulary, room, f"the model's {room} positions")
         self._eos = np.array(sorted(eos), np.int32)
         self._max_rows = max_rows
         self._sampling: Sampling | None = None
@@ -99,6 +108,10 @@ class HFEngine:
         _check_logits(model)
         self._linears = PackedLinears(model)
 
+    @property
+    def dtype(self) -> Dtype:
+        return _DTYPES[self._model.dtype]
+
     def start(self, sampling: Sampling) -> None:
         if self._running:
             raise RuntimeError(
@@ -107,43 +120,21 @@ class HFEngine:
         self._sampling = sampling
 
     def submit(self, branches: Branches) -> None:
-        prompts = [np.asarray(prompt, np.int32) for prompt in branches.prompts]
-        for p, prompt in enumerate(prompts):
-            if not prompt.size or prompt.min() < 0 or prompt.max() >= self._vocabulary:
-                raise ValueError(
-                    f"submit: prompt {p}: expected at least one token, and ids below "
-                    f"{self._vocabulary}, got {prompt}"
-                )
+        prompts = self._admission.submit(branches, self._known)
         paths = [_Path(prompt=prompt) for prompt in prompts]
-        if not all(0 <= p < len(branches.prompts) for p in branches.prompt_B):
-            raise ValueError(
-                f"submit: expected prompt_B in 0..{len(branches.prompts) - 1}, "
-                f"got {branches.prompt_B}"
-            )
         fields = (branches.branch_B, branches.prompt_B, branches.seed_B, branches.limit_B)
         new = [
             _Branch(branch, seed, limit, branches.retain, prompts[p].size, 0, paths[p])
             for branch, p, seed, limit in zip(*(x.tolist() for x in fields), strict=True)
         ]
-        for entry in new:
-            if not 1 <= entry.limit <= self._max_positions - entry.prompt_length:
-                raise ValueError(
-                    f"submit: branch {entry.branch}: expected a limit of at least 1 that with its "
-                    f"prompt of {entry.prompt_length} tokens fits the model's "
-                    f"{self._max_positions} positions, got {entry.limit}"
-                )
         self._queue(new, self._submitted)
 
     def fork(
         self, parent: int, keep: int, branch_B: NDArray[np.int64], seed_B: NDArray[np.uint64]
     ) -> None:
-        check_seeds(seed_B)
-        source = self._find(parent)
+        source = find(parent, self._known)
         finished = not any(parent in x for x in (self._running, self._forked, self._submitted))
-        last = source.length - finished
-        if not 0 <= keep <= last:
-            state = "finished" if finished else "running"
-            raise ValueError(f"fork: expected keep in 0..{last} ({state} parent), got {keep}")
+        check_fork(keep, source.length, branch_B, seed_B, finished=finished, known=self._known)
         new = [
             _Branch(b, seed, source.limit, source.retain, source.prompt_length, keep, source.path)
             for b, seed in zip(branch_B.tolist(), seed_B.tolist(), strict=True)
@@ -152,7 +143,7 @@ class HFEngine:
 
     def abort(self, branch_B: NDArray[np.int64]) -> None:
         leaving: list[_Branch] = []
-        for entry in [self._find(branch) for branch in dict.fromkeys(branch_B.tolist())]:
+        for entry in [find(branch, self._known) for branch in dict.fromkeys(branch_B.tolist())]:
             del self._known[entry.branch]
             if entry.branch in self._running:
                 del self._running[entry.branch]
@@ -207,17 +198,10 @@ class HFEngine:
     def close(self) -> None:
         self.abort(np.array([*self._known], np.int64))
 
-    def _find(self, branch: int) -> _Branch:
-        if branch not in self._known:
-            raise ValueError(f"branch {branch} is unknown: never submitted, finished or aborted")
-        return self._known[branch]
-
     def _queue(self, new: list[_Branch], queue: OrderedDict[int, _Branch]) -> None:
-        ids = {entry.branch: entry for entry in new}
-        if len(ids) < len(new) or ids.keys() & self._known.keys():
-            raise ValueError("expected branch identifiers that are not in use, each once")
         for entry in new:
             entry.path.heirs += 1
+        ids = {entry.branch: entry for entry in new}
         queue.update(ids)
         self._known.update(ids)
 
@@ -241,7 +225,7 @@ class HFEngine:
         self._orphans = []
 
     def _admit(self) -> None:
-        """Fill free rows from the queues, each with a copy of what is already computed of it."""
+        """Fill free rows from the queues; each starts as a copy of the tokens already computed."""
         entering = list(self._dequeue(self._max_rows - len(self._slots)))
         self._prefill({id(x.path): x.path for x in entering if x.path.prompt is not None}.values())
         for _, group in groupby(entering, key=lambda entry: (id(entry.path), entry.total)):
@@ -257,7 +241,7 @@ class HFEngine:
             self._slots += heirs
 
     def _sample(self, sampling: Sampling) -> Sampled:
-        """Draw a token for each running branch; those that end leave their rows."""
+        """Draw a token for each running branch; branches that end leave their rows."""
         rows = list(self._running.values())
         branch_B = np.array([entry.branch for entry in rows], np.int64)
         if not rows:
@@ -337,7 +321,7 @@ class HFEngine:
         )
 
     def _leave(self, entries: list[_Branch]) -> None:
-        """Free rows; what someone may still copy is parked."""
+        """Free rows; those that may still be copied are parked first."""
         # From the last slot down, so that the row that moves into a hole is one that stays.
         for entry in sorted(entries, key=lambda entry: entry.path.slot, reverse=True):
             path = entry.path

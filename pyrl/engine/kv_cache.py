@@ -1,8 +1,8 @@
 """Keys and values of the running batch in slots, and of paths that wait outside of it.
 
-Beside them, the final hidden state of every position: with it a fork at any earlier token draws
-from the output embeddings alone, and no token is computed twice. `Prefill` and `SlotCache` are what
-a transformers decoder takes for `past_key_values`.
+The cache also holds the final hidden state of every position: with it a fork at any earlier token
+draws from the output embeddings alone, and no token is computed twice. A transformers decoder takes
+`Prefill` and `SlotCache` for its `past_key_values`.
 """
 
 from __future__ import annotations

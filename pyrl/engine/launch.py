@@ -1,53 +1,83 @@
-"""Launch: the engine that a run asks for, and how the learner's weights reach it."""
+"""Launch: the engines by name, and how the learner's weights reach each of them.
+
+An engine from outside the package is one more entry of `ENGINES`, made before a run is read.
+Importing this file imports no engine.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
 
-from pyrl.engine import Engine, EngineError
-from pyrl.engine.hf import HFEngine
-from pyrl.engine.sync import Shared, Sync
+from pyrl.engine import Dtype, Engine, EngineError
 from pyrl.engine.vllm.options import VLLMOptions
-from pyrl.models import model_location
 
-EngineName = Literal["hf", "vllm"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
-def launch(
-    name: EngineName,
-    options: VLLMOptions,
-    model: PreTrainedModel,
-    source: str,
-    eos: Collection[int],
-    *,
-    max_rows: int,
-    dtype: str,
-    probe_T: NDArray[np.int32],
-) -> tuple[Engine, Callable[[int], dict[str, float]]]:
-    """An engine for `model`, and the function that brings it a new version of the weights.
+@dataclass(frozen=True)
+class Request:
+    """What a run tells the function that launches its engine."""
 
-    `source`: where the model was loaded from; vLLM reads its configuration there. `probe_T`: token
-    ids of some question, for the probe after each sync. Raises EngineError if vLLM is not
-    installed, is a release that pyrl does not know, cannot run the model, or has loaded one with
-    another vocabulary.
+    model: PreTrainedModel
+    """The learner's, whose policy is to be sampled."""
+    source: str
+    """Where it was loaded from: "demo", "smollm2", a directory, or a Hugging Face id."""
+    eos: Collection[int]
+    """Token ids that end a response."""
+    max_rows: int
+    """Branches that run at the same time; further ones wait."""
+    dtype: Dtype
+    """What the learner computes in."""
+    probe_T: NDArray[np.int32]
+    """Token ids of some question, for a probe after each sync."""
+    vllm: VLLMOptions = field(default_factory=VLLMOptions)
+
+
+Carry = Callable[[int], dict[str, float]]
+"""Brings an engine the learner's weights as they are now, under a new version; metrics of that."""
+
+
+def hf(request: Request) -> tuple[Engine, Carry]:
+    """transformers, with the learner's own weights."""
+    from pyrl.engine.hf import HFEngine
+    from pyrl.engine.sync import Shared
+
+    engine = HFEngine(request.model, request.eos, max_rows=request.max_rows)
+    return engine, Shared(engine)
+
+
+def vllm(request: Request) -> tuple[Engine, Carry]:
+    """vLLM, which reads the model's configuration where the model was loaded from.
+
+    Raises EngineError if vLLM is not installed, is a release that pyrl does not know, cannot run
+    the model, or has loaded one with another vocabulary.
     """
-    if name == "hf":
-        engine = HFEngine(model, eos, max_rows=max_rows)
-        return engine, Shared(engine)
-    from pyrl.engine.vllm.engine import VLLMEngine  # imports vllm, which takes its time
+    from pyrl.engine.sync import Sync
+    from pyrl.engine.vllm.engine import VLLMEngine
+    from pyrl.models import model_location
 
-    location = str(model_location(source))
-    remote = VLLMEngine(location, eos, max_rows=max_rows, dtype=dtype, options=options)
-    known = model.get_input_embeddings().num_embeddings
-    if remote.vocabulary != known:
-        remote.close()
+    engine = VLLMEngine(
+        str(model_location(request.source)),
+        request.eos,
+        max_rows=request.max_rows,
+        dtype=request.dtype,
+        options=request.vllm,
+    )
+    vocabulary = request.model.get_input_embeddings().num_embeddings
+    if engine.vocabulary != vocabulary:
+        engine.close()
         raise EngineError(
-            f"{source}: vLLM's model has a vocabulary of {remote.vocabulary} tokens, the learner's "
-            f"of {known}: both must load the same checkpoint"
+            f"{request.source}: vLLM's model has a vocabulary of {engine.vocabulary} tokens, the "
+            f"learner's of {vocabulary}: both must load the same checkpoint"
         )
-    return remote, Sync(remote, model, probe_T, options.dtype or dtype)
+    return engine, Sync(engine, request.model, request.probe_T)
+
+
+ENGINES: dict[str, Callable[[Request], tuple[Engine, Carry]]] = {"hf": hf, "vllm": vllm}
+"""The function that launches each engine; `Run.engine` names one."""

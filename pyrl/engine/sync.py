@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 from pyrl.engine import Branches, Engine, EngineFailure
 from pyrl.logits.sampling import Sampling
 
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.1}
-"""Largest difference (nats) of a probe's log-prob or entropy, by the dtype that the engine computes
-in, from the learner in float32. A float32 engine is off by 1e-4 at most, one in bfloat16 by 0.2."""
+TOLERANCE = {"float64": 1e-3, "float32": 1e-3, "bfloat16": 0.5, "float16": 0.1}
+"""Largest difference (nats) between a probe's log-prob or entropy and those of the learner in
+float32, by `Engine.dtype`. A float32 engine is off by 1e-4 at most, one in bfloat16 by 0.2."""
 
 
 class SyncError(EngineFailure):
@@ -37,7 +37,7 @@ class Remote(Engine, Protocol):
 
 
 class Shared:
-    """Of an engine that computes with the learner's own tensors: there is nothing to carry."""
+    """The sync of an engine that computes with the learner's own tensors: nothing is carried."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -54,15 +54,13 @@ class Sync:
     Every tensor is compared bit by bit (by a digest that the receiver computes), which finds one
     that is stale or damaged on the way. Then the engine draws the next token after two beginnings
     of `probe_T` (token ids, longer than a block of its cache), and log-prob and entropy are
-    compared with the model's: that finds what arrived and is not used, such as the head of tied
-    embeddings, and prefixes cached from older weights. The drawn tokens differ with each version.
-    What the learner has to compute for both runs in a second thread, beside the engine's loading.
+    compared with the model's, which finds tensors that arrived and are not used, such as the head
+    of tied embeddings, and prefixes cached from older weights. The drawn tokens differ with each
+    version. The learner's share of both checks runs in a second thread while the engine loads.
     """
 
-    def __init__(
-        self, engine: Remote, model: PreTrainedModel, probe_T: NDArray[np.int32], dtype: str
-    ) -> None:
-        self._engine, self._model, self._dtype = engine, model, dtype
+    def __init__(self, engine: Remote, model: PreTrainedModel, probe_T: NDArray[np.int32]) -> None:
+        self._engine, self._model = engine, model
         # A whole block and one more, so that a cached prefix that outlived its weights shows.
         self._probe_T = np.resize(probe_T, engine.block_size + 1).astype(np.int32)
         self._length_B = np.array([min(4, self._probe_T.size), self._probe_T.size])
@@ -104,7 +102,7 @@ class Sync:
                 limit_B=np.ones(len(branch_B), np.int64),
             )
         )
-        largest = 0.0
+        largest, tolerance = 0.0, TOLERANCE[self._engine.dtype]
         while len((sampled := self._engine.step()).branch_B):
             expected_BV = learned.result()[sampled.branch_B]
             chosen_B = expected_BV[np.arange(len(expected_BV)), sampled.token_B]
@@ -112,13 +110,13 @@ class Sync:
             expected_B2 = torch.stack([chosen_B, entropy_B], dim=1).numpy()
             drawn_B2 = np.stack([sampled.logprob_B, sampled.entropy_B], axis=1)
             difference_B2 = np.abs(drawn_B2 - expected_B2)
-            if not (difference_B2 <= TOLERANCE[self._dtype]).all():
+            if not (difference_B2 <= tolerance).all():
                 raise SyncError(
                     f"sync of version {version}: all tensors arrived, and the engine computes with "
                     "others (a tied head, or a cached prefix?). Log-prob and entropy of its tokens "
                     f"{drawn_B2.tolist()}, of the learner {expected_B2.tolist()}: they differ by "
-                    f"{difference_B2.max():.2g} nats, at most {TOLERANCE[self._dtype]} is right "
-                    f"for {self._dtype}"
+                    f"{difference_B2.max():.2g} nats, at most {tolerance} is right for "
+                    f"{self._engine.dtype}"
                 )
             largest = max(largest, float(difference_B2.max()))
         return largest
@@ -140,14 +138,14 @@ class Sync:
 
 
 def digest(tensor: Tensor) -> int:
-    """The sum of all 8-byte words of a tensor: whatever the order of summation, it is the same."""
+    """The sum of all 8-byte words of a tensor, which does not depend on the order of summation."""
     data = tensor.detach().contiguous().view(torch.uint8).flatten()
     words = data[: data.numel() // 8 * 8].view(torch.int64)
     return int(words.sum()) + int(data[words.numel() * 8 :].sum())
 
 
 def digests(weights: Mapping[str, Tensor]) -> dict[str, int]:
-    """The `digest` of each; of a tied weight it is computed once."""
+    """The `digest` of each weight; a tied one is computed once."""
     known: dict[tuple[object, ...], int] = {}
     found = {}
     for name, tensor in weights.items():

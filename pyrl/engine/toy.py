@@ -1,4 +1,4 @@
-"""Who samples in tests of statistics: a bigram model whose every probability is known exactly."""
+"""Toy: an engine for tests of statistics, a bigram model whose probabilities are known exactly."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pyrl.engine import RUNNING, STOPPED, TRUNCATED, Branches, Sampled, Work, check_seeds
+from pyrl.engine import RUNNING, STOPPED, TRUNCATED, Branches, Dtype, Sampled, Work
+from pyrl.engine.admission import Admission, check_fork, find
 from pyrl.logits.sample_tokens import sample_tokens
 from pyrl.logits.sampling import Sampling
 
@@ -31,7 +32,7 @@ class _Row:
         return len(self.path) - 1
 
     def see(self) -> int:
-        """Let the model see what it has not; returns the number of those tokens."""
+        """Let the model see the tokens that it has not seen; their number."""
         new = self.prompt_length + self.length - self.computed
         self.computed += new
         return new
@@ -40,19 +41,22 @@ class _Row:
 class ToyEngine:
     """`Engine` over a bigram model: the next token depends on the last one alone.
 
-    `transition_VV`: float64, row v is the distribution of the token after v. Draws are those of
-    `sample_tokens`, so that seeds replay. Rows are unlimited: branches enter at once.
+    `transition_VV`: float64, row v is the distribution of the token after v. `sample_tokens` draws,
+    so that seeds replay. Rows are unlimited: branches enter at once.
     Raises ValueError unless the rows are distributions.
     """
 
+    dtype: Dtype = "float64"
+
     def __init__(self, transition_VV: NDArray[np.float64], eos: Collection[int]) -> None:
         self._log_VV = _log_distributions(transition_VV)
+        self._admission = Admission(len(self._log_VV))
         self._eos = np.array(sorted(eos), np.int32)
         self._sampling: Sampling | None = None
         self._version = 0
         self._work = Work(0, 0, 0)
+        self._known: dict[int, _Row] = {}
         self._running: dict[int, _Row] = {}
-        self._retained: dict[int, _Row] = {}
 
     def start(self, sampling: Sampling) -> None:
         if self._running:
@@ -62,39 +66,22 @@ class ToyEngine:
         self._sampling = sampling
 
     def submit(self, branches: Branches) -> None:
-        for p, prompt in enumerate(branches.prompts):
-            if not len(prompt) or not all(0 <= token < len(self._log_VV) for token in prompt):
-                raise ValueError(
-                    f"submit: prompt {p}: expected at least one token, and ids below "
-                    f"{len(self._log_VV)}, got {prompt}"
-                )
-        if not all(0 <= p < len(branches.prompts) for p in branches.prompt_B):
-            raise ValueError(
-                f"submit: expected prompt_B in 0..{len(branches.prompts) - 1}, "
-                f"got {branches.prompt_B}"
-            )
+        prompts = self._admission.submit(branches, self._known)
         fields = (branches.branch_B, branches.prompt_B, branches.seed_B, branches.limit_B)
         new = []
         for branch, p, seed, limit in zip(*(x.tolist() for x in fields), strict=True):
-            if limit < 1:
-                raise ValueError(f"submit: branch {branch}: expected a limit >= 1, got {limit}")
-            prompt = branches.prompts[p]
-            path = [int(prompt[-1])]
-            new.append(_Row(branch, seed, limit, branches.retain, len(prompt), path, len(prompt)))
+            size, path = prompts[p].size, [int(prompts[p][-1])]
+            new.append(_Row(branch, seed, limit, branches.retain, size, path, size))
         self._enter(new)
-        used = np.unique(branches.prompt_B)
-        computed = sum(len(branches.prompts[p]) for p in used)
+        computed = sum(prompts[p].size for p in np.unique(branches.prompt_B))
         self._count(prompt=computed, copied=sum(row.prompt_length for row in new) - computed)
 
     def fork(
         self, parent: int, keep: int, branch_B: NDArray[np.int64], seed_B: NDArray[np.uint64]
     ) -> None:
-        check_seeds(seed_B)
-        source = self._find(parent)
-        last = source.length - (parent in self._retained)
-        if not 0 <= keep <= last:
-            state = "finished" if parent in self._retained else "running"
-            raise ValueError(f"fork: expected keep in 0..{last} ({state} parent), got {keep}")
+        source = find(parent, self._known)
+        finished = parent not in self._running
+        check_fork(keep, source.length, branch_B, seed_B, finished=finished, known=self._known)
         total = source.prompt_length + keep
         fork = replace(source, path=source.path[: keep + 1], computed=total)
         new = [
@@ -107,8 +94,9 @@ class ToyEngine:
         self._count(decode=seen, copied=total * len(new))
 
     def abort(self, branch_B: NDArray[np.int64]) -> None:
-        for branch in [self._find(b).branch for b in dict.fromkeys(branch_B.tolist())]:
-            (self._running if branch in self._running else self._retained).pop(branch)
+        for row in [find(branch, self._known) for branch in dict.fromkeys(branch_B.tolist())]:
+            del self._known[row.branch]
+            self._running.pop(row.branch, None)
 
     def step(self) -> Sampled:
         if self._sampling is None:
@@ -128,8 +116,8 @@ class ToyEngine:
         finish_B = np.where(stopped_B, STOPPED, np.where(spent_B, TRUNCATED, RUNNING))
         for b in np.flatnonzero(finish_B):
             row = self._running.pop(rows[b].branch)
-            if row.retain:
-                self._retained[row.branch] = row
+            if not row.retain:
+                del self._known[row.branch]
         return Sampled(
             np.array([row.branch for row in rows], np.int64),
             drawn.token_B,
@@ -147,9 +135,8 @@ class ToyEngine:
 
         RuntimeError while branches are running or retained.
         """
-        known = len(self._running) + len(self._retained)
-        if known:
-            raise RuntimeError(f"load_weights: {known} branches are running or retained")
+        if self._known:
+            raise RuntimeError(f"load_weights: {len(self._known)} branches are running or retained")
         if weights is not None:
             given = dict(weights)
             if given.keys() != {"transition"}:
@@ -164,20 +151,12 @@ class ToyEngine:
         return self._work
 
     def close(self) -> None:
-        self.abort(np.array([*self._running, *self._retained], np.int64))
-
-    def _find(self, branch: int) -> _Row:
-        row = self._running.get(branch) or self._retained.get(branch)
-        if row is None:
-            raise ValueError(f"branch {branch} is unknown: never submitted, finished or aborted")
-        return row
+        self.abort(np.array([*self._known], np.int64))
 
     def _enter(self, new: list[_Row]) -> None:
         ids = {row.branch: row for row in new}
-        known = self._running.keys() | self._retained.keys()
-        if len(ids) < len(new) or ids.keys() & known:
-            raise ValueError("expected branch identifiers that are not in use, each once")
-        self._running.update(ids)
+        self._known |= ids
+        self._running |= ids
 
     def _count(self, *, prompt: int = 0, decode: int = 0, copied: int = 0) -> None:
         old = self._work

@@ -26,6 +26,8 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
+from pyrl.checks import one_of
+from pyrl.engine.launch import ENGINES
 from pyrl.engine.vllm.options import VLLMOptions
 
 
@@ -81,8 +83,9 @@ class Run:
     """"auto" (a GPU if there is one), "cpu", "cuda", "cuda:1"..."""
     threads: int | None = None
     """CPU threads; None takes all cores."""
-    engine: Literal["hf", "vllm"] = "hf"
-    """Who samples: transformers with the learner's own weights, or vLLM."""
+    engine: str = "hf"
+    """Who samples: "hf" (transformers, with the learner's own weights), "vllm", or an engine that
+    was added to pyrl.engine.launch.ENGINES."""
     vllm: VLLMOptions = dataclasses.field(default_factory=VLLMOptions)
     """How vLLM runs the model."""
     max_rows: int = 256
@@ -120,6 +123,7 @@ class Run:
     """Besides metrics.jsonl."""
 
     def __post_init__(self) -> None:
+        one_of(self.engine, ENGINES, "engine")
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:

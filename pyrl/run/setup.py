@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,7 +14,7 @@ from pyrl.algorithm import Algorithm
 from pyrl.answers import EQUIVALENCES, Equivalence, Extractor
 from pyrl.answers.reading import answer_format, check_formats, decoder
 from pyrl.engine import Engine
-from pyrl.engine.launch import launch
+from pyrl.engine.launch import ENGINES, Carry, Request
 from pyrl.learner import Learner
 from pyrl.leaves import Decode
 from pyrl.models import find_device, load_model, positions
@@ -45,8 +45,7 @@ class Parts:
     extractor: Extractor
     equivalence: Equivalence
     engine: Engine
-    sync: Callable[[int], dict[str, float]]
-    """Brings the engine a version of the weights, and returns the metrics of that."""
+    sync: Carry
     signals: Signals | None
     """Windows and sketches of the fork and prune rules; None where neither decides online."""
 
@@ -80,16 +79,8 @@ def assemble(run: Run, eval_sets: Mapping[str, str] | None = None) -> Parts:
     prompts = check_answers(algorithm.reward, load(run.data), run.data)
     sets = _eval_sets(run, prompts, load, eval_sets)
     extractor, eos = answer_format(model, tokenizer, run.data, run.extractor, run.stop)
-    engine, sync = launch(
-        run.engine,
-        run.vllm,
-        model,
-        run.model,
-        eos,
-        max_rows=run.max_rows,
-        dtype=run.dtype,
-        probe_T=prompts[0].tokens,
-    )
+    engine, sync = _engine(run, model, eos, prompts[0])
+    learner.sampler_dtype = engine.dtype
     signals = make_signals(algorithm.fork, algorithm.prune)
     if start:
         learner.load_state(start.optimizer(), start.counts)
@@ -110,6 +101,21 @@ def assemble(run: Run, eval_sets: Mapping[str, str] | None = None) -> Parts:
         sync=sync,
         signals=signals,
     )
+
+
+def _engine(
+    run: Run, model: PreTrainedModel, eos: Collection[int], question: Prompt
+) -> tuple[Engine, Carry]:
+    request = Request(
+        model=model,
+        source=run.model,
+        eos=eos,
+        max_rows=run.max_rows,
+        dtype=run.dtype,
+        probe_T=question.tokens,
+        vllm=run.vllm,
+    )
+    return ENGINES[run.engine](request)
 
 
 def _eval_sets(

@@ -7,8 +7,7 @@ import pytest
 from driven_engine import llama
 
 from pyrl.engine import EngineError
-from pyrl.engine.launch import launch
-from pyrl.engine.vllm.options import VLLMOptions
+from pyrl.engine.launch import ENGINES, Request
 
 
 def hide_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,13 +25,13 @@ def hide_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_launch_without_vllm_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     hide_vllm(monkeypatch)
     with pytest.raises(EngineError, match=r'vLLM is not installed: pip install "pyrl\[vllm\]"'):
-        launch(
-            "vllm",
-            VLLMOptions(),
-            llama(),
-            "nowhere",
-            [2],
-            max_rows=4,
-            dtype="float32",
-            probe_T=np.zeros(4, np.int32),
+        ENGINES["vllm"](
+            Request(
+                model=llama(),
+                source="nowhere",
+                eos=[2],
+                max_rows=4,
+                dtype="float32",
+                probe_T=np.zeros(4, np.int32),
+            )
         )

@@ -160,13 +160,13 @@ def test_a_tied_head_is_carried_too(tmp_path: Path, tied: bool, vocabulary: int)
     probe = np.arange(4, 31, dtype=np.int32)
     for version in (1, 2):  # by then the head has been packed with weights of another version
         learner = small_llama(version, tie_word_embeddings=tied, vocab_size=vocabulary)
-        metrics = Sync(made.engine, learner, probe, "float32")(version)
+        metrics = Sync(made.engine, learner, probe)(version)
         assert 0 < metrics["sync/difference"] < 1e-4
     if tied:
         other = small_llama(seed=3, tie_word_embeddings=False, vocab_size=vocabulary)
         named = "1 of .* damaged: lm_head.weight$" if vocabulary == 64 else "computes with others"
         with pytest.raises(SyncError, match=named):
-            Sync(made.engine, other, probe, "float32")(3)
+            Sync(made.engine, other, probe)(3)
     made.engine.close()
 
 

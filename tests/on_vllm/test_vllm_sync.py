@@ -18,7 +18,7 @@ PROBE = np.arange(4, 31, dtype=np.int32)
 
 def test_new_weights_are_used_and_every_token_carries_their_version(small: Small) -> None:
     learner = small_llama(seed=2)
-    metrics = Sync(small.engine, learner, PROBE, "float32")(11)
+    metrics = Sync(small.engine, learner, PROBE)(11)
     assert 0 < metrics["sync/difference"] < 1e-4
     assert small.engine.weight_version() == 11
     ours, reference = Driver(small.engine), Driver(HFEngine(learner, [3]))
@@ -28,7 +28,7 @@ def test_new_weights_are_used_and_every_token_carries_their_version(small: Small
     for branch, trace in reference.traces.items():
         assert ours.traces[branch].tokens == trace.tokens
         np.testing.assert_allclose(ours.traces[branch].logprobs, trace.logprobs, atol=1e-4)
-    Sync(small.engine, small.model, PROBE, "float32")(12)
+    Sync(small.engine, small.model, PROBE)(12)
 
 
 def change(name: str, how: Callable[[Tensor], Tensor]) -> Callable[..., dict[str, int]]:
@@ -51,7 +51,7 @@ def test_a_stale_tensor_stops_the_run_with_its_name(
     with torch.no_grad():  # less than any probe would notice
         learner.get_parameter(name)[0, 0] += 1e-7
     with pytest.raises(SyncError, match=rf"1 of \d+ tensors arrived stale or damaged: {name}$"):
-        Sync(small.engine, learner, PROBE, "float32")(13)
+        Sync(small.engine, learner, PROBE)(13)
 
 
 def test_a_tensor_that_arrives_and_is_not_used_stops_the_run(
@@ -67,18 +67,18 @@ def test_a_tensor_that_arrives_and_is_not_used_stops_the_run(
     old = {name: tensor.clone() for name, tensor in small.model.state_dict().items()}
     monkeypatch.setattr(Core, "load", forgetful)
     with pytest.raises(SyncError, match="all tensors arrived, and the engine computes with others"):
-        Sync(small.engine, small_llama(seed=4), PROBE, "float32")(14)
+        Sync(small.engine, small_llama(seed=4), PROBE)(14)
 
 
 def test_a_prefix_that_outlives_its_weights_stops_the_run(
     small: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sync = Sync(small.engine, small_llama(), PROBE, "float32")
+    sync = Sync(small.engine, small_llama(), PROBE)
     sync(15)
     client = small.engine._core._client
     monkeypatch.setattr(client, "reset_prefix_cache", lambda: True)
     with pytest.raises(SyncError, match="a cached prefix"):
-        Sync(small.engine, small_llama(seed=5), PROBE, "float32")(16)
+        Sync(small.engine, small_llama(seed=5), PROBE)(16)
     monkeypatch.undo()
     sync(17)
 

@@ -1,1 +1,1 @@
-"""Who samples, at scale: vLLM (https://vllm.ai). Importing this package does not import vLLM."""
+"""vLLM (https://vllm.ai) as an engine. Importing this package does not import vLLM."""

@@ -1,7 +1,7 @@
-"""Numbers of sampled tokens, from the process that samples to the one that asked: a ring of frames.
+"""Channel: a ring of frames that carries the numbers of sampled tokens to the process that asked.
 
-One writer and one reader. The ring says nothing about when a frame is there: the reader looks for
-one only after the engine has answered the step that wrote it.
+It has one writer and one reader. The ring does not announce a frame: the reader looks for one only
+after the engine has answered the step that wrote it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ RECORD = np.dtype(
         ("confidence", "<f4"),
     ]
 )
-"""One sampled token: whose it is, where it stands in the response, and what was seen there."""
+"""One sampled token: the ticket of its branch, its position in the response, its statistics."""
 
 _HEAD = 4096
 _WRITTEN, _READ = 0, 8
-"""Places of the two counters, in 8-byte words: a cache line each."""
+"""Places of the two counters, in 8-byte words."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class Frame:
     """The rows of one forward pass, rows whose prompt is not read to its end included."""
 
     version: int
-    """Of the weights that computed it."""
+    """Version of the weights that computed the frame."""
     records_B: NDArray[np.void]
     """dtype RECORD."""
 
 
 class Channel:
-    """A file in memory that both sides map; `create` makes it, the constructor opens it."""
+    """A file in memory that both processes map; `create` makes it, the constructor opens it."""
 
     def __init__(self, path: str | Path) -> None:
         self._counters = np.memmap(path, np.int64, "r+", shape=(_HEAD // 8,))
@@ -50,7 +50,7 @@ class Channel:
 
     @classmethod
     def create(cls, path: str | Path, records: int) -> Channel:
-        """A new, empty ring of that many records; FileExistsError if there is one."""
+        """A new, empty ring of that many records; FileExistsError if the file exists."""
         with open(path, "xb") as file:
             file.truncate(_HEAD + records * RECORD.itemsize)
         return cls(path)

@@ -1,4 +1,4 @@
-"""vLLM's engine core, in this process or in one of its own that is watched."""
+"""vLLM's engine core, in this process or in a separate one that is watched."""
 
 from __future__ import annotations
 
@@ -27,20 +27,21 @@ from pyrl.logits.sampling import Sampling
 _T = TypeVar("_T")
 
 CHANNEL_RECORDS = 1 << 18
-"""10 MiB: 256 steps of 1024 branches that nobody has read."""
+"""Size of the ring, 10 MiB: room for 256 unread steps of 1024 branches."""
 START_SECONDS = 1800.0
-"""Loading and compiling a large model takes its time."""
+"""Limit of a start: loading and compiling a large model takes minutes."""
 
 
 class Core:
     """An engine core with its channel; closed, or failed, it leaves nothing behind.
 
     Raises EngineError for a model or an option that vLLM refuses; EngineFailure from every method
-    if the engine is in a process of its own and that dies or is silent for too long.
+    if the engine is in a separate process and that dies or is silent for too long.
     """
 
     _here: ClassVar[Core | None] = None
-    """The open engine of this process: closing one takes vLLM's communication groups with it."""
+    """The open engine of this process: closing it would close the communication groups of another
+    one too."""
 
     def __init__(self, model: str, max_rows: int, dtype: str, options: VLLMOptions) -> None:
         if not options.own_process:
@@ -88,18 +89,18 @@ class Core:
         self._call(lambda: self._client.abort_requests(names))
 
     def outputs(self) -> list[release.EngineCoreOutput]:
-        """What the next step gave each request that drew or ended in it."""
+        """The outputs of the next step, one for each request that drew a token or ended in it."""
         outputs: list[release.EngineCoreOutput] = self._call(
             lambda: self._client.get_output()
         ).outputs
         return outputs
 
     def frame(self) -> Frame | None:
-        """The oldest frame of drawn tokens that was not read."""
+        """The oldest frame of drawn tokens that was not read, or None."""
         return self._channel.read()
 
     def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> dict[str, int]:
-        """Replace the weights and forget every cached prefix; the digests of what arrived."""
+        """Replace the weights and forget every cached prefix; digests of what arrived."""
         received: dict[str, int]
         if self._watch is None:
             received = self._rpc("pyrl_load", list(weights), version)[0]
@@ -113,11 +114,11 @@ class Core:
 
     @property
     def closed(self) -> bool:
-        """Whether nothing can be asked of it any more."""
+        """Whether the engine was closed or has failed, so that every further call raises."""
         return self._closed
 
     def close(self) -> None:
-        """Stop the engine and its processes, however they are."""
+        """Stop the engine and its processes, also those that hang."""
         atexit.unregister(self.close)
         if Core._here is self:
             Core._here = None
@@ -128,7 +129,7 @@ class Core:
 
     def _launch(self, config: release.VllmConfig) -> None:
         self._client = release.launch(config, own_process=self._options.own_process)
-        if self._closed:  # nobody has waited so long
+        if self._closed:  # the caller gave up waiting
             self._shut_down()
 
     def _shut_down(self) -> None:
@@ -162,7 +163,7 @@ class Core:
 
 
 class _Watch:
-    """Calls functions that may never return, on a thread that may be left behind."""
+    """Calls functions that may never return, on a thread that can be abandoned."""
 
     def __init__(self) -> None:
         self._thread = ThreadPool(1)  # a daemon: a hung call does not keep Python from ending
@@ -192,7 +193,7 @@ def _own_threads() -> Iterator[None]:
 
 @contextmanager
 def _refusing(model: str) -> Iterator[None]:
-    """What vLLM says of a model or of an option, as an EngineError."""
+    """Turn what vLLM raises about a model or an option into an EngineError."""
     try:
         yield
     except EngineFailure:
@@ -203,10 +204,10 @@ def _refusing(model: str) -> Iterator[None]:
 
 @contextmanager
 def _shared_folder() -> Iterator[Path]:
-    """Where files are memory, or without such a place the usual one of temporary files.
+    """A folder in memory (where /dev/shm is missing: a temporary one) for the other process.
 
-    It is there while the other side maps or reads what is in it, and only then: what stays mapped
-    is given back with the processes, however they end.
+    It exists while the other process opens or reads the files in it. Memory that stays mapped is
+    freed with the processes, however they end.
     """
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
     with tempfile.TemporaryDirectory(prefix="pyrl-", dir=memory) as folder:
@@ -220,7 +221,7 @@ def _configuration(
     gib = options.kv_cache_gib if options.kv_cache_gib or not cpu else 4.0
     arguments: dict[str, Any] = {
         "model": model,
-        "dtype": options.dtype or dtype,
+        "dtype": dtype,
         "max_num_seqs": max_rows,
         "max_model_len": options.max_model_len,
         "gpu_memory_utilization": options.gpu_memory_utilization,

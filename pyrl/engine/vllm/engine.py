@@ -1,4 +1,4 @@
-"""Who samples, at scale: vLLM, stepped by hand, so that forks enter and pruned branches leave it.
+"""vLLM as an engine, stepped by hand, so that forks enter and pruned branches leave its batch.
 
 A branch is a request; a fork is a request whose prompt ends with the tokens that it shares. vLLM
 finds them in its prefix cache up to the last whole block; the rest is copied (`forks.py`).
@@ -19,12 +19,13 @@ from pyrl.engine import (
     STOPPED,
     TRUNCATED,
     Branches,
+    Dtype,
     EngineError,
     EngineFailure,
     Sampled,
     Work,
-    check_seeds,
 )
+from pyrl.engine.admission import Admission, check_fork, find
 from pyrl.engine.vllm.channel import RECORD
 from pyrl.engine.vllm.core import Core
 from pyrl.engine.vllm.forks import KEY as FORK
@@ -43,11 +44,12 @@ class VLLMEngine:
     `max_rows`: branches that run at once; further ones wait. `dtype`: of weights and cache unless
     the options say otherwise. With `options.own_process` an engine that dies or hangs is started
     again with the current weights, and every unfinished branch goes on from its last token with
-    its own seed; the caller notices nothing but the time.
+    its own seed; the caller only sees that it took longer.
 
-    vLLM answers that process's steps as they come: forks and prunes reach it a step or two later,
-    what it has sampled in between of a pruned branch is dropped, and thresholds that follow the
-    order of tokens are not replayed by seed. In this process every step waits for its decisions.
+    That process samples on while the caller decides: forks and prunes reach it a step or two later,
+    tokens that it has sampled for a pruned branch meanwhile are dropped, and thresholds that follow
+    the order of tokens do not replay from a seed. In this process every step waits for the
+    decisions of the step before.
 
     Raises EngineError for a release, model or option that does not fit; EngineFailure if the
     restarts are used up.
@@ -59,30 +61,34 @@ class VLLMEngine:
         eos: Collection[int],
         *,
         max_rows: int = 256,
-        dtype: str = "float32",
+        dtype: Dtype = "float32",
         options: VLLMOptions | None = None,
     ) -> None:
         if max_rows < 1:
             raise ValueError(f"max_rows: expected at least 1, got {max_rows}")
-        self._model, self._max_rows, self._dtype = model, max_rows, dtype
+        self._model, self._max_rows = model, max_rows
         self._options = options or VLLMOptions()
+        self.dtype: Dtype = self._options.dtype or dtype
         self._eos = sorted(eos)
         self._core = self._launch()
+        room = self._core.max_model_len
+        self._admission = Admission(self.vocabulary, room, f"vllm.max_model_len = {room}")
         self._sampling: Sampling | None = None
         self._version = 0
         self._weights: list[tuple[str, Tensor]] | None = None
         self._digests: dict[str, int] = {}
         self._known: dict[int, Branch] = {}
         self._by_ticket: dict[int, Branch] = {}
-        """Of the running and the queued."""
+        """Branches that run or are queued."""
         self._tickets = 0
         self._table = BranchTable(0)
         self._readers: dict[bytes, int] = {}
-        """Of prompts that the current weights have read: the first branch that did, its ticket."""
+        """Prompts that were read with the current weights, and the ticket of the first branch that
+        read each."""
         self._failures = 0
-        """Restarts since a token was drawn."""
+        """Restarts since the last token was drawn."""
         self._failure: EngineFailure | None = None
-        """Of a call that did not wait for an answer; the next step takes it up."""
+        """The failure of a call that did not wait for an answer; the next step handles it."""
         self._work = Work(0, 0, 0)
 
     @property
@@ -104,9 +110,7 @@ class VLLMEngine:
         self._tell(lambda: self._core.start(sampling))
 
     def submit(self, branches: Branches) -> None:
-        prompts = [np.asarray(prompt, np.int32) for prompt in branches.prompts]
-        self._check(prompts, branches)
-        self._refuse_known(branches.branch_B)
+        prompts = self._admission.submit(branches, self._known)
         fields = (branches.branch_B, branches.prompt_B, branches.seed_B, branches.limit_B)
         new: list[Branch] = []
         for branch, p, seed, limit in zip(*(x.tolist() for x in fields), strict=True):
@@ -120,16 +124,11 @@ class VLLMEngine:
     def fork(
         self, parent: int, keep: int, branch_B: NDArray[np.int64], seed_B: NDArray[np.uint64]
     ) -> None:
-        check_seeds(seed_B)
-        source = self._find(parent)
+        source = find(parent, self._known)
         length = self._length(source)
         finished = source.ticket not in self._by_ticket
-        last = length - finished
-        self._refuse_known(branch_B)
-        if not 0 <= keep <= last:
-            state = "finished" if finished else "running"
-            raise ValueError(f"fork: expected keep in 0..{last} ({state} parent), got {keep}")
-        # Of a path's last token the model has not seen the parent's copy either.
+        check_fork(keep, length, branch_B, seed_B, finished=finished, known=self._known)
+        # The model has not seen the last token of the parent's path either.
         shared = source.prompt.size + min(keep, length - 1)
         new = [
             Branch(
@@ -140,7 +139,7 @@ class VLLMEngine:
         self._enter(new, self._table.tokens(source.ticket, keep))
 
     def abort(self, branch_B: NDArray[np.int64]) -> None:
-        entries = [self._find(branch) for branch in dict.fromkeys(branch_B.tolist())]
+        entries = [find(branch, self._known) for branch in dict.fromkeys(branch_B.tolist())]
         running = [entry.ticket for entry in entries if entry.ticket in self._by_ticket]
         for entry in entries:
             del self._known[entry.branch]
@@ -196,41 +195,11 @@ class VLLMEngine:
         return self._work
 
     def close(self) -> None:
-        """Stop vLLM and its processes; the engine is of no use then."""
+        """Stop vLLM and its processes; the engine cannot be used afterwards."""
         self._core.close()
 
     def _launch(self) -> Core:
-        return Core(self._model, self._max_rows, self._dtype, self._options)
-
-    def _check(self, prompts: Sequence[NDArray[np.int32]], branches: Branches) -> None:
-        for p, prompt in enumerate(prompts):
-            if not prompt.size or prompt.min() < 0 or prompt.max() >= self.vocabulary:
-                raise ValueError(
-                    f"submit: prompt {p}: expected at least one token, and ids below "
-                    f"{self.vocabulary}, got {prompt}"
-                )
-        if not all(0 <= p < len(prompts) for p in branches.prompt_B):
-            raise ValueError(
-                f"submit: expected prompt_B in 0..{len(prompts) - 1}, got {branches.prompt_B}"
-            )
-        size_P = np.array([prompt.size for prompt in prompts])
-        room_B = self._core.max_model_len - size_P[branches.prompt_B]
-        for b in np.flatnonzero((branches.limit_B < 1) | (branches.limit_B > room_B)).tolist():
-            raise ValueError(
-                f"submit: branch {branches.branch_B[b]}: expected a limit of at least 1 that with "
-                f"its prompt of {size_P[branches.prompt_B[b]]} tokens fits vllm.max_model_len = "
-                f"{self._core.max_model_len}, got {branches.limit_B[b]}"
-            )
-
-    def _refuse_known(self, branch_B: NDArray[np.int64]) -> None:
-        branches = branch_B.tolist()
-        if len({*branches}) < len(branches) or self._known.keys() & branches:
-            raise ValueError("expected branch identifiers that are not in use, each once")
-
-    def _find(self, branch: int) -> Branch:
-        if branch not in self._known:
-            raise ValueError(f"branch {branch} is unknown: never submitted, finished or aborted")
-        return self._known[branch]
+        return Core(self._model, self._max_rows, self.dtype, self._options)
 
     def _length(self, entry: Branch) -> int:
         return int(self._table.length_R[entry.ticket - self._table.base])
@@ -257,7 +226,7 @@ class VLLMEngine:
         self._tell(lambda: self._core.add(str(entry.ticket), path, room, self._eos, extra))
 
     def _tell(self, function: Callable[[], None]) -> None:
-        """Ask for what a restart would ask for again: a failure waits for the next step."""
+        """Make a call that a restart would make again: a failure waits for the next step."""
         if self._failure is None:
             try:
                 function()
@@ -269,12 +238,12 @@ class VLLMEngine:
         self._table.running_R[ticket - self._table.base] = False
 
     def _take(self, outputs: Sequence[EngineCoreOutput]) -> Sampled:
-        """The tokens of one step, from the channel; vLLM says whose they are."""
+        """The tokens of one step, from the channel; the outputs tell whose they are."""
         drew = [output for output in outputs if output.new_token_ids]
         ticket_B = np.array([int(output.request_id) for output in drew], np.int64)
         row_B = ticket_B - self._table.base
         alive_B = (row_B >= 0) & self._table.running_R.take(row_B, mode="clip")
-        if not alive_B.all():  # a process of its own draws on for branches that were aborted
+        if not alive_B.all():  # a separate process still draws for aborted branches
             drew = list(compress(drew, alive_B.tolist()))
             ticket_B, row_B = ticket_B[alive_B], row_B[alive_B]
         records_B = self._read(ticket_B)
@@ -291,7 +260,7 @@ class VLLMEngine:
         return self._sampled(records_B.take(np.argsort(ticket_B)), ended)
 
     def _read(self, ticket_B: NDArray[np.int64]) -> NDArray[np.void]:
-        """The records of these requests' tokens, in order; frames may hold aborted ones too."""
+        """Records of these requests' tokens, in this order; frames may hold aborted ones too."""
         frames, size = [np.empty(0, RECORD)], 0
         where_B = np.full(len(ticket_B), -1)
         while (where_B < 0).any():
@@ -318,7 +287,7 @@ class VLLMEngine:
     def _sampled(self, records_B: NDArray[np.void], ended: Collection[int] = ()) -> Sampled:
         """Write drawn tokens into the table, and close the branches that end with them.
 
-        `ended`: tickets whose requests vLLM has ended. EngineFailure if a branch goes on without.
+        `ended`: tickets whose requests vLLM has ended; EngineFailure if such a branch has not.
         """
         row_B = records_B["ticket"] - self._table.base
         token_B = records_B["token"].copy()
@@ -350,7 +319,7 @@ class VLLMEngine:
         )
 
     def _restart(self, failure: EngineFailure) -> None:
-        """A new engine with the current weights; unfinished branches go on where they are."""
+        """Start an engine with the current weights; unfinished branches go on where they are."""
         self._core.close()
         self._failures += 1
         if not self._options.own_process:
@@ -378,9 +347,9 @@ class VLLMEngine:
             self._request(entry, tokens)
 
     def _count(self, drew: Sequence[EngineCoreOutput]) -> None:
-        """Forward tokens: a token drawn after a prefill cost the prefill, any other cost one.
+        """Count forward tokens: one for a drawn token, or the prefill that it was drawn after.
 
-        What a preempted request computes again vLLM does not tell: it is not in here.
+        vLLM does not report what a preempted request computes again: it is not counted.
         """
         prefilled = [output for output in drew if output.prefill_stats is not None]
         computed = cached = again = 0

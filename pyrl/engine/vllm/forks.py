@@ -16,23 +16,23 @@ from torch import Tensor
 from pyrl.engine.vllm import release
 
 KEY = "pyrl_fork"
-"""Of a request's extra arguments: [its source's request, tokens that both begin with]."""
+"""Key in a request's extra arguments: [request of its source, number of tokens that both share]."""
 
 
 @dataclass(frozen=True)
 class Copies(release.KVConnectorMetadata):
-    """From the scheduler to its workers, each step."""
+    """What the scheduler tells its workers in each step."""
 
     blocks: list[tuple[int, int]]
-    """From, to."""
+    """Blocks to copy: from, to."""
 
 
 class ForkCopies(release.KVConnectorBase_V1, release.SupportsHMA):
-    """Copies blocks of sources that run, and of those that have ended and are still cached.
+    """Copies blocks of sources that run, and of sources that have ended and are still cached.
 
-    A source's tokens count as far as they were computed in an earlier step. What cannot be copied
-    (an evicted block, the unfilled last block of an ended source, a cache with several kinds of
-    layers) is computed again, as without a connector.
+    Only tokens that a source had computed by the step before are copied. The rest (an evicted
+    block, the unfilled last block of an ended source, a cache with several kinds of layers) is
+    computed again, as it is without a connector.
     """
 
     def __init__(
@@ -50,15 +50,15 @@ class ForkCopies(release.KVConnectorBase_V1, release.SupportsHMA):
         self._running: dict[str, Any] = {}
         """Requests that hold blocks."""
         self._ended: OrderedDict[str, list[tuple[int, object]]] = OrderedDict()
-        """Of requests that ended: their full blocks, and the hashes of what these held."""
+        """Requests that ended: their full blocks, and the hashes of the contents of these."""
         self._remembered = 0
         """Blocks in `_ended`; the cache has no more than `_num_blocks`."""
         self._plans: dict[str, tuple[list[int], int]] = {}
-        """Of requests that are about to enter: blocks of their sources, tokens found cached."""
+        """Requests that are about to enter: blocks of their sources, tokens found cached."""
         self._fresh: set[int] = set()
-        """Blocks that requests were given which enter in this step: hashed, but not computed."""
+        """Blocks of requests that enter in this step: they are hashed, but not computed yet."""
         self._entered: dict[str, Any] = {}
-        """These requests: vLLM counts what they copy, and what they found, as computed already."""
+        """Those requests: vLLM counts tokens that they copy, or have found cached, as computed."""
         self._unread: list[Any] = []
         """Requests that entered earlier, and whose prompts are read in parts."""
         self._copies: list[tuple[int, int]] = []
@@ -67,19 +67,19 @@ class ForkCopies(release.KVConnectorBase_V1, release.SupportsHMA):
     # -- in the scheduler --
 
     def bind_kv_cache_manager(self, kv_cache_manager: Any) -> None:
-        """Which blocks a request has, and what they hold."""
+        """Remember the manager, which knows the blocks of a request and their contents."""
         self._manager = kv_cache_manager
 
     def get_num_new_matched_tokens(
         self, request: Any, num_computed_tokens: int
     ) -> tuple[int, bool]:
-        """Tokens to copy, beyond those in whole cached blocks; they are there at once."""
+        """Tokens to copy beyond those in whole cached blocks; False: they need no later step."""
         blocks, size = self._source(request)
         self._plans[request.request_id] = blocks, num_computed_tokens
         return max(0, size - num_computed_tokens), False
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
-        """A request enters: note what is to be copied into its blocks."""
+        """A request enters: note the copies into its blocks."""
         own = blocks.get_block_ids()[0]
         found, cached = self._plans.pop(request.request_id, ([], 0))
         first, last = cached // self._block_size, cached + num_external_tokens
@@ -91,7 +91,7 @@ class ForkCopies(release.KVConnectorBase_V1, release.SupportsHMA):
         self._entered[request.request_id] = request
 
     def build_connector_meta(self, scheduler_output: Any) -> Copies:
-        """What the workers copy in this step."""
+        """The copies that the workers make in this step."""
         scheduled = scheduler_output.num_scheduled_tokens
         self._unread = [
             request
@@ -108,7 +108,7 @@ class ForkCopies(release.KVConnectorBase_V1, release.SupportsHMA):
     def request_finished_all_groups(
         self, request: Any, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, None]:
-        """A request ends, its blocks go back to the cache: remember the full ones."""
+        """A request ends and its blocks go back to the cache: remember the full ones."""
         self._plans.pop(request.request_id, None)
         if self._running.pop(request.request_id, None) is None or not self._uniform:
             return False, None
@@ -121,7 +121,7 @@ class ForkCopies(release.KVConnectorBase_V1, release.SupportsHMA):
         return False, None
 
     def _source(self, request: Any) -> tuple[list[int], int]:
-        """The blocks of a request's source, and how many tokens of the request they hold."""
+        """The blocks of a request's source, and the number of the request's tokens in them."""
         name, shared = request.sampling_params.extra_args[KEY]
         blocks: list[int] = []
         computed = 0
@@ -144,21 +144,21 @@ class ForkCopies(release.KVConnectorBase_V1, release.SupportsHMA):
     # -- in the workers --
 
     def register_kv_caches(self, kv_caches: dict[str, Tensor]) -> None:
-        """The caches of all layers."""
+        """Remember the caches of all layers."""
         self._caches = list(kv_caches.values())
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        """Copy, before the forward pass; all is read before anything is written."""
+        """Copy blocks before the forward pass; all are read before any is written."""
         metadata = self._get_connector_metadata()
         release.copy_kv_cache_blocks_inplace(self._caches, self._num_blocks, metadata.blocks)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """Nothing is under way."""
+        """Nothing to wait for: the copies are made before the forward pass."""
 
     def save_kv_layer(
         self, layer_name: str, kv_layer: Tensor, attn_metadata: Any, **kwargs: Any
     ) -> None:
-        """Nothing is stored elsewhere."""
+        """Nothing to store: the caches stay where they are."""
 
     def wait_for_save(self) -> None:
-        """Nothing is under way."""
+        """Nothing to wait for: nothing is stored."""

@@ -1,4 +1,4 @@
-"""Settings of the vLLM engine."""
+"""Options: the settings of the vLLM engine."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ class VLLMOptions:
     """How vLLM runs the model; read when `engine` is "vllm"."""
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of weights and cache in the engine; None: as the learner computes."""
+    """Type of weights and cache in the engine; None: as the learner computes."""
     own_process: bool = False
-    """Sample in a process of its own, which is watched: if it dies or hangs it is started again
-    with the current weights, and every unfinished branch goes on where it was."""
+    """Sample in a separate process, which is watched: if it dies or hangs it is started again with
+    the current weights, and every unfinished branch goes on where it was."""
     max_model_len: int | None = None
     """Tokens of prompt and response at most; None: as many as the model has positions."""
     gpu_memory_utilization: float = 0.45
@@ -24,13 +24,13 @@ class VLLMOptions:
     block_size: int | None = None
     """Tokens in a block of the cache; None: as vLLM chooses, on a CPU 32."""
     copy_forks: bool = True
-    """Copy the cache of what a fork shares of its last block, where that is still there; else,
-    and with a vLLM before 0.30, a fork computes it again."""
+    """Copy the part of its last block that a fork shares, where it is still cached; otherwise, and
+    with a vLLM before 0.30, a fork computes it again."""
     tensor_parallel_size: int = 1
     """GPUs that share each layer; above 1 it needs own_process."""
     eager: bool | None = None
-    """Run the model as it is written, without torch.compile and CUDA graphs; None: on a CPU, where
-    compiling takes two minutes."""
+    """Run the model without torch.compile and CUDA graphs; None: only on a CPU, where compiling
+    takes two minutes."""
     step_seconds: float = 300.0
     """With own_process: an engine that is silent for longer counts as hung."""
     restarts: int = 2

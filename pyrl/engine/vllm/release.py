@@ -1,7 +1,7 @@
-"""What pyrl uses of vLLM, and all that differs between its releases.
+"""The parts of vLLM that pyrl uses, and the differences between its releases.
 
-No other file imports vllm. `tests/on_vllm/test_vllm_release.py` holds every name and signature used
-here against the installed release, so that a rename fails there.
+No other file imports vllm. `tests/on_vllm/test_vllm_release.py` compares every name and signature
+used here with the installed release, so that a rename fails there.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def configuration(
 ) -> VllmConfig:
     """vLLM's configuration from keyword arguments of EngineArgs; the taps: for V1, for V2.
 
-    `connector`: of the key-value cache, as module:class; None, or an older release: none.
+    `connector`: that of the key-value cache, as module:class; older releases get none.
     """
     transfer = None
     if connector is not None and HAS_FORK_COPIES:
@@ -226,9 +226,9 @@ def request(
 
 
 def discarded_rows(model_runner: Any) -> Callable[[int], NDArray[np.bool_]]:
-    """Which rows of the batch, of so many, vLLM will not keep: their prompt has more to read.
+    """Tells which of the batch's rows vLLM will not keep, because their prompt has more to read.
 
-    Of the V1 runner; V2 tells each row's position instead.
+    The function takes the number of rows. It is for the V1 runner; V2 tells each row's position.
     """
     if HAS_V2 and model_runner.vllm_config.use_v2_model_runner:
         return lambda rows: np.zeros(rows, bool)
@@ -237,7 +237,7 @@ def discarded_rows(model_runner: Any) -> Callable[[int], NDArray[np.bool_]]:
 
 
 class _PackWhenUsed(UnquantizedEmbeddingMethod):  # type: ignore[misc]
-    """Of an embedding or a head on a CPU: its first product packs the weight that it then has."""
+    """On a CPU: the first product of an embedding or a head packs the weight that it then has."""
 
     def process_weights_after_loading(self, layer: Any) -> None:
         def first(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -251,10 +251,10 @@ class _PackWhenUsed(UnquantizedEmbeddingMethod):  # type: ignore[misc]
 def plain_weights(model: Module) -> dict[str, Tensor]:
     """Weights by name that may be written in place, in this process, before the next product.
 
-    On a CPU vLLM keeps the weights of embeddings and heads as they are in a checkpoint, beside a
+    On a CPU vLLM keeps the weights of embeddings and heads as they are in a checkpoint, and a
     packed copy of each, though few embeddings are multiplied with; and a reload does not pack a
-    tied head anew, whose weight comes under the embedding's name. Here such copies are forgotten,
-    and made by the first product. Elsewhere: none.
+    tied head again, whose weight comes under the embedding's name. This function drops such copies,
+    and the first product makes them again. On other devices it returns no weights.
     """
     plain: dict[str, Tensor] = {}
     if not on_cpu():

@@ -1,4 +1,4 @@
-"""What the engine knows of its branches: what stays, and what changes with each token."""
+"""Table: an engine's branches, their fixed facts and the columns that change with each token."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 
 @dataclass(eq=False)
 class Branch:
-    """What stays."""
+    """The fixed facts of a branch."""
 
     branch: int
     ticket: int
-    """The name of its request: counts up and is never used again."""
+    """The name of its request: tickets count up and are never used again."""
     prompt: NDArray[np.int32]
     seed: int
     limit: int
     retain: bool
     source: int
-    """Ticket of the branch that it shares its first tokens with; -1: of none."""
+    """Ticket of the branch that it shares its first tokens with; -1: there is none."""
     shared: int
-    """So many of them the source computes."""
+    """Number of shared tokens that the source computes."""
 
 
 class BranchTable:
@@ -37,7 +37,7 @@ class BranchTable:
         self._token_RT = np.empty((0, 0), np.int32)
 
     def add(self, entry: Branch, tokens: NDArray[np.int32]) -> None:
-        """A branch whose response has these tokens so far."""
+        """Add a branch whose response has these tokens so far."""
         row = entry.ticket - self.base
         self._reserve(row + 1, len(tokens))
         self.branch_R[row], self.limit_R[row] = entry.branch, entry.limit
@@ -45,7 +45,7 @@ class BranchTable:
         self._token_RT[row, : len(tokens)] = tokens
 
     def append(self, row_B: NDArray[np.int64], token_B: NDArray[np.int32]) -> None:
-        """One more token of some branches."""
+        """Append a token to each of some branches."""
         length_B = self.length_R[row_B]
         self._reserve(0, int(length_B.max(initial=0)) + 1)
         self._token_RT[row_B, length_B] = token_B
@@ -56,7 +56,7 @@ class BranchTable:
         return self._token_RT[ticket - self.base, :count].copy()
 
     def _reserve(self, rows: int, width: int) -> None:
-        """Room for as many; it doubles, so that growing costs little per token."""
+        """Make room for that many; sizes double, so that growing costs little per token."""
         had_rows, had_width = self._token_RT.shape
         if rows <= had_rows and width <= had_width:
             return

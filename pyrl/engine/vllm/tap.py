@@ -1,4 +1,4 @@
-"""Where tokens are drawn: a logits processor that samples, and tells what it saw.
+"""Tap: a logits processor that draws the tokens and reports their statistics.
 
 vLLM hands each step's logits of the whole batch to its logits processors before it samples. This
 one draws there with `sample_tokens`, the draw of every engine of pyrl: one visit to the logits
@@ -22,35 +22,35 @@ from pyrl.logits.sample_tokens import draw_tokens
 from pyrl.logits.sampling import Sampling
 
 KEY = "pyrl"
-"""Of a request's extra arguments: [ticket, seed, first token's position, tokens of the prompt]."""
+"""Key in a request's extra arguments: [ticket, seed, first token's position, prompt's tokens]."""
 NOBODY = (-1, 0, 0, 0)
-"""Of the requests by which vLLM itself warms up; nobody reads what they draw."""
+"""Those arguments for vLLM's own requests, by which it warms up; their tokens are not read."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A row of the batch: whose tokens it draws, from which numbers."""
+    """The branch of a row of the batch, and the numbers from which it draws."""
 
     ticket: int
     seed: int
     first: int
     """Response tokens that came with the prompt."""
     drawn: list[int]
-    """vLLM's own list of the tokens after those; it grows."""
+    """vLLM's list of the tokens after those, which grows."""
 
 
 class Drawing:
-    """Draws for a tap and writes what was drawn; the worker sets it up (`worker.py`)."""
+    """Draws for a tap and writes the tokens into a channel; the worker sets it up (`worker.py`)."""
 
     def __init__(self) -> None:
         self.sampling = Sampling()
         self.version = 0
         self.channel: Channel | None = None
-        """None on ranks whose numbers nobody reads."""
+        """None on ranks whose numbers are not read."""
         self.patience = 0.0
         """Seconds to wait for the reader of a full channel."""
         self.discarded: Callable[[int], NDArray[np.bool_]] = lambda rows: np.zeros(rows, bool)
-        """Of the V1 runner: which rows, of so many, have a prompt that is not read to its end."""
+        """For the V1 runner: from the number of rows, those whose prompt is not read to its end."""
 
     def __call__(
         self,
@@ -62,7 +62,7 @@ class Drawing:
     ) -> None:
         """Draw a token per row and lift it; a row that cannot be drawn has token -1 in the frame.
 
-        What is drawn in discarded rows (their prompt is not read to its end) vLLM does not keep.
+        vLLM does not keep the tokens of discarded rows, whose prompt is not read to its end.
         """
         drawn = draw_tokens(logits_BV, seed_B, position_B, self.sampling)
         token_B = torch.from_numpy(np.maximum(drawn.token_B, 0)).to(logits_BV.device, torch.int64)
@@ -82,7 +82,7 @@ class Drawing:
 
 
 UNCLAIMED: list[Drawing] = []
-"""Of taps that vLLM has made in this process and whose worker has not asked for them yet."""
+"""Drawings of the taps that vLLM has made in this process and no worker has asked for yet."""
 
 
 def _drawing() -> Drawing:
@@ -91,7 +91,7 @@ def _drawing() -> Drawing:
 
 
 class Tap(release.LogitsProcessor):
-    """For the V1 model runner, which tells what enters, leaves and moves in the batch."""
+    """For the V1 model runner, which tells which requests enter, leave and move in the batch."""
 
     def __init__(
         self, vllm_config: release.VllmConfig, device: torch.device, is_pin_memory: bool
@@ -107,7 +107,7 @@ class Tap(release.LogitsProcessor):
         return False
 
     def update_state(self, batch_update: release.BatchUpdate | None) -> None:
-        """Follow the batch: what was removed, added and moved since the last step."""
+        """Follow the batch: requests that were removed, added and moved since the last step."""
         if batch_update is None:
             return
         for index in batch_update.removed:
@@ -146,10 +146,10 @@ class TapV2(release.LogitsProcessorV2):
         self._seed_S = np.zeros(slots, np.uint64)
         self._prompt_S = np.zeros(slots, np.int64)
         self._prefill = req_states.prefill_len
-        """Of each slot: what is read before the next draw, after a preemption drawn tokens too."""
+        """Tokens of each slot to read before the next draw; after a preemption also drawn ones."""
 
     def add_request(self, req_idx: int, sampling_params: release.SamplingParams) -> bool:
-        """Take a slot over; True: its logits are changed."""
+        """Take over a slot; True: its logits are changed."""
         ticket, seed, _, prompt = (sampling_params.extra_args or {}).get(KEY, NOBODY)
         self._ticket_S[req_idx], self._seed_S[req_idx] = ticket, seed
         self._prompt_S[req_idx] = prompt

@@ -1,4 +1,4 @@
-"""What vLLM's worker processes do for pyrl: set a tap up, and take weights."""
+"""Worker: the methods by which vLLM's worker processes set up a tap and take weights."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ class WorkerExtension:
     rank: int
     model_runner: Any
     pyrl_drawing: Drawing
-    """Of this worker's tap."""
+    """The drawing of this worker's tap."""
 
     def pyrl_open(self, path: str, patience: float, owner: int) -> None:
-        """Let the first rank write what it draws into a channel; seconds to wait for its reader.
+        """Let the first rank write the tokens that it draws into a channel.
 
-        `owner`: the process that this one works for and ends with; 0: it is this one.
+        `patience`: seconds to wait for the reader. `owner`: the process that this one works for and
+        ends with; 0: it is this one.
         """
         self.pyrl_drawing = drawing = UNCLAIMED.pop()
         drawing.patience = patience
@@ -39,18 +40,18 @@ class WorkerExtension:
         if self.rank == 0:
             drawing.channel = Channel(path)
         if owner:
-            # Ctrl-C reaches every process of a terminal; what follows from it the owner decides.
+            # Ctrl-C reaches every process of a terminal; the owner decides what follows.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             Thread(target=_end_with, args=(owner,), daemon=True).start()
 
     def pyrl_sampling(self, temperature: float, top_k: int, top_p: float, min_p: float) -> None:
-        """The distribution to draw from."""
+        """Draw from this distribution from now on."""
         self.pyrl_drawing.sampling = Sampling(temperature, top_k, top_p, min_p)
 
     def pyrl_load(
         self, weights: Iterable[tuple[str, Tensor]] | str, version: int
     ) -> dict[str, int]:
-        """Take weights, named as in a checkpoint, from memory or from a file; their digests."""
+        """Take weights, named as in a checkpoint, from memory or a file; returns their digests."""
         received: dict[str, int] = {}
         plain = release.plain_weights(self.model_runner.get_model())
         taken: dict[int, int] = {}
@@ -66,7 +67,7 @@ class WorkerExtension:
                 if id(weight) not in taken:
                     weight.data.copy_(tensor)
                     taken[id(weight)] = digest(tensor)
-                received[name] = taken[id(weight)]  # of a tied one: by its first name
+                received[name] = taken[id(weight)]  # a tied one is written by its first name
 
         self.model_runner.reload_weights(weights_iterator=passing())
         self.pyrl_drawing.version = version
@@ -74,14 +75,14 @@ class WorkerExtension:
 
 
 def _end_with(owner: int) -> None:
-    """End this process when its owner has ended, in whatever way: it would keep its memory."""
+    """End this process when its owner has ended, in whatever way, to free its memory."""
     status = Path(f"/proc/{owner}/stat")
     while True:
         try:
             state = status.read_text().rpartition(")")[2].split()[0]
         except (FileNotFoundError, ProcessLookupError):
             state = "X"
-        if state in "XZ":  # gone, or dead and not yet taken note of
+        if state in "XZ":  # gone, or dead and not yet reaped
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(0.5)
 
