@@ -43,9 +43,7 @@ def numpy_tree_po(group_N: np.ndarray, reward_N: np.ndarray) -> np.ndarray:
 
 
 def core_grpo(group_N: np.ndarray, reward_N: np.ndarray) -> np.ndarray:
-    return _core.tree.group_advantage(
-        group_N, reward_N, scale="std", ddof=1, eps=1e-6, leave_one_out=False, single="zero"
-    )
+    return _core.tree.group_advantage(group_N, reward_N, _core.tree.BaselineOptions())
 
 
 def core_tree_po(group_N: np.ndarray, reward_N: np.ndarray) -> np.ndarray:
@@ -59,14 +57,7 @@ def core_tree_po(group_N: np.ndarray, reward_N: np.ndarray) -> np.ndarray:
         leaf_segment_N,
         group_N,
         reward_N,
-        ancestors="all",
-        weight="mean",
-        per="leaf",
-        leave_one_out=False,
-        sqrt_leaves=False,
-        ddof=1,
-        eps=1e-6,
-        single="zero",
+        _core.tree.AncestorOptions(ancestors="all", weight="mean"),
     )
 
 

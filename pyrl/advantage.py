@@ -57,15 +57,14 @@ class GroupBaseline:
     """A leaf alone in its group; "reward" (A = r) is what the verl family does."""
 
     def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
-        advantage_N = _core.tree.group_advantage(
-            scored.group_N,
-            scored.reward_N,
+        options = _core.tree.BaselineOptions(
             scale=self.scale,
             ddof=self.ddof,
             eps=self.eps,
             leave_one_out=self.leave_one_out,
             single=self.single,
         )
+        advantage_N = _core.tree.group_advantage(scored.group_N, scored.reward_N, options)
         return advantage_N[scored.leaf_T]
 
     def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
@@ -96,11 +95,7 @@ class Ancestors:
     """What an ancestor of one leaf contributes: 0, or v(x) as with mean 0 and std 1."""
 
     def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
-        advantage = _core.tree.ancestor_advantage(
-            scored.segments.parent_S,
-            scored.segments.leaf_segment_N,
-            scored.group_N,
-            scored.reward_N,
+        options = _core.tree.AncestorOptions(
             ancestors=self.ancestors,
             weight=self.weight,
             per=self.per,
@@ -109,6 +104,13 @@ class Ancestors:
             ddof=self.ddof,
             eps=self.eps,
             single=self.single,
+        )
+        advantage = _core.tree.ancestor_advantage(
+            scored.segments.parent_S,
+            scored.segments.leaf_segment_N,
+            scored.group_N,
+            scored.reward_N,
+            options,
         )
         if self.per == "leaf":
             return advantage[scored.leaf_T]

@@ -171,8 +171,7 @@ class OnlineEntropy(Flat):
     def lower(self, spec: SignalSpec) -> bool:
         spec.fork = self.forks * self.siblings > 0
         spec.entropy_high = spec.entropy_low = Threshold(q=self.quantile)
-        spec.confidence_fork = Threshold(value=1e30)  # confidence and rise have no say here
-        spec.entropy_rise = Threshold(value=-1e30)
+        spec.confidence_fork = spec.entropy_rise = None  # they have no say here
         spec.alpha = spec.beta = 0.0
         spec.width_min = spec.width_max = 1 + self.siblings
         spec.cooldown = self.cooldown

@@ -2,8 +2,8 @@
 # The core under AddressSanitizer and UndefinedBehaviorSanitizer: random histories of the forest and
 # random rows of logits on every instruction set of this CPU in C++, then the Python tests of
 # forest, flat rows, signals, advantages and sampling on an instrumented
-# extension (-P: not the package of the working directory), then the CUDA kernels as C++. Run from
-# anywhere:
+# extension (-P: not the package of the working directory), then the CUDA kernels as C++. Before
+# that, the linker sees that no type of the core has two definitions. Run from anywhere:
 #
 #   tests/sanitize.sh [PYTHON] [OPERATIONS]
 #
@@ -24,7 +24,7 @@ done
 cmake -S . -B build/sanitize -DPYRL_SANITIZE=ON -DPYRL_CUDA=off -DPython_EXECUTABLE="$python_path" \
   -DSKBUILD_PROJECT_VERSION=0 -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$PWD/build/sanitize/package/pyrl"
 cmake --build build/sanitize --parallel 2
-cmake --build build/sanitize --parallel 2 --target forest_driver token_stats_driver
+cmake --build build/sanitize --parallel 2 --target forest_driver token_stats_driver one_definition
 
 for seed in 1 2 3; do
   build/sanitize/forest_driver random 1000 "$seed"

@@ -161,7 +161,6 @@ def test_packed_leaves_of_a_forest_are_their_paths(seed: int) -> None:
             "advantage_T": list(range(start, end)),
         }
         start = end
-    assert batch.predictor_T.tolist() == rows.predictor_T.tolist()
     assert batch.leaf_T.tolist() == rows.leaf_T.tolist()
 
 

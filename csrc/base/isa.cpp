@@ -12,7 +12,7 @@ constexpr Isa kAll[] = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512_bf16};
 
 // AVX state saved by the operating system included.
 bool available(Isa isa) {
-#ifdef PYRL_X86
+#ifdef __x86_64__
   switch (isa) {
     case Isa::scalar:
       return true;

@@ -29,6 +29,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   auto loss = m.def_submodule("loss", "The policy loss.");
   pybind11::register_exception<pyrl::StaleHandle>(m, "StaleHandleError", PyExc_LookupError);
   pyrl::bindings::bind_tree(tree);
+  pyrl::bindings::bind_logit_records(logits);
   pyrl::bindings::bind_logits(logits);
   pyrl::bindings::bind_loss(loss);
 }

@@ -277,15 +277,13 @@ static void bind_pack(py::module_& m) {
       .def_property_readonly("input_I", column(&PackedRows::input))
       .def_property_readonly("position_I", column(&PackedRows::position))
       .def_property_readonly("cu_seqlens", column(&PackedRows::cu_seqlens))
-      .def_property_readonly("predictor_T", column(&PackedRows::predictor))
       .def_property_readonly("label_T", column(&PackedRows::label))
       .def_property_readonly("leaf_T", column(&PackedRows::leaf))
       .def_property_readonly("segment_T", column(&PackedRows::segment))
       .def_property_readonly("logprob_T", column(&PackedRows::logprob))
       .def_property_readonly("entropy_T", column(&PackedRows::entropy))
       .def_property_readonly("confidence_T", column(&PackedRows::confidence))
-      .def_property_readonly("forced_T", flag_column(&PackedRows::forced))
-      .def_property_readonly("version_T", column(&PackedRows::version));
+      .def_property_readonly("forced_T", flag_column(&PackedRows::forced));
   m.def(
       "pack_flat",
       [](const Forest& forest, const array<std::int64_t>& leaf) {
@@ -308,10 +306,8 @@ Float filled(const py::array& like, Fill fill) {
   return result;
 }
 
-Float group_advantage_of(const Int& group_N, const Float& reward_N, const std::string& scale,
-                         std::int64_t ddof, double eps, bool leave_one_out,
-                         const std::string& single) {
-  const BaselineOptions options{scale_named(scale), ddof, eps, leave_one_out, single_named(single)};
+Float group_advantage_of(const Int& group_N, const Float& reward_N,
+                         const BaselineOptions& options) {
   return filled(group_N, [&, group = view(group_N), reward = view(reward_N)](auto out) {
     group_advantage(group, reward, options, out);
   });
@@ -333,18 +329,7 @@ TreeArgs tree_of(const Int& parent_S, const Int& leaf_segment_N, const Int& grou
 }
 
 Float ancestor_advantage_of(const Int& parent_S, const Int& leaf_segment_N, const Int& group_N,
-                            const Float& reward_N, const std::string& ancestors,
-                            const std::string& weight, const std::string& per, bool leave_one_out,
-                            bool sqrt_leaves, std::int64_t ddof, double eps,
-                            const std::string& single) {
-  const AncestorOptions options{ancestor_set_named(ancestors),
-                                ancestor_weight_named(weight),
-                                per_named(per),
-                                leave_one_out,
-                                sqrt_leaves,
-                                ddof,
-                                eps,
-                                single_named(single)};
+                            const Float& reward_N, const AncestorOptions& options) {
   const TreeArgs tree = tree_of(parent_S, leaf_segment_N, group_N, reward_N);
   return filled(options.per == Per::kLeaf ? group_N : parent_S,
                 [&](auto out) { ancestor_advantage(tree, options, out); });
@@ -362,13 +347,13 @@ Float treerl_released_advantage_of(const Int& parent_S, const Int& length_S,
 }  // namespace
 
 static void bind_advantage(py::module_& m) {
-  m.def("group_advantage", &group_advantage_of, "group_N"_a, "reward_N"_a, py::kw_only(), "scale"_a,
-        "ddof"_a, "eps"_a, "leave_one_out"_a, "single"_a);
+  bind_options<BaselineOptions>(m, "BaselineOptions");
+  bind_options<AncestorOptions>(m, "AncestorOptions");
+  m.def("group_advantage", &group_advantage_of, "group_N"_a, "reward_N"_a, "options"_a);
   m.def("group_mean", &group_mean_of, "group_N"_a, "value_N"_a);
   m.def("whiten", &whiten_of, "value_T"_a, "eps"_a);
   m.def("ancestor_advantage", &ancestor_advantage_of, "parent_S"_a, "leaf_segment_N"_a, "group_N"_a,
-        "reward_N"_a, py::kw_only(), "ancestors"_a, "weight"_a, "per"_a, "leave_one_out"_a,
-        "sqrt_leaves"_a, "ddof"_a, "eps"_a, "single"_a);
+        "reward_N"_a, "options"_a);
   m.def("treerl_released_advantage", &treerl_released_advantage_of, "parent_S"_a, "length_S"_a,
         "leaf_segment_N"_a, "group_N"_a, "reward_N"_a, py::kw_only(), "by_token"_a);
 }

@@ -2,6 +2,7 @@
 // subnormal as a bfloat16 (below 2^-126) becomes a zero, as the instruction of AVX-512 BF16 does.
 #pragma once
 
+#include "base/inline.h"
 #include "logits/matrix.h"
 
 namespace pyrl::logits {
@@ -17,18 +18,15 @@ struct RealOf<double> {
 template <typename Element>
 using Real = typename RealOf<Element>::type;
 
-// Always inlined: a copy in a file for a wider instruction set must not serve the others.
-#define PYRL_LANE __attribute__((always_inline)) inline
-
 float widen_one(Float16 z);
 float widen_one(BFloat16 z);
-PYRL_LANE float widen_one(float z) { return z; }
-PYRL_LANE double widen_one(double z) { return z; }
+PYRL_INLINE float widen_one(float z) { return z; }
+PYRL_INLINE double widen_one(double z) { return z; }
 
 // To nearest even.
 void narrow_one(float value, Float16* out);
 void narrow_one(float value, BFloat16* out);
-PYRL_LANE void narrow_one(float value, float* out) { *out = value; }
-PYRL_LANE void narrow_one(double value, double* out) { *out = value; }
+PYRL_INLINE void narrow_one(float value, float* out) { *out = value; }
+PYRL_INLINE void narrow_one(double value, double* out) { *out = value; }
 
 }  // namespace pyrl::logits

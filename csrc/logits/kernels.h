@@ -1,6 +1,5 @@
-// The kernels on one block of a row, in a table per element type and instruction set. The files
-// that fill the tables are compiled for instruction sets that this CPU may lack: they include this
-// header and the lanes alone, so that no inline function of theirs can reach the rest.
+// The kernels on one block of a row, in a table per element type and instruction set (base/isa.h).
+// Sampling has tables of its own beside it, of kernels that give the same bits on every set.
 #pragma once
 
 #include "base/isa.h"
@@ -39,10 +38,24 @@ struct GradientRow {
   bool masked;                                      // the row may have masked tokens
 };
 
+// The widest instruction set that has a table of its own.
+template <typename Element>
+inline constexpr Isa kWidestOf = Isa::avx512;
+template <>
+inline constexpr Isa kWidestOf<BFloat16> = Isa::avx512_bf16;
+template <>
+inline constexpr Isa kWidestOf<double> = Isa::scalar;
+
 // n <= kBlock elements.
 template <typename Element>
 struct RowKernels {
   using R = Real<Element>;
+  static constexpr Isa kWidest = kWidestOf<Element>;
+  static const RowKernels& scalar();
+  static const RowKernels& avx2();
+  static const RowKernels& avx512();
+  static const RowKernels& avx512_bf16();
+
   double (*representable)(double number);
   double (*maximum)(const Element* z, int n);  // NaN if one is NaN or +inf
   // Without `masked`, which costs an operation, the moment of a block with masked tokens is NaN.
@@ -59,15 +72,8 @@ struct RowKernels {
 };
 
 template <typename Element>
-const RowKernels<Element>& scalar_kernels();
-template <typename Element>
-const RowKernels<Element>& avx2_kernels();
-template <typename Element>
-const RowKernels<Element>& avx512_kernels();
-const RowKernels<BFloat16>& avx512_bf16_kernels();
-
-// Those of isa(); float64 is always computed by the scalar ones.
-template <typename Element>
-const RowKernels<Element>& row_kernels();
+PYRL_INLINE const RowKernels<Element>& row_kernels() {
+  return chosen<RowKernels<Element>>();
+}
 
 }  // namespace pyrl::logits

@@ -1,12 +1,7 @@
-// Compiled for avx2: CMakeLists.txt.
-#ifdef __x86_64__
-
 #include "loss/body.h"
 
 namespace pyrl::loss {
 
-const PolicyKernels kPolicyKernelsAvx2{policy_blocks, exp_values, log_values, scan_log_ratio};
+const PolicyKernels& PolicyKernels::avx2() { return kPolicyKernels; }
 
 }  // namespace pyrl::loss
-
-#endif

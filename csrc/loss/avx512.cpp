@@ -1,12 +1,7 @@
-// Compiled for avx512: CMakeLists.txt.
-#ifdef __x86_64__
-
 #include "loss/body.h"
 
 namespace pyrl::loss {
 
-const PolicyKernels kPolicyKernelsAvx512{policy_blocks, exp_values, log_values, scan_log_ratio};
+const PolicyKernels& PolicyKernels::avx512() { return kPolicyKernels; }
 
 }  // namespace pyrl::loss
-
-#endif

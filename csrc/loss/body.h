@@ -19,16 +19,16 @@ struct Group {
   const double* high;
   const double* dual;
 
-  PYRL_METHOD const double* own(TokenColumn name) const {
+  PYRL_INLINE const double* own(TokenColumn name) const {
     if (name == TokenColumn::log_ratio) return log_ratio;
     if (name == TokenColumn::low) return low;
     if (name == TokenColumn::high) return high;
     return name == TokenColumn::dual ? dual : nullptr;
   }
-  PYRL_METHOD bool has(TokenColumn name) const {
+  PYRL_INLINE bool has(TokenColumn name) const {
     return own(name) || columns[static_cast<int>(name)];
   }
-  PYRL_METHOD Lanes operator()(TokenColumn name) const {
+  PYRL_INLINE Lanes operator()(TokenColumn name) const {
     if (own(name)) return load(own(name));
     const Column& column = columns[static_cast<int>(name)];
     return column.wide ? load(column.wide + t) : load(column.narrow + t);
@@ -42,7 +42,7 @@ struct Cursor {
   double weight[kLanes] = {}, low[kLanes] = {}, high[kLanes] = {}, dual[kLanes] = {};
 
   // Weights of the tokens t to t + n; of those up to kLanes: 0.
-  PYRL_METHOD Lanes weights(const PolicyChunk& chunk, std::size_t t, int n) {
+  PYRL_INLINE Lanes weights(const PolicyChunk& chunk, std::size_t t, int n) {
     const PolicyLossArgs& args = *chunk.args;
     const std::int64_t* offset_N1 = args.responses.offset_N1;
     const auto stop = static_cast<std::int64_t>(t) + kLanes;
@@ -95,7 +95,7 @@ struct Output {
   void* values;  // null: not asked for
   bool wide;
 
-  PYRL_METHOD void put(const Lanes& lanes, std::size_t t, int n) const {
+  PYRL_INLINE void put(const Lanes& lanes, std::size_t t, int n) const {
     if (!values) return;
     if (n == kLanes && wide) return store(lanes, static_cast<double*>(values) + t);
     if (n == kLanes) return store(lanes, static_cast<float*>(values) + t);
@@ -114,7 +114,7 @@ struct Output {
 struct Sums : TokenSums<Lanes> {
   Mask wrong;
 
-  PYRL_METHOD explicit Sums(const PolicySums& from)
+  PYRL_INLINE explicit Sums(const PolicySums& from)
       : TokenSums<Lanes>{
             load(from.loss.lane),         load(from.weight.lane),       load(from.clipped_low.lane),
             load(from.clipped_high.lane), load(from.clipped_dual.lane), load(from.kl_old.lane),
@@ -210,6 +210,8 @@ void log_values(double* values, int n) {
   for (; i + kLanes <= n; i += kLanes) store(log_of(load(values + i)), values + i);
   for (; i < n; ++i) values[i] = log_of(values[i]);
 }
+
+constexpr PolicyKernels kPolicyKernels{policy_blocks, exp_values, log_values, scan_log_ratio};
 
 }  // namespace
 }  // namespace pyrl::loss

@@ -5,12 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-// Never a function of its own, of which the linker would keep one for all instruction sets.
-#ifdef __CUDACC__
-#define PYRL_METHOD __forceinline__ __host__ __device__
-#else
-#define PYRL_METHOD inline __attribute__((always_inline))
-#endif
+#include "base/inline.h"
 
 namespace pyrl::loss {
 
@@ -21,8 +16,8 @@ struct Column {
   const float* narrow = nullptr;
   const double* wide = nullptr;
 
-  PYRL_METHOD explicit operator bool() const { return narrow || wide; }
-  PYRL_METHOD double operator[](std::size_t t) const {
+  PYRL_INLINE explicit operator bool() const { return narrow || wide; }
+  PYRL_INLINE double operator[](std::size_t t) const {
     return wide ? wide[t] : static_cast<double>(narrow[t]);
   }
 };
@@ -41,7 +36,7 @@ struct Responses {
   const std::int64_t* offset_N1 = nullptr;
   std::size_t leaves = 0;
 
-  PYRL_METHOD bool used(std::size_t t) const { return !mask_T || mask_T[t]; }
+  PYRL_INLINE bool used(std::size_t t) const { return !mask_T || mask_T[t]; }
 };
 
 // A sum in token order, in interleaved parts: the same for every instruction set.

@@ -1,8 +1,7 @@
 // The loop over tokens of policy_loss, compiled once per instruction set. All give the same bits.
 #pragma once
 
-#include <vector>
-
+#include "base/isa.h"
 #include "loss/policy_loss.h"
 
 namespace pyrl::loss {
@@ -25,18 +24,17 @@ struct PolicySums {
 };
 
 struct PolicyKernels {
+  static constexpr Isa kWidest = Isa::avx512;
+  static const PolicyKernels& scalar();
+  static const PolicyKernels& avx2();
+  static const PolicyKernels& avx512();
+
   void (*blocks)(const PolicyChunk& chunk, PolicySums& sums);
   void (*exp)(double* values, int n);  // in place
   void (*log)(double* values, int n);
   void (*scan)(const ScanArgs& args, double* log_ratio);
 };
 
-extern const PolicyKernels kPolicyKernelsScalar;
-#ifdef __x86_64__
-extern const PolicyKernels kPolicyKernelsAvx2;
-extern const PolicyKernels kPolicyKernelsAvx512;
-#endif
-
-const PolicyKernels& policy_kernels();  // of this machine
+PYRL_INLINE const PolicyKernels& policy_kernels() { return chosen<PolicyKernels>(); }
 
 }  // namespace pyrl::loss

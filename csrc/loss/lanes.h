@@ -73,7 +73,7 @@ struct Lanes {
   Doubles part[kParts];
 
   Lanes() = default;
-  PYRL_METHOD Lanes(double x) {  // in every lane
+  PYRL_INLINE Lanes(double x) {  // in every lane
     for (Doubles& p : part) p = x - Doubles{};
   }
 };

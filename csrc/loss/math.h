@@ -1,6 +1,5 @@
 // exp, expm1 and log in double from additions, products, fma and selects alone, so that every
-// instruction set, and every number of tokens, gives the same bits. Internal linkage: each file may
-// be compiled for another instruction set. C++17, also nvcc.
+// instruction set, and every number of tokens, gives the same bits. C++17, also nvcc.
 #pragma once
 
 #include <cmath>
@@ -9,19 +8,14 @@
 #include <limits>
 #include <type_traits>
 
+#include "base/inline.h"
+
 #ifndef PYRL_HD
 #ifdef __CUDACC__
 #define PYRL_HD __host__ __device__
 #else
 #define PYRL_HD
 #endif
-#endif
-
-// Into the loop over tokens, whose values stay in registers.
-#ifdef __CUDACC__
-#define PYRL_INLINE static __forceinline__ __host__ __device__
-#else
-#define PYRL_INLINE static inline __attribute__((always_inline))
 #endif
 
 namespace pyrl::loss {

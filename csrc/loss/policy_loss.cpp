@@ -3,7 +3,6 @@
 #include <cmath>
 #include <vector>
 
-#include "base/isa.h"
 #include "loss/kernels.h"
 
 namespace pyrl::loss {
@@ -62,14 +61,6 @@ PolicyLossTotals totals_of(const PolicySums& sums) {
 }
 
 }  // namespace
-
-const PolicyKernels& policy_kernels() {
-#ifdef __x86_64__
-  if (isa() >= Isa::avx512) return kPolicyKernelsAvx512;
-  if (isa() == Isa::avx2) return kPolicyKernelsAvx2;
-#endif
-  return kPolicyKernelsScalar;
-}
 
 PolicyLossTotals policy_loss(const PolicyLossArgs& args) {
   const auto blocks = policy_kernels().blocks;

@@ -1,8 +1,7 @@
-// The baseline of the architecture.
 #include "loss/body.h"
 
 namespace pyrl::loss {
 
-const PolicyKernels kPolicyKernelsScalar{policy_blocks, exp_values, log_values, scan_log_ratio};
+const PolicyKernels& PolicyKernels::scalar() { return kPolicyKernels; }
 
 }  // namespace pyrl::loss

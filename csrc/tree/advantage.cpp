@@ -215,9 +215,9 @@ class AncestorSum {
   void choose(std::int64_t s, std::int64_t count) {
     const std::int64_t root = nodes_.root(s);
     chosen_.assign(1, root);
-    if (options_.set == AncestorSet::kRootParent) chosen_.push_back(nodes_.wider(s, count));
-    if (options_.set == AncestorSet::kRootTrunk) chosen_.push_back(nodes_.trunk(s));
-    if (options_.set != AncestorSet::kAll) return;
+    if (options_.ancestors == AncestorSet::kRootParent) chosen_.push_back(nodes_.wider(s, count));
+    if (options_.ancestors == AncestorSet::kRootTrunk) chosen_.push_back(nodes_.trunk(s));
+    if (options_.ancestors != AncestorSet::kAll) return;
     for (s = nodes_.wider(s, count); nodes_[s].count < nodes_[root].count;
          s = nodes_.wider(s, nodes_[s].count))
       chosen_.push_back(s);
@@ -255,32 +255,32 @@ std::vector<double> value_means(const Nodes& nodes, std::span<const std::int64_t
 
 }  // namespace
 
-Scale scale_named(std::string_view name) {
+void read(std::string_view name, Scale& scale) {
   using enum Scale;
-  return named<Scale, 2>("scale", name, {{{"none", kNone}, {"std", kStd}}});
+  scale = named<Scale, 2>("scale", name, {{{"none", kNone}, {"std", kStd}}});
 }
 
-Single single_named(std::string_view name) {
+void read(std::string_view name, Single& single) {
   using enum Single;
-  return named<Single, 2>("single", name, {{{"zero", kZero}, {"reward", kReward}}});
+  single = named<Single, 2>("single", name, {{{"zero", kZero}, {"reward", kReward}}});
 }
 
-AncestorSet ancestor_set_named(std::string_view name) {
+void read(std::string_view name, AncestorSet& ancestors) {
   using enum AncestorSet;
-  return named<AncestorSet, 4>(
+  ancestors = named<AncestorSet, 4>(
       "ancestors", name,
       {{{"root", kRoot}, {"root+parent", kRootParent}, {"root+trunk", kRootTrunk}, {"all", kAll}}});
 }
 
-AncestorWeight ancestor_weight_named(std::string_view name) {
+void read(std::string_view name, AncestorWeight& weight) {
   using enum AncestorWeight;
-  return named<AncestorWeight, 4>(
+  weight = named<AncestorWeight, 4>(
       "weight", name, {{{"one", kOne}, {"mean", kMean}, {"leaves", kLeaves}, {"std", kStd}}});
 }
 
-Per per_named(std::string_view name) {
+void read(std::string_view name, Per& per) {
   using enum Per;
-  return named<Per, 2>("per", name, {{{"leaf", kLeaf}, {"segment", kSegment}}});
+  per = named<Per, 2>("per", name, {{{"leaf", kLeaf}, {"segment", kSegment}}});
 }
 
 void group_advantage(std::span<const std::int64_t> group_N, std::span<const double> reward_N,

@@ -18,18 +18,29 @@ enum class AncestorSet { kRoot, kRootParent, kRootTrunk, kAll };
 enum class AncestorWeight { kOne, kMean, kLeaves, kStd };
 enum class Per { kLeaf, kSegment };
 
-Scale scale_named(std::string_view name);                     // none, std
-Single single_named(std::string_view name);                   // zero, reward
-AncestorSet ancestor_set_named(std::string_view name);        // root, root+parent, root+trunk, all
-AncestorWeight ancestor_weight_named(std::string_view name);  // one, mean, leaves, std
-Per per_named(std::string_view name);                         // leaf, segment
+// The value of that name; std::invalid_argument for another one.
+void read(std::string_view name, Scale& scale);            // none, std
+void read(std::string_view name, Single& single);          // zero, reward
+void read(std::string_view name, AncestorSet& ancestors);  // root, root+parent, root+trunk, all
+void read(std::string_view name, AncestorWeight& weight);  // one, mean, leaves, std
+void read(std::string_view name, Per& per);                // leaf, segment
 
 struct BaselineOptions {
-  Scale scale;
-  std::int64_t ddof;
-  double eps;
-  bool leave_one_out;
-  Single single;
+  Scale scale = Scale::kStd;
+  std::int64_t ddof = 1;
+  double eps = 1e-6;
+  bool leave_one_out = false;
+  Single single = Single::kZero;
+
+  // Calls visit(name, pointer to member) for each field.
+  template <typename Visit>
+  static void each_field(Visit&& visit) {
+    visit("scale", &BaselineOptions::scale);
+    visit("ddof", &BaselineOptions::ddof);
+    visit("eps", &BaselineOptions::eps);
+    visit("leave_one_out", &BaselineOptions::leave_one_out);
+    visit("single", &BaselineOptions::single);
+  }
 };
 
 // (r - mean) [* G / (G - 1)] [/ (std + eps)] over runs of equal group ids; 0 where r is unknown.
@@ -52,14 +63,27 @@ struct TreeArgs {
 };
 
 struct AncestorOptions {
-  AncestorSet set;
-  AncestorWeight weight;
-  Per per;
-  bool leave_one_out;
-  bool sqrt_leaves;
-  std::int64_t ddof;
-  double eps;
-  Single single;
+  AncestorSet ancestors = AncestorSet::kRoot;
+  AncestorWeight weight = AncestorWeight::kOne;
+  Per per = Per::kLeaf;
+  bool leave_one_out = false;
+  bool sqrt_leaves = false;
+  std::int64_t ddof = 1;
+  double eps = 1e-6;
+  Single single = Single::kZero;
+
+  // Calls visit(name, pointer to member) for each field.
+  template <typename Visit>
+  static void each_field(Visit&& visit) {
+    visit("ancestors", &AncestorOptions::ancestors);
+    visit("weight", &AncestorOptions::weight);
+    visit("per", &AncestorOptions::per);
+    visit("leave_one_out", &AncestorOptions::leave_one_out);
+    visit("sqrt_leaves", &AncestorOptions::sqrt_leaves);
+    visit("ddof", &AncestorOptions::ddof);
+    visit("eps", &AncestorOptions::eps);
+    visit("single", &AncestorOptions::single);
+  }
 };
 
 // scale(x) * sum over ancestors a of w_a (v(x) - V(a)) for each leaf [N] or each segment [S].

@@ -16,7 +16,7 @@ void extend(std::vector<To>& to, const std::vector<From>& from) {
 
 void append_leaf(PackedRows& rows, std::span<const std::int32_t> prompt, const Path& path,
                  std::int64_t leaf) {
-  const std::size_t length = path.tokens.size(), first = rows.input.size() + prompt.size();
+  const std::size_t length = path.tokens.size();
   rows.input.insert(rows.input.end(), prompt.begin(), prompt.end());
   extend(rows.input, path.tokens);
   PYRL_CHECK(rows.input.size() <= std::numeric_limits<std::int32_t>::max(),
@@ -25,16 +25,12 @@ void append_leaf(PackedRows& rows, std::span<const std::int32_t> prompt, const P
   rows.position.resize(rows.input.size());
   std::iota(rows.position.end() - static_cast<std::ptrdiff_t>(prompt.size() + length),
             rows.position.end(), 0);
-  rows.predictor.resize(rows.predictor.size() + length);
-  std::iota(rows.predictor.end() - static_cast<std::ptrdiff_t>(length), rows.predictor.end(),
-            static_cast<std::int64_t>(first) - 1);
   rows.leaf.resize(rows.leaf.size() + length, leaf);
   extend(rows.label, path.tokens);
   extend(rows.logprob, path.logprob);
   extend(rows.entropy, path.entropy);
   extend(rows.confidence, path.confidence);
   extend(rows.forced, path.forced);
-  extend(rows.version, path.version);
 }
 
 }  // namespace

@@ -14,11 +14,9 @@ namespace pyrl::tree {
 struct PackedRows {
   std::vector<std::int64_t> input, position;        // [I]
   std::vector<std::int32_t> cu_seqlens;             // [N + 1]
-  std::vector<std::int64_t> predictor;              // [T] the input whose logits predict it
   std::vector<std::int64_t> label, leaf, segment;   // [T] segment: of Forest::segments(leaf)
   std::vector<float> logprob, entropy, confidence;  // [T]
   std::vector<std::uint8_t> forced;                 // [T]
-  std::vector<std::int32_t> version;                // [T]
 };
 
 PackedRows pack_flat(const Forest& forest, std::span<const std::int64_t> leaf);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <string_view>
 
 #include "base/check.h"
@@ -102,12 +103,12 @@ Signals::Signals(const SignalSpec& spec)
   PYRL_CHECK(spec.decline_run >= 1 && spec.spike_run >= 1,
              "SignalSpec: expected runs of at least 1 token, got decline_run=", spec.decline_run,
              ", spike_run=", spec.spike_run);
-  for (const Threshold& threshold :
-       {spec.entropy_high, spec.entropy_low, spec.confidence_fork, spec.entropy_rise,
-        spec.confidence_low, spec.tail_low, spec.entropy_spike})
-    PYRL_CHECK(threshold.q <= 1 && !std::isnan(threshold.value),
+  for (const std::optional<Threshold>& threshold :
+       {std::optional(spec.entropy_high), std::optional(spec.entropy_low), spec.confidence_fork,
+        spec.entropy_rise, spec.confidence_low, spec.tail_low, spec.entropy_spike})
+    PYRL_CHECK(!threshold || (threshold->q <= 1 && !std::isnan(threshold->value)),
                "SignalSpec: expected quantiles of at most 1 and values that are numbers, got q=",
-               threshold.q, ", value=", threshold.value);
+               threshold->q, ", value=", threshold->value);
   calibrate();
 }
 
@@ -118,6 +119,8 @@ namespace {
 using Quantile = double (Sketch::*)(double) const;
 constexpr Quantile kTakesTies = &Sketch::quantile;
 constexpr Quantile kLeavesTies = &Sketch::quantile_above;
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 double read(const Threshold& threshold, const Sketch& sketch, Quantile quantile) {
   return threshold.q >= 0 ? (sketch.*quantile)(threshold.q) : threshold.value;
@@ -136,11 +139,19 @@ void Signals::calibrate() {
   Thresholds& t = thresholds_;
   t.entropy_high = read(spec_.entropy_high, entropy_, kTakesTies);
   t.entropy_low = read(spec_.entropy_low, entropy_, kTakesTies);
-  t.confidence_fork = read_confidence(spec_.confidence_fork, group_, kTakesTies);
-  t.entropy_rise = read(spec_.entropy_rise, rise_, kTakesTies);
-  t.confidence_low = read_confidence(spec_.confidence_low, trace_, kLeavesTies);
-  t.tail_low = read_confidence(spec_.tail_low, tail_, kLeavesTies);
-  t.entropy_spike = read(spec_.entropy_spike, rise_, kLeavesTies);
+  const auto confidence = [](const std::optional<Threshold>& threshold, const Sketch& doubt,
+                             Quantile quantile, double off) {
+    return threshold ? read_confidence(*threshold, doubt, quantile) : off;
+  };
+  const auto rise = [this](const std::optional<Threshold>& threshold, Quantile quantile,
+                           double off) {
+    return threshold ? read(*threshold, rise_, quantile) : off;
+  };
+  t.confidence_fork = confidence(spec_.confidence_fork, group_, kTakesTies, kInfinity);
+  t.entropy_rise = rise(spec_.entropy_rise, kTakesTies, -kInfinity);
+  t.confidence_low = confidence(spec_.confidence_low, trace_, kLeavesTies, -kInfinity);
+  t.tail_low = confidence(spec_.tail_low, tail_, kLeavesTies, -kInfinity);
+  t.entropy_spike = rise(spec_.entropy_spike, kLeavesTies, kInfinity);
   t.calibrated = trace_.count() >= spec_.warmup_traces;
 }
 
@@ -247,7 +258,7 @@ std::int32_t Signals::width(float entropy, const Reading& reading) const {
   const double spread = std::max(t.entropy_high - t.entropy_low, 1e-12);
   const double doubt = 1.0 - reading.group, doubt_fork = 1.0 - t.confidence_fork;
   // From 0 at the threshold towards 1 where group confidence is far below it.
-  const double excess = doubt > 0 ? 1 - doubt_fork / doubt : 0;
+  const double excess = doubt > 0 && spec_.confidence_fork ? 1 - doubt_fork / doubt : 0;
   const double raw =
       spec_.width_min + spec_.alpha * (entropy - t.entropy_low) / spread + spec_.beta * excess;
   const double bounded =

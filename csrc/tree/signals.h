@@ -8,6 +8,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -55,7 +56,7 @@ enum PruneReason : std::uint8_t {
   kEntropySpike = 3
 };
 
-// A threshold is the quantile `q` of its sketch, or the fixed number `value` where q < 0.
+// The quantile `q` of its sketch, or the fixed number `value` where q < 0.
 struct Threshold {
   double q = -1;
   double value = 0;
@@ -72,15 +73,18 @@ struct SignalSpec {
   int warmup_traces = 16;  // finished traces before quantile thresholds count as calibrated
   int history = 4;         // steps that the quantiles look back on
 
+  // Without a threshold a signal has no say: it stops no fork, and prunes nothing.
   bool fork = false;
-  Threshold entropy_high, entropy_low, confidence_fork, entropy_rise;
+  Threshold entropy_high, entropy_low;
+  std::optional<Threshold> confidence_fork = Threshold{}, entropy_rise = Threshold{};
   double alpha = 2, beta = 1;  // weight of entropy and of confidence in the width
   int width_min = 1, width_max = 4;
   int cooldown = 32;  // tokens without a fork after one; siblings inherit it
   int max_forks = 0;  // forks on one path; 0: no limit
 
   bool prune = false;
-  Threshold confidence_low, tail_low, entropy_spike;
+  std::optional<Threshold> confidence_low = Threshold{}, tail_low = Threshold{},
+                           entropy_spike = Threshold{};
   int decline_run = 64;  // consecutive drops of tail confidence
   int spike_run = 3;     // consecutive entropy spikes
 };

@@ -1,49 +1,57 @@
-"""Types of what has a vocabulary axis: csrc/logits/."""
+"""Types of what has a vocabulary axis: csrc/logits/.
 
-from collections.abc import Sequence
+Integers named after a tensor are addresses; device -1 is the CPU.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-# -- token_stats (pointers are addresses, 0 is null; device -1 is the CPU; `outputs` has a bit and
-# `stat` an entry for each statistic in the order of csrc/logits/stats/token_stats.h) --
+class Dtype:
+    float32: ClassVar[Dtype]
+    float64: ClassVar[Dtype]
+    float16: ClassVar[Dtype]
+    bfloat16: ClassVar[Dtype]
+    __members__: ClassVar[dict[str, Dtype]]
+    @property
+    def name(self) -> str: ...
+    @property
+    def value(self) -> int: ...
+    def __int__(self) -> int: ...
+    def __index__(self) -> int: ...
+
+class LogitMatrix:
+    """A [rows, vocabulary] matrix in memory, whose columns are adjacent; strides in elements."""
+
+    def __init__(
+        self, data: int, dtype: Dtype, rows: int, vocabulary: int, row_stride: int
+    ) -> None: ...
+
+# -- token_stats (a mapping has the address of a column of float64 for each of its statistics) --
+
+class TokenStatsOptions:
+    """The record of csrc/logits/stats/token_stats.h; a field that is not given has its default."""
+
+    fields: ClassVar[tuple[str, ...]]
+    def __init__(self, **options: float) -> None: ...
 
 def token_stats(
-    logits: int,
-    dtype: int,
-    rows: int,
-    vocabulary: int,
-    row_stride: int,
+    logits: LogitMatrix,
     label: int,
-    temperature: float,
-    softcap: float,
-    top_k: int,
-    kept_share: float,
-    second_temperature: float,
-    nucleus: float,
-    nucleus_crossing: bool,
-    outputs: int,
-    stats: int,
+    options: TokenStatsOptions,
+    stats: Mapping[str, int],
     threads: int,
     device: int,
     stream: int,
 ) -> None: ...
 def token_stats_grad(
-    logits: int,
-    dtype: int,
-    rows: int,
-    vocabulary: int,
-    row_stride: int,
+    logits: LogitMatrix,
     label: int,
-    temperature: float,
-    softcap: float,
-    top_k: int,
-    kept_share: float,
-    second_temperature: float,
-    nucleus: float,
-    nucleus_crossing: bool,
-    stat: Sequence[int],
-    grad_stat: Sequence[int],
+    options: TokenStatsOptions,
+    stats: Mapping[str, int],
+    upstream: Mapping[str, int],
     grad: int,
     grad_row_stride: int,
     threads: int,
@@ -53,17 +61,19 @@ def token_stats_grad(
 
 # -- sample_tokens --
 
+class Truncation:
+    """The record of csrc/logits/sample/truncation.h; a field that is not given has its default."""
+
+    fields: ClassVar[tuple[str, ...]]
+    def __init__(
+        self, *, temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...
+    ) -> None: ...
+
 def sample_tokens(
-    data: int,
-    dtype: int,
-    vocabulary: int,
-    row_stride: int,
+    logits: LogitMatrix,
     seed_B: NDArray[np.uint64],
     position_B: NDArray[np.int64],
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
+    truncation: Truncation,
     threads: int,
 ) -> tuple[
     NDArray[np.int32],
@@ -73,18 +83,6 @@ def sample_tokens(
     NDArray[np.float32],
 ]: ...
 def sample_rows(
-    data: int,
-    dtype: int,
-    rows: int,
-    vocabulary: int,
-    row_stride: int,
-    uniform: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    out: int,
-    device: int,
-    stream: int,
+    logits: LogitMatrix, uniform: int, truncation: Truncation, out: int, device: int, stream: int
 ) -> None: ...
 def uniforms(seed_B: NDArray[np.uint64], position_B: NDArray[np.int64]) -> NDArray[np.float64]: ...

@@ -5,20 +5,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-# -- fused_loss (addresses as above; columns and spec as below) --
+from pyrl._core.logits import LogitMatrix, TokenStatsOptions
+
+# -- fused_loss (addresses and statistics as in token_stats; columns and spec as below) --
 
 def fused_loss(
-    logits: int,
-    dtype: int,
-    rows: int,
-    vocabulary: int,
-    row_stride: int,
+    logits: LogitMatrix,
     label: int,
-    temperature: float,
-    softcap: float,
+    options: TokenStatsOptions,
     columns: Sequence[tuple[int, int]],
     spec: Sequence[float],
-    stats: int,
+    stats: Mapping[str, int],
     grad: int,
     grad_row_stride: int,
     threads: int,

@@ -1,6 +1,6 @@
 """Types of the trees: csrc/tree/."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -180,6 +180,8 @@ class Threshold:
     def value(self) -> float: ...
 
 class SignalSpec:
+    """The settings of csrc/tree/signals.h; a threshold that is None has no say."""
+
     smooth_window: int
     group_window: int
     tail_window: int
@@ -189,8 +191,8 @@ class SignalSpec:
     fork: bool
     entropy_high: Threshold
     entropy_low: Threshold
-    confidence_fork: Threshold
-    entropy_rise: Threshold
+    confidence_fork: Threshold | None
+    entropy_rise: Threshold | None
     alpha: float
     beta: float
     width_min: int
@@ -198,9 +200,9 @@ class SignalSpec:
     cooldown: int
     max_forks: int
     prune: bool
-    confidence_low: Threshold
-    tail_low: Threshold
-    entropy_spike: Threshold
+    confidence_low: Threshold | None
+    tail_low: Threshold | None
+    entropy_spike: Threshold | None
     decline_run: int
     spike_run: int
     def __init__(self) -> None: ...
@@ -283,9 +285,6 @@ class PackedRows:
     def cu_seqlens(self) -> NDArray[np.int32]:
         """N + 1 offsets into I, as attention kernels for packed sequences take them."""
     @property
-    def predictor_T(self) -> NDArray[np.int64]:
-        """Index into I of the input whose logits predict this response token."""
-    @property
     def label_T(self) -> NDArray[np.int64]: ...
     @property
     def leaf_T(self) -> NDArray[np.int64]:
@@ -301,22 +300,44 @@ class PackedRows:
     def confidence_T(self) -> NDArray[np.float32]: ...
     @property
     def forced_T(self) -> NDArray[np.bool_]: ...
-    @property
-    def version_T(self) -> NDArray[np.int32]: ...
 
 def pack_flat(forest: Forest, leaf_N: NDArray[np.int64]) -> PackedRows: ...
 
 # -- advantage --
 
+class BaselineOptions:
+    """The record of csrc/tree/advantage.h; a field that is not given has its default."""
+
+    fields: ClassVar[tuple[str, ...]]
+    def __init__(
+        self,
+        *,
+        scale: Literal["none", "std"] = ...,
+        ddof: int = ...,
+        eps: float = ...,
+        leave_one_out: bool = ...,
+        single: Literal["zero", "reward"] = ...,
+    ) -> None: ...
+
+class AncestorOptions:
+    """The record of csrc/tree/advantage.h; a field that is not given has its default."""
+
+    fields: ClassVar[tuple[str, ...]]
+    def __init__(
+        self,
+        *,
+        ancestors: Literal["root", "root+parent", "root+trunk", "all"] = ...,
+        weight: Literal["one", "mean", "leaves", "std"] = ...,
+        per: Literal["leaf", "segment"] = ...,
+        leave_one_out: bool = ...,
+        sqrt_leaves: bool = ...,
+        ddof: int = ...,
+        eps: float = ...,
+        single: Literal["zero", "reward"] = ...,
+    ) -> None: ...
+
 def group_advantage(
-    group_N: NDArray[np.int64],
-    reward_N: NDArray[np.float64],
-    *,
-    scale: Literal["none", "std"],
-    ddof: int,
-    eps: float,
-    leave_one_out: bool,
-    single: Literal["zero", "reward"],
+    group_N: NDArray[np.int64], reward_N: NDArray[np.float64], options: BaselineOptions
 ) -> NDArray[np.float64]: ...
 def group_mean(group_N: NDArray[np.int64], value_N: NDArray[np.float64]) -> NDArray[np.float64]: ...
 def whiten(value_T: NDArray[np.float64], eps: float) -> NDArray[np.float64]: ...
@@ -325,15 +346,7 @@ def ancestor_advantage(
     leaf_segment_N: NDArray[np.int64],
     group_N: NDArray[np.int64],
     reward_N: NDArray[np.float64],
-    *,
-    ancestors: Literal["root", "root+parent", "root+trunk", "all"],
-    weight: Literal["one", "mean", "leaves", "std"],
-    per: Literal["leaf", "segment"],
-    leave_one_out: bool,
-    sqrt_leaves: bool,
-    ddof: int,
-    eps: float,
-    single: Literal["zero", "reward"],
+    options: AncestorOptions,
 ) -> NDArray[np.float64]: ...
 def treerl_released_advantage(
     parent_S: NDArray[np.int64],

@@ -7,7 +7,7 @@ Four GEMMs: logits forward, logits again backward, and the gradients of hidden s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -15,16 +15,19 @@ from torch import Tensor
 from pyrl.logits.kernels import empty_stats, grad_into, stats_into
 from pyrl.logits.lm_head import Head, HeadGradient, chunk_rows
 from pyrl.logits.token_stats import (
+    Options,
+    Request,
     TokenStats,
     check_labels,
     contiguous,
     record,
     refuse_forward_mode,
     refuse_second_derivatives,
-    request,
+    shows_options,
 )
 
 
+@shows_options
 def linear_token_stats(
     hidden_TH: Tensor,
     weight_VH: Tensor,
@@ -33,15 +36,7 @@ def linear_token_stats(
     *,
     bias: Tensor | None = None,
     chunk: int | None = None,
-    softcap: float | None = None,
-    top_k: int = 0,
-    self_certainty: bool = False,
-    max_probability: bool = False,
-    squares: bool = False,
-    kept_share: float | None = None,
-    second_temperature: float | None = None,
-    nucleus: float | None = None,
-    nucleus_keeps_crossing: bool = True,
+    **options: Unpack[Options],
 ) -> TokenStats:
     """`token_stats(hidden @ weight.T + bias, label)`, `chunk` tokens at a time.
 
@@ -54,20 +49,9 @@ def linear_token_stats(
     """
     head = checked_head(hidden_TH, weight_VH, bias, label_T, chunk)
     refuse_forward_mode("linear_token_stats", hidden_TH, weight_VH, bias)
-    options, asked = request(
-        temperature,
-        softcap=softcap,
-        top_k=top_k,
-        self_certainty=self_certainty,
-        max_probability=max_probability,
-        squares=squares,
-        kept_share=kept_share,
-        second_temperature=second_temperature,
-        nucleus=nucleus,
-        nucleus_keeps_crossing=nucleus_keeps_crossing,
-    )
-    stats_KT = _stats_op(hidden_TH, weight_VH, bias, label_T, options, asked, head.chunk)
-    return record(stats_KT.unbind(0), asked)
+    request = Request.of("linear_token_stats", temperature, options)
+    stats_KT = _stats_op(hidden_TH, weight_VH, bias, label_T, request.packed(), head.chunk)
+    return record(stats_KT.unbind(0), request.asked)
 
 
 def checked_head(
@@ -89,29 +73,24 @@ def _stats_op(
     weight: Tensor,
     bias: Tensor | None,
     label: Tensor,
-    options: Sequence[float],
-    outputs: int,
+    request: Sequence[float],
     chunk: int,
 ) -> Tensor:
-    stats, label = empty_stats(hidden, outputs), label.contiguous()
+    unpacked = Request.unpacked(request)
+    options, asked = unpacked.options, unpacked.asked
+    stats, label = empty_stats(hidden, asked), label.contiguous()
     for part, logits in Head(hidden, weight, bias, chunk).logits():
-        of_part = empty_stats(logits, outputs)
-        stats_into(of_part, logits, label[part], options, outputs)
+        of_part = empty_stats(logits, asked)
+        stats_into(of_part, logits, label[part], options, asked)
         stats[:, part] = of_part
     return stats
 
 
 @_stats_op.register_fake
 def _(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    label: Tensor,
-    options: Sequence[float],
-    outputs: int,
-    chunk: int,
+    hidden: Tensor, _weight: Tensor, _bias: Any, _label: Tensor, request: Sequence[float], *_: Any
 ) -> Tensor:
-    return empty_stats(hidden, outputs)
+    return empty_stats(hidden, Request.unpacked(request).asked)
 
 
 @torch.library.custom_op(
@@ -122,37 +101,27 @@ def _grad_op(
     weight: Tensor,
     bias: Tensor | None,
     label: Tensor,
-    options: Sequence[float],
-    outputs: int,
+    request: Sequence[float],
     chunk: int,
     stats: Tensor,
     upstream: Tensor,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
+    unpacked = Request.unpacked(request)
+    options, asked = unpacked.options, unpacked.asked
     head, label = Head(hidden, weight, bias, chunk), label.contiguous()
     gradient = HeadGradient(head, *needs)
     for part, logits in head.logits():
-        of_part = stats[:, part].unbind(0)
-        upstream_of_part = contiguous(upstream[:, part].unbind(0))
-        grad_into(logits, logits, label[part], options, outputs, of_part, upstream_of_part)
+        of_part = dict(zip(asked, stats[:, part].unbind(0), strict=True))
+        upstream_of_part = dict(zip(asked, contiguous(upstream[:, part].unbind(0)), strict=True))
+        grad_into(logits, logits, label[part], options, of_part, upstream_of_part)
         gradient.add(part, logits)
     return gradient.tensors()
 
 
 @_grad_op.register_fake
-def _(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    label: Tensor,
-    options: Sequence[float],
-    outputs: int,
-    chunk: int,
-    stats: Tensor,
-    upstream: Tensor,
-    needs: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    return empty_gradients(hidden, weight, bias, needs)
+def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    return empty_gradients(hidden, weight, bias, rest[-1])
 
 
 def empty_gradients(
@@ -167,7 +136,7 @@ def empty_gradients(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    hidden, weight, bias, label, ctx.options, ctx.outputs, ctx.chunk = inputs
+    hidden, weight, bias, label, ctx.request, ctx.chunk = inputs
     ctx.save_for_backward(hidden, weight, bias, label, output)
 
 
@@ -175,10 +144,10 @@ def _backward(ctx: Any, upstream_KT: Tensor) -> tuple[Tensor | None, ...]:
     hidden, weight, bias, label, stats = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:3])
     gradients = _grad_op(
-        hidden, weight, bias, label, ctx.options, ctx.outputs, ctx.chunk, stats, upstream_KT, needs
+        hidden, weight, bias, label, ctx.request, ctx.chunk, stats, upstream_KT, needs
     )
     wanted = (g if need else None for g, need in zip(gradients, needs, strict=True))
-    return (*wanted, None, None, None, None)
+    return (*wanted, None, None, None)
 
 
 def _refuse(*_: Any) -> None:

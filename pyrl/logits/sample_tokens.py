@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrl import _core
-from pyrl.logits.kernels import ELEMENTS, adjacent, device_of
+from pyrl._core.logits import Truncation
+from pyrl.logits.kernels import ELEMENTS, adjacent, device_of, matrix_of
 from pyrl.logits.sampling import Sampling
 
 _CHUNK_ELEMENTS = 1 << 23
@@ -109,18 +110,21 @@ def _sample_kernel(
     logits_BV = adjacent(logits_BV)
     return SampledTokens(
         *_core.logits.sample_tokens(
-            data=logits_BV.data_ptr(),
-            dtype=ELEMENTS[logits_BV.dtype],
-            vocabulary=logits_BV.shape[1],
-            row_stride=logits_BV.stride(0),
+            logits=matrix_of(logits_BV),
             seed_B=np.ascontiguousarray(seed_B),
             position_B=np.ascontiguousarray(position_B),
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
+            truncation=_truncation(sampling),
             threads=torch.get_num_threads(),
         )
+    )
+
+
+def _truncation(sampling: Sampling) -> Truncation:
+    return Truncation(
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
     )
 
 
@@ -136,16 +140,9 @@ def sample_rows(
     uniform_B = torch.from_numpy(uniforms).to(logits_BV.device)
     columns_KB = uniform_B.new_empty(5, len(uniform_B))
     _core.logits.sample_rows(
-        data=logits_BV.data_ptr(),
-        dtype=ELEMENTS[logits_BV.dtype],
-        rows=logits_BV.shape[0],
-        vocabulary=logits_BV.shape[1],
-        row_stride=logits_BV.stride(0),
+        logits=matrix_of(logits_BV),
         uniform=uniform_B.data_ptr(),
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        min_p=sampling.min_p,
+        truncation=_truncation(sampling),
         out=columns_KB.data_ptr(),
         **device_of(logits_BV),
     )

@@ -7,26 +7,18 @@ Formulas: csrc/logits/stats/token_stats.h.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from dataclasses import dataclass, fields
+from typing import Any, NoReturn, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from pyrl._core.logits import TokenStatsOptions
 from pyrl.logits.graph import traced
-from pyrl.logits.kernels import (
-    DIFFERENTIABLE,
-    ELEMENTS,
-    READ_BACKWARD,
-    adjacent,
-    apart,
-    empty_stats,
-    grad_into,
-    names,
-    stats_into,
-)
+from pyrl.logits.kernels import ELEMENTS, adjacent, apart, empty_stats, grad_into, stats_into
 
 IGNORED_LABEL = -100
 """A row with this label has zero outputs and a zero gradient."""
@@ -71,6 +63,120 @@ class TokenStats:
     """Log-prob of the label at second_temperature (nats)."""
 
 
+STATS = tuple(field.name for field in fields(TokenStats))
+DIFFERENTIABLE = frozenset(STATS[:5])
+READ_BACKWARD = frozenset({"entropy", "logsumexp", *STATS[4:7]})
+"""What the gradient is computed from, beside the logits."""
+
+
+class Options(TypedDict, total=False):
+    """The keywords of `token_stats` that ask for something, as other functions take them."""
+
+    softcap: float | None
+    top_k: int
+    self_certainty: bool
+    max_probability: bool
+    squares: bool
+    kept_share: float | None
+    second_temperature: float | None
+    nucleus: float | None
+    nucleus_keeps_crossing: bool
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `token_stats` is asked for; ValueError for an option outside its range."""
+
+    temperature: float = 1.0
+    softcap: float | None = None
+    top_k: int = 0
+    self_certainty: bool = False
+    max_probability: bool = False
+    squares: bool = False
+    kept_share: float | None = None
+    second_temperature: float | None = None
+    nucleus: float | None = None
+    nucleus_keeps_crossing: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "softcap", "second_temperature"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name}: expected a finite number > 0, got {value}")
+        for name in ("kept_share", "nucleus"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"{name}: expected a number in (0, 1], got {value}")
+        if self.top_k not in range(LARGEST_TOP_K + 1):
+            raise ValueError(
+                f"top_k: expected a whole number, 0 to {LARGEST_TOP_K}, got {self.top_k}"
+            )
+
+    @classmethod
+    def of(cls, function: str, temperature: float, options: Options) -> Request:
+        """The request of a function with keywords `options`; TypeError for one that is unknown."""
+        for name in options.keys() - _KINDS.keys():
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
+        return cls(temperature, **options)
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """Names of the statistics to compute, in the order of STATS."""
+        wanted = {
+            "self_certainty": self.self_certainty,
+            "nucleus_entropy": self.nucleus is not None,
+            "nucleus_threshold": self.nucleus is not None,
+            "nucleus_log_mass": self.nucleus is not None,
+            "confidence": self.top_k > 0,
+            "max_probability": self.max_probability,
+            "sum_p2": self.squares,
+            "sum_p2_logp": self.squares,
+            "kept_mass": self.kept_share is not None,
+            "second_logprob": self.second_temperature is not None,
+        }
+        return (*STATS[:3], *(name for name, is_wanted in wanted.items() if is_wanted))
+
+    @property
+    def options(self) -> TokenStatsOptions:
+        """The options as the kernels read them."""
+        values = {name: getattr(self, name) for name in TokenStatsOptions.fields}
+        return TokenStatsOptions(**{n: value for n, value in values.items() if value is not None})
+
+    def packed(self) -> list[float]:
+        """A number for each field, as the ops take the request; 0 for None."""
+        return [float(getattr(self, name) or 0) for name in _KINDS]
+
+    @classmethod
+    def unpacked(cls, numbers: Sequence[float]) -> Request:
+        """The request of these numbers: None where 0 is no value of the option."""
+        values: dict[str, Any] = {}
+        for (name, kind), number in zip(_KINDS.items(), numbers, strict=True):
+            values[name] = kind(number) if kind else number or None
+        return cls(**values)
+
+
+_KINDS: dict[str, type | None] = {
+    field.name: None if field.default is None else type(field.default) for field in fields(Request)
+}
+"""The type of each field of a Request; None for a number > 0, or None."""
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def shows_options(function: _Function) -> _Function:
+    """A decorator for a function with keywords `**options: Unpack[Options]`: help() lists them."""
+    own = inspect.signature(function)
+    options = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in inspect.signature(Request).parameters.items()
+        if name not in own.parameters
+    ]
+    kept = [p for p in own.parameters.values() if p.kind != inspect.Parameter.VAR_KEYWORD]
+    vars(function)["__signature__"] = own.replace(parameters=[*kept, *options])
+    return function
+
+
 def token_stats(
     logits_TV: Tensor,
     label_T: Tensor,
@@ -109,7 +215,7 @@ def token_stats(
     that cannot be overwritten with `inplace=True`: columns not adjacent or rows that overlap.
     """
     check_rows(logits_TV, label_T, inplace=inplace)
-    options, asked = request(
+    request = Request(
         temperature,
         softcap=softcap,
         top_k=top_k,
@@ -121,73 +227,22 @@ def token_stats(
         nucleus=nucleus,
         nucleus_keeps_crossing=nucleus_keeps_crossing,
     )
-    arguments = (logits_TV, label_T, options, asked, inplace)
     if traced(logits_TV):
-        return record(_stats_op(*arguments).unbind(0), asked)
-    return record(_eager(*arguments), asked)
+        stats_K = _stats_op(logits_TV, label_T, request.packed(), inplace).unbind(0)
+    else:
+        stats_K = _eager(logits_TV, label_T, request, inplace)
+    return record(stats_K, request.asked)
 
 
-def request(
-    temperature: float,
-    *,
-    softcap: float | None = None,
-    top_k: int = 0,
-    self_certainty: bool = False,
-    max_probability: bool = False,
-    squares: bool = False,
-    kept_share: float | None = None,
-    second_temperature: float | None = None,
-    nucleus: float | None = None,
-    nucleus_keeps_crossing: bool = True,
-) -> tuple[list[float], int]:
-    """As the ops take them: the numbers of OPTIONS, and one bit for each member of STATS asked for.
-
-    Raises ValueError for an option outside its range.
-    """
-    positive = {
-        "temperature": temperature,
-        "softcap": softcap,
-        "second_temperature": second_temperature,
-    }
-    for name, value in positive.items():
-        if value is not None and not 0 < value < float("inf"):
-            raise ValueError(f"{name}: expected a finite number > 0, got {value}")
-    for name, value in {"kept_share": kept_share, "nucleus": nucleus}.items():
-        if value is not None and not 0 < value <= 1:
-            raise ValueError(f"{name}: expected a number in (0, 1], got {value}")
-    if top_k not in range(LARGEST_TOP_K + 1):
-        raise ValueError(f"top_k: expected a whole number, 0 to {LARGEST_TOP_K}, got {top_k}")
-    asked = (
-        *[True] * 3,
-        self_certainty,
-        *[nucleus is not None] * 3,
-        top_k > 0,
-        max_probability,
-        *[squares] * 2,
-        kept_share is not None,
-        second_temperature is not None,
-    )
-    numbers = [
-        temperature,
-        softcap or 0.0,
-        float(top_k or 1),
-        kept_share or 1.0,
-        second_temperature or 1.0,
-        nucleus or 1.0,
-        float(nucleus_keeps_crossing),
-    ]
-    return numbers, sum(int(bit) << i for i, bit in enumerate(asked))
-
-
-def record(stats_K: Sequence[Tensor], asked: int) -> TokenStats:
-    """The op's rows by name, those without a gradient detached.
+def record(stats_K: Sequence[Tensor], asked: Sequence[str]) -> TokenStats:
+    """The statistics by name, those without a gradient detached.
 
     Rows of `unbind` and not of an index each, whose backward pass makes K tensors [K, T].
     """
     return TokenStats(
         **{
             name: row_T if name in DIFFERENTIABLE else row_T.detach()
-            for name, row_T in zip(names(asked), stats_K, strict=True)
+            for name, row_T in zip(asked, stats_K, strict=True)
         }
     )
 
@@ -221,49 +276,57 @@ def check_labels(label_T: Tensor, rows: Tensor, name: str) -> None:
         raise ValueError(f"label_T: expected a tensor on {rows.device}, got {label_T.device}")
 
 
-# -- the ops --
+# -- the ops; they carry a request as the numbers of `Request.packed` --
 
 
-@torch.library.custom_op("pyrl::token_stats", mutates_args=(), device_types=("cpu", "cuda"))
-def _stats_op(
-    logits: Tensor, label: Tensor, options: Sequence[float], outputs: int, inplace: bool
-) -> Tensor:
-    stats = empty_stats(logits, outputs)
-    stats_into(stats, adjacent(logits), label.contiguous(), options, outputs)
+def _stats(logits: Tensor, label: Tensor, request: Request) -> Tensor:
+    asked = request.asked
+    stats = empty_stats(logits, asked)
+    stats_into(stats, adjacent(logits), label.contiguous(), request.options, asked)
     return stats
 
 
+@torch.library.custom_op("pyrl::token_stats", mutates_args=(), device_types=("cpu", "cuda"))
+def _stats_op(logits: Tensor, label: Tensor, request: Sequence[float], inplace: bool) -> Tensor:
+    return _stats(logits, label, Request.unpacked(request))
+
+
 @_stats_op.register_fake
-def _(
-    logits: Tensor, label: Tensor, options: Sequence[float], outputs: int, inplace: bool
-) -> Tensor:
-    return empty_stats(logits, outputs)
+def _(logits: Tensor, _label: Tensor, request: Sequence[float], *_: Any) -> Tensor:
+    return empty_stats(logits, Request.unpacked(request).asked)
+
+
+def _grad(
+    grad: Tensor,
+    logits: Tensor,
+    label: Tensor,
+    request: Sequence[float],
+    stats: Sequence[Tensor | None],
+    upstream: Sequence[Tensor | None],
+) -> None:
+    asked = Request.unpacked(request)
+    stats_by_name = dict(zip(asked.asked, stats, strict=True))
+    upstream_by_name = dict(zip(asked.asked, contiguous(upstream), strict=True))
+    label = label.contiguous()
+    grad_into(grad, logits, label, asked.options, stats_by_name, upstream_by_name)
 
 
 @torch.library.custom_op("pyrl::token_stats_grad", mutates_args=(), device_types=("cpu", "cuda"))
 def _grad_op(
     logits: Tensor,
     label: Tensor,
-    options: Sequence[float],
-    outputs: int,
+    request: Sequence[float],
     stats: Sequence[Tensor | None],
     upstream: Sequence[Tensor | None],
 ) -> Tensor:
     logits = adjacent(logits)
     grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    grad_into(grad, logits, label.contiguous(), options, outputs, stats, contiguous(upstream))
+    _grad(grad, logits, label, request, stats, upstream)
     return grad
 
 
 @_grad_op.register_fake
-def _(
-    logits: Tensor,
-    label: Tensor,
-    options: Sequence[float],
-    outputs: int,
-    stats: Sequence[Tensor | None],
-    upstream: Sequence[Tensor | None],
-) -> Tensor:
+def _(logits: Tensor, *_: Any) -> Tensor:
     return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
 
 
@@ -274,13 +337,11 @@ def _(
 def _inplace_grad_op(
     logits: Tensor,
     label: Tensor,
-    options: Sequence[float],
-    outputs: int,
+    request: Sequence[float],
     stats: Sequence[Tensor | None],
     upstream: Sequence[Tensor | None],
 ) -> None:
-    label, upstream = label.contiguous(), contiguous(upstream)
-    grad_into(logits, logits, label, options, outputs, stats, upstream)
+    _grad(logits, logits, label, request, stats, upstream)
 
 
 def contiguous(upstream_K: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -289,23 +350,20 @@ def contiguous(upstream_K: Sequence[Tensor | None]) -> list[Tensor | None]:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor | tuple[Tensor, ...]) -> None:
-    logits, label, ctx.options, ctx.outputs, ctx.inplace = inputs
+    logits, label, request, ctx.inplace = inputs
     ctx.overwritten = False
     ctx.by_row = isinstance(output, tuple)
-    kept: list[Tensor | None] = (
-        [output]
-        if isinstance(output, Tensor)
-        else [
-            row_T if name in READ_BACKWARD else None
-            for name, row_T in zip(names(ctx.outputs), output, strict=True)
-        ]
-    )
+    kept: list[Tensor | None]
+    if isinstance(output, Tensor):
+        kept, ctx.request = [output], request
+    else:
+        named = zip(request.asked, output, strict=True)
+        kept = [row_T if name in READ_BACKWARD else None for name, row_T in named]
+        ctx.request = request.packed()
     ctx.save_for_backward(logits, label, *kept)
 
 
-def _backward(
-    ctx: Any, upstream_K: Sequence[Tensor | None]
-) -> tuple[Tensor, None, None, None, None]:
+def _backward(ctx: Any, upstream_K: Sequence[Tensor | None]) -> tuple[Tensor, None, None, None]:
     if ctx.overwritten:
         raise RuntimeError(
             "token_stats: expected one backward pass with inplace=True, got a second one after "
@@ -316,12 +374,12 @@ def _backward(
     logits, label, *stats_K = ctx.saved_tensors
     if not ctx.by_row:
         stats_K = stats_K[0].unbind(0)
-    arguments = (logits, label, ctx.options, ctx.outputs, stats_K, upstream_K)
+    arguments = (logits, label, ctx.request, stats_K, upstream_K)
     if not ctx.inplace:
-        return _grad_op(*arguments), None, None, None, None
+        return _grad_op(*arguments), None, None, None
     ctx.overwritten = True
     _inplace_grad_op(*arguments)
-    return logits.detach(), None, None, None, None
+    return logits.detach(), None, None, None
 
 
 def refuse_second_derivatives(name: str) -> NoReturn:
@@ -357,21 +415,19 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        logits: Tensor, label: Tensor, options: Sequence[float], outputs: int, inplace: bool
+        logits: Tensor, label: Tensor, request: Request, inplace: bool
     ) -> tuple[Tensor, ...]:
-        stats = empty_stats(logits, outputs)
-        stats_into(stats, adjacent(logits), label.contiguous(), options, outputs)
-        return apart(stats)
+        return apart(_stats(logits, label, request))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _save(ctx, inputs, output)
         ctx.set_materialize_grads(False)
-        asked = zip(names(inputs[3]), output, strict=True)
+        asked = zip(inputs[2].asked, output, strict=True)
         ctx.mark_non_differentiable(*(row for name, row in asked if name not in DIFFERENTIABLE))
 
     @staticmethod
-    def backward(ctx: Any, *upstream_K: Tensor | None) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *upstream_K: Tensor | None) -> tuple[Tensor, None, None, None]:
         return _backward(ctx, upstream_K)
 
 

@@ -20,15 +20,14 @@ from pyrl.logits.graph import untraced
 from pyrl.logits.linear_token_stats import checked_head
 from pyrl.logits.token_stats import (
     IGNORED_LABEL,
+    Request,
     TokenStats,
     check_rows,
     record,
     refuse_forward_mode,
-    request,
 )
 from pyrl.loss import Loss, PositionClip
 from pyrl.loss.fused_ops import (
-    ASKED,
     fused_loss,
     fused_loss_,
     linear_fused_loss,
@@ -80,11 +79,11 @@ def fused_policy_loss(
     """
     check_rows(logits_TV, label_T, inplace=inplace)
     refuse_forward_mode("fused_policy_loss", logits_TV)
-    options, _ = request(temperature, softcap=softcap)
+    request = Request(temperature, softcap=softcap)
     plan = _plan(loss, terms, columns, mask_T, offset_N1, logits_TV, label_T, per_token)
-    row_arguments = (label_T, options, plan.columns, plan.spec)
+    row_arguments = (label_T, request.packed(), plan.columns, plan.spec)
     if not (logits_TV.requires_grad and torch.is_grad_enabled()):
-        stats_KT = torch.ops.pyrl.token_stats(logits_TV, label_T, options, ASKED, False)
+        stats_KT = torch.ops.pyrl.token_stats(logits_TV, label_T, request.packed(), False)
         return plan.result(stats_KT, [], [])
     if inplace:
         stats_KT = fused_loss_(logits_TV.detach(), *row_arguments)
@@ -118,17 +117,19 @@ def linear_policy_loss(
     """
     head = checked_head(hidden_TH, weight_VH, bias, label_T, chunk)
     refuse_forward_mode("linear_policy_loss", hidden_TH, weight_VH, bias)
-    options, _ = request(temperature, softcap=softcap)
+    request = Request(temperature, softcap=softcap)
     plan = _plan(loss, terms, columns, mask_T, offset_N1, hidden_TH, label_T, per_token)
     inputs = (hidden_TH, weight_VH, bias)
     detached = [None if tensor is None else tensor.detach() for tensor in inputs]
     recording = torch.is_grad_enabled()
     needs = [t is not None and t.requires_grad and recording for t in inputs]
     if not any(needs):
-        stats_KT = torch.ops.pyrl.linear_token_stats(*detached, label_T, options, ASKED, head.chunk)
+        stats_KT = torch.ops.pyrl.linear_token_stats(
+            *detached, label_T, request.packed(), head.chunk
+        )
         return plan.result(stats_KT, [], [])
     stats_KT, *gradients = linear_fused_loss(
-        *detached, label_T, options, plan.columns, plan.spec, head.chunk, needs
+        *detached, label_T, request.packed(), plan.columns, plan.spec, head.chunk, needs
     )
     wanted = [
         (tensor, gradient)
@@ -154,7 +155,7 @@ class _Plan:
         self, stats_KT: Tensor, inputs: list[Tensor], gradients: list[Tensor]
     ) -> tuple[PolicyLoss, TokenStats]:
         """The record of `policy_loss`, differentiable in `inputs`."""
-        stats = record(stats_KT.unbind(0), ASKED)
+        stats = record(stats_KT.unbind(0), Request().asked)
         out = policy_loss(
             stats.logprob,
             stats.entropy,

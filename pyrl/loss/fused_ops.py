@@ -12,14 +12,18 @@ import torch
 from torch import Tensor
 
 from pyrl import _core
-from pyrl.logits.kernels import adjacent, column_addresses, device_of, empty_stats, rows_of
+from pyrl.logits.kernels import (
+    adjacent,
+    column_addresses,
+    device_of,
+    empty_stats,
+    matrix_of,
+    stat_addresses,
+)
 from pyrl.logits.linear_token_stats import empty_gradients
 from pyrl.logits.lm_head import Head, HeadGradient
-from pyrl.logits.token_stats import refuse_second_derivatives
+from pyrl.logits.token_stats import Request, refuse_second_derivatives
 from pyrl.loss.spec import TOKEN_COLUMNS
-
-ASKED = 0b111
-"""logprob, entropy and logsumexp."""
 
 
 def ready(
@@ -64,7 +68,7 @@ def fused_into(
     grad_TV: Tensor,
     logits_TV: Tensor,
     label_T: Tensor,
-    options: Sequence[float],
+    request: Sequence[float],
     columns: Sequence[Tensor | None],
     spec: Sequence[float],
 ) -> None:
@@ -72,15 +76,17 @@ def fused_into(
 
     The columns are `ready`.
     """
+    unpacked = Request.unpacked(request)
     _core.loss.fused_loss(
+        logits=matrix_of(logits_TV),
+        label=label_T.data_ptr(),
+        options=unpacked.options,
         columns=column_addresses(columns),
         spec=spec,
-        stats=stats_KT.data_ptr(),
+        stats=stat_addresses(stats_KT, unpacked.asked),
         grad=grad_TV.data_ptr(),
         grad_row_stride=grad_TV.stride(0),
-        temperature=options[0],
-        softcap=options[1],
-        **rows_of(logits_TV, label_T),
+        threads=torch.get_num_threads(),
         **device_of(logits_TV),
     )
 
@@ -92,15 +98,15 @@ def fused_into(
 def fused_loss(
     logits: Tensor,
     label: Tensor,
-    options: Sequence[float],
+    request: Sequence[float],
     columns: Sequence[Tensor | None],
     spec: Sequence[float],
 ) -> tuple[Tensor, Tensor]:
     """Statistics [3, T] and gradient of each row."""
     columns = ready(columns, len(logits), logits.device)
-    stats, logits = empty_stats(logits, ASKED), adjacent(logits)
+    stats, logits = empty_stats(logits, Request().asked), adjacent(logits)
     grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    fused_into(stats, grad, logits, label.contiguous(), options, columns, spec)
+    fused_into(stats, grad, logits, label.contiguous(), request, columns, spec)
     return stats, grad
 
 
@@ -108,12 +114,12 @@ def fused_loss(
 def _(
     logits: Tensor,
     label: Tensor,
-    options: Sequence[float],
+    request: Sequence[float],
     columns: Sequence[Tensor | None],
     spec: Sequence[float],
 ) -> tuple[Tensor, Tensor]:
     grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    return empty_stats(logits, ASKED), grad
+    return empty_stats(logits, Request().asked), grad
 
 
 @torch.library.custom_op(
@@ -122,14 +128,14 @@ def _(
 def fused_loss_(
     logits: Tensor,
     label: Tensor,
-    options: Sequence[float],
+    request: Sequence[float],
     columns: Sequence[Tensor | None],
     spec: Sequence[float],
 ) -> Tensor:
     """Statistics [3, T]; the gradient takes the place of the logits."""
     columns = ready(columns, len(logits), logits.device)
-    stats = empty_stats(logits, ASKED)
-    fused_into(stats, logits, logits, label.contiguous(), options, columns, spec)
+    stats = empty_stats(logits, Request().asked)
+    fused_into(stats, logits, logits, label.contiguous(), request, columns, spec)
     return stats
 
 
@@ -137,11 +143,11 @@ def fused_loss_(
 def _(
     logits: Tensor,
     label: Tensor,
-    options: Sequence[float],
+    request: Sequence[float],
     columns: Sequence[Tensor | None],
     spec: Sequence[float],
 ) -> Tensor:
-    return empty_stats(logits, ASKED)
+    return empty_stats(logits, Request().asked)
 
 
 @torch.library.custom_op("pyrl::linear_fused_loss", mutates_args=(), device_types=("cpu", "cuda"))
@@ -150,7 +156,7 @@ def linear_fused_loss(
     weight: Tensor,
     bias: Tensor | None,
     label: Tensor,
-    options: Sequence[float],
+    request: Sequence[float],
     columns: Sequence[Tensor | None],
     spec: Sequence[float],
     chunk: int,
@@ -158,13 +164,13 @@ def linear_fused_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Statistics [3, T], and the gradients of hidden, weight and bias; empty if not needed."""
     columns = ready(columns, len(hidden), hidden.device)
-    stats, label = empty_stats(hidden, ASKED), label.contiguous()
+    stats, label = empty_stats(hidden, Request().asked), label.contiguous()
     head = Head(hidden, weight, bias, chunk)
     gradient = HeadGradient(head, *needs)
     for part, logits in head.logits():
-        of_part = empty_stats(logits, ASKED)
+        of_part = empty_stats(logits, Request().asked)
         columns_of_part = [None if column is None else column[part] for column in columns]
-        fused_into(of_part, logits, logits, label[part], options, columns_of_part, spec)
+        fused_into(of_part, logits, logits, label[part], request, columns_of_part, spec)
         stats[:, part] = of_part
         gradient.add(part, logits)
     return stats, *gradient.tensors()
@@ -176,13 +182,13 @@ def _(
     weight: Tensor,
     bias: Tensor | None,
     label: Tensor,
-    options: Sequence[float],
+    request: Sequence[float],
     columns: Sequence[Tensor | None],
     spec: Sequence[float],
     chunk: int,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return empty_stats(hidden, ASKED), *empty_gradients(hidden, weight, bias, needs)
+    return empty_stats(hidden, Request().asked), *empty_gradients(hidden, weight, bias, needs)
 
 
 # -- a value with a gradient that is already there --

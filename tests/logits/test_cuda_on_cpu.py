@@ -17,8 +17,7 @@ from test_token_stats_options import *  # noqa: F403
 from token_stats_reference import EVERYTHING
 from torch import Tensor
 
-from pyrl.logits.kernels import STATS
-from pyrl.logits.token_stats import token_stats
+from pyrl.logits.token_stats import STATS, token_stats
 
 # Not about the kernels, or too many rows for an emulation.
 del test_results_never_depend_on_the_number_of_threads  # noqa: F821

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyrl.logits.linear_token_stats import linear_token_stats
 from pyrl.logits.lm_head import chunk_rows
-from pyrl.logits.token_stats import request, token_stats
+from pyrl.logits.token_stats import Request, token_stats
 
 
 def linear_problem(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -208,13 +208,13 @@ def test_second_derivatives_from_hidden_states_are_refused() -> None:
 
 
 def test_the_linear_op_obeys_torchs_rules() -> None:
-    options, asked = request(0.8)
+    request = Request(0.8).packed()
     for with_bias in (False, True):
         hidden_TH, weight_VH, bias_V, label_T = linear_problem(torch.float32)
         bias = bias_V if with_bias else None
         torch.library.opcheck(
             torch.ops.pyrl.linear_token_stats.default,
-            (hidden_TH, weight_VH, bias, label_T, options, asked, 4),
+            (hidden_TH, weight_VH, bias, label_T, request, 4),
         )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from pyrl.logits.linear_token_stats import linear_token_stats
-from pyrl.logits.token_stats import IGNORED_LABEL, request, token_stats
+from pyrl.logits.token_stats import IGNORED_LABEL, Request, token_stats
 from pyrl.loss.fused import fused_policy_loss, linear_policy_loss
 from pyrl.loss.presets import ppo
 
@@ -121,7 +121,7 @@ def test_the_op_obeys_torchs_rules(dtype: torch.dtype) -> None:
     for options in ({}, EVERYTHING):
         torch.library.opcheck(
             torch.ops.pyrl.token_stats.default,
-            (logits_TV.clone().requires_grad_(), label_T, *request(0.8, **options), False),
+            (logits_TV.clone().requires_grad_(), label_T, Request(0.8, **options).packed(), False),
         )
 
 
@@ -162,7 +162,7 @@ def test_upstream_gradients_of_any_stride_are_read_as_what_they_are(
     assert not upstream_KT.is_contiguous()
     slopes = []
     for upstream in (upstream_KT, upstream_KT.clone(memory_format=torch.contiguous_format)):
-        stats_KT = torch.ops.pyrl.token_stats(leaf_TV * 1, label_T, *request(1.0), inplace)
+        stats_KT = torch.ops.pyrl.token_stats(leaf_TV * 1, label_T, Request(1.0).packed(), inplace)
         slopes.append(torch.autograd.grad(stats_KT, leaf_TV, upstream)[0])
     assert slopes[0].equal(slopes[1])
 

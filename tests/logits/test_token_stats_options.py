@@ -12,8 +12,7 @@ import torch
 from token_stats_reference import EVERYTHING, given, weighted_sum
 from torch import Tensor
 
-from pyrl.logits.kernels import STATS
-from pyrl.logits.token_stats import TokenStats, token_stats
+from pyrl.logits.token_stats import STATS, TokenStats, token_stats
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 VOCABULARIES = [1, 2, 7, 33, 2049, 5003]

@@ -7,8 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyrl.logits.kernels import STATS
-from pyrl.logits.token_stats import TokenStats
+from pyrl.logits.token_stats import STATS, TokenStats
 
 DIFFERENTIABLE = STATS[:5]
 EVERYTHING = {

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyrl.logits.linear_token_stats import linear_token_stats
-from pyrl.logits.token_stats import TokenStats, request, token_stats
+from pyrl.logits.token_stats import Request, TokenStats, token_stats
 from pyrl.loss import KL, ConfidenceClip, Loss, LossState, PositionClip, fused, fused_ops
 from pyrl.loss.fused import fused_policy_loss, linear_policy_loss
 from pyrl.loss.policy_loss import policy_loss
@@ -290,7 +290,7 @@ def test_bad_columns_say_what_was_expected_and_what_came() -> None:
 def test_compiled_one_go_ops_have_no_breaks_and_the_same_results(inplace: bool) -> None:
     logits_TV, label_T, columns, _ = problem(torch.float32)
     plan = fused._plan(BUSY, None, columns, None, None, logits_TV, label_T, False)
-    arguments = (label_T, request(0.9)[0], plan.columns, plan.spec)
+    arguments = (label_T, Request(0.9).packed(), plan.columns, plan.spec)
 
     def step(leaf_TV: Tensor) -> Tensor:
         logits_TV = leaf_TV * 2
@@ -312,7 +312,7 @@ def test_compiled_one_go_ops_have_no_breaks_and_the_same_results(inplace: bool) 
 def test_the_one_go_ops_obey_torchs_rules() -> None:
     logits_TV, label_T, columns, _ = problem(torch.float32)
     plan = fused._plan(BUSY, None, columns, None, None, logits_TV, label_T, False)
-    arguments = (label_T, request(0.9)[0], plan.columns, plan.spec)
+    arguments = (label_T, Request(0.9).packed(), plan.columns, plan.spec)
     ops = torch.ops.pyrl
     torch.library.opcheck(ops.fused_loss.default, (logits_TV, *arguments))
     torch.library.opcheck(ops.fused_loss_.default, (logits_TV.clone(), *arguments))

@@ -96,10 +96,16 @@ class SlowSignals:
     def calibrate(self) -> None:
         s = self.spec
 
-        def high(threshold: Threshold, history: History, side: int) -> float:
+        def high(
+            threshold: Threshold | None, history: History, side: int, off: float = math.nan
+        ) -> float:
+            if threshold is None:
+                return off
             return history.edges(threshold.q)[side] if threshold.q >= 0 else threshold.value
 
-        def low(threshold: Threshold, doubt: History, side: int) -> float:
+        def low(threshold: Threshold | None, doubt: History, side: int, off: float) -> float:
+            if threshold is None:
+                return off
             if threshold.q < 0:
                 return threshold.value
             return 1 - doubt.edges(1 - threshold.q)[side]
@@ -107,11 +113,11 @@ class SlowSignals:
         self.thresholds = {
             "entropy_high": high(s.entropy_high, self.entropy, 0),
             "entropy_low": high(s.entropy_low, self.entropy, 0),
-            "confidence_fork": low(s.confidence_fork, self.group, 0),
-            "entropy_rise": high(s.entropy_rise, self.rise, 0),
-            "confidence_low": low(s.confidence_low, self.trace, 1),
-            "tail_low": low(s.tail_low, self.tail, 1),
-            "entropy_spike": high(s.entropy_spike, self.rise, 1),
+            "confidence_fork": low(s.confidence_fork, self.group, 0, math.inf),
+            "entropy_rise": high(s.entropy_rise, self.rise, 0, -math.inf),
+            "confidence_low": low(s.confidence_low, self.trace, 1, -math.inf),
+            "tail_low": low(s.tail_low, self.tail, 1, -math.inf),
+            "entropy_spike": high(s.entropy_spike, self.rise, 1, math.inf),
         }
         self.calibrated = len(self.trace.all()) >= s.warmup_traces
 
@@ -170,7 +176,9 @@ class SlowSignals:
         ):
             return 1
         spread = max(t["entropy_high"] - t["entropy_low"], 1e-12)
-        excess = 1 - (1 - t["confidence_fork"]) / (1 - group) if group < 1 else 0.0
+        excess = 0.0
+        if s.confidence_fork is not None and group < 1:
+            excess = 1 - (1 - t["confidence_fork"]) / (1 - group)
         raw = s.width_min + s.alpha * (entropy - t["entropy_low"]) / spread + s.beta * excess
         return round(min(max(raw, s.width_min), s.width_max))
 

@@ -7,6 +7,7 @@ import pytest
 
 from pyrl._core.tree import pack_flat
 from pyrl.forest import Forest, StaleHandleError
+from pyrl.pack import pack
 
 
 def grown(leaves: int, seed: int) -> Forest:
@@ -47,7 +48,6 @@ def test_rows_hold_the_prompt_and_path_of_each_leaf_in_the_order_given(seed: int
         (rows.entropy_T, "entropy"),
         (rows.confidence_T, "confidence"),
         (rows.forced_T, "forced"),
-        (rows.version_T, "version"),
     ):
         assert column_T.tolist() == np.concatenate([getattr(p, name) for p in paths]).tolist()
 
@@ -56,16 +56,16 @@ def test_rows_hold_the_prompt_and_path_of_each_leaf_in_the_order_given(seed: int
 def test_the_predictor_of_a_token_is_the_input_before_it(seed: int) -> None:
     forest = grown(8, seed)
     rows = pack_flat(forest, forest.leaves())
-    assert rows.input_I[rows.predictor_T + 1].tolist() == rows.label_T.tolist()
+    predictor_T = pack(rows, np.zeros(len(rows.label_T))).predictor_T
+    assert rows.input_I[predictor_T + 1].tolist() == rows.label_T.tolist()
     leaf_I = np.searchsorted(rows.cu_seqlens, np.arange(len(rows.input_I)), side="right") - 1
-    assert leaf_I[rows.predictor_T].tolist() == rows.leaf_T.tolist()
-    assert leaf_I[rows.predictor_T + 1].tolist() == rows.leaf_T.tolist()
+    assert leaf_I[predictor_T].tolist() == rows.leaf_T.tolist()
+    assert leaf_I[predictor_T + 1].tolist() == rows.leaf_T.tolist()
     first_T = np.flatnonzero(np.diff(rows.leaf_T, prepend=-1))
     prompt_N = np.diff(rows.cu_seqlens) - np.bincount(rows.leaf_T, minlength=len(forest.leaves()))
     leaf_F = rows.leaf_T[first_T]
     assert (
-        rows.predictor_T[first_T].tolist()
-        == (rows.cu_seqlens[leaf_F] + prompt_N[leaf_F] - 1).tolist()
+        predictor_T[first_T].tolist() == (rows.cu_seqlens[leaf_F] + prompt_N[leaf_F] - 1).tolist()
     )
 
 
@@ -83,7 +83,8 @@ def test_segments_of_tokens_follow_the_tree_of_these_leaves(seed: int) -> None:
 def test_shared_tokens_occur_once_per_leaf_with_equal_numbers() -> None:
     forest = grown(10, 0)
     rows = pack_flat(forest, forest.leaves(0))
-    key_T = rows.segment_T * 10**6 + rows.position_I[rows.predictor_T]
+    predictor_T = pack(rows, np.zeros(len(rows.label_T))).predictor_T
+    key_T = rows.segment_T * 10**6 + rows.position_I[predictor_T]
     for key in np.unique(key_T):
         same = key_T == key
         assert len(np.unique(rows.logprob_T[same])) == len(np.unique(rows.label_T[same])) == 1
@@ -98,16 +99,16 @@ def test_no_leaf_gives_no_row_and_an_empty_response_no_token() -> None:
     empty = pack_flat(forest, np.array([leaf]))
     assert empty.input_I.tolist() == [7, 8]
     assert empty.cu_seqlens.tolist() == [0, 2]
-    assert len(empty.label_T) == len(empty.predictor_T) == len(empty.segment_T) == 0
+    assert len(empty.label_T) == len(empty.segment_T) == 0
 
 
 def test_columns_have_the_types_that_torch_and_attention_kernels_take() -> None:
     rows = pack_flat(grown(3, 1), grown(3, 1).leaves())
-    for name in ("input_I", "position_I", "predictor_T", "label_T", "leaf_T", "segment_T"):
+    for name in ("input_I", "position_I", "label_T", "leaf_T", "segment_T"):
         assert getattr(rows, name).dtype == np.int64
     for name in ("logprob_T", "entropy_T", "confidence_T"):
         assert getattr(rows, name).dtype == np.float32
-    assert rows.cu_seqlens.dtype == rows.version_T.dtype == np.int32
+    assert rows.cu_seqlens.dtype == np.int32
     assert rows.forced_T.dtype == np.bool_
 
 

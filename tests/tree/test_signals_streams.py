@@ -19,6 +19,9 @@ def random_spec(rng: np.random.Generator) -> SignalSpec:
             return Threshold(value=float(rng.uniform(low, high)))
         return Threshold(q=float(rng.choice([0, 0.1, 0.5, 0.9, 1])))
 
+    def threshold_or_none(low: float, high: float) -> Threshold | None:
+        return None if rng.random() < 0.1 else threshold(low, high)
+
     return make_spec(
         smooth_window=int(rng.integers(1, 5)),
         group_window=int(rng.integers(1, 6)),
@@ -30,11 +33,11 @@ def random_spec(rng: np.random.Generator) -> SignalSpec:
         prune=bool(rng.random() < 0.7),
         entropy_high=threshold(0.2, 1.5),
         entropy_low=threshold(0, 0.5),
-        confidence_fork=threshold(0.6, 1),
-        entropy_rise=threshold(-1, 1),
-        confidence_low=threshold(0.5, 0.8),
-        tail_low=threshold(0.5, 0.9),
-        entropy_spike=threshold(0, 1),
+        confidence_fork=threshold_or_none(0.6, 1),
+        entropy_rise=threshold_or_none(-1, 1),
+        confidence_low=threshold_or_none(0.5, 0.8),
+        tail_low=threshold_or_none(0.5, 0.9),
+        entropy_spike=threshold_or_none(0, 1),
         alpha=float(rng.choice([0, 2])),
         beta=float(rng.choice([0, 1])),
         width_min=1,

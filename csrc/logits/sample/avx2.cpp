@@ -2,14 +2,12 @@
 
 namespace pyrl::logits::sample {
 
-template <>
-const SampleKernels<float>& avx2_sample_kernels<float>() {
-  return kKernels<float>;
+template <typename R>
+const SampleKernels<R>& SampleKernels<R>::avx2() {
+  return kKernels<R>;
 }
 
-template <>
-const SampleKernels<double>& avx2_sample_kernels<double>() {
-  return kKernels<double>;
-}
+template const SampleKernels<float>& SampleKernels<float>::avx2();
+template const SampleKernels<double>& SampleKernels<double>::avx2();
 
 }  // namespace pyrl::logits::sample

@@ -2,14 +2,12 @@
 
 namespace pyrl::logits::sample {
 
-template <>
-const SampleKernels<float>& avx512_sample_kernels<float>() {
-  return kKernels<float>;
+template <typename R>
+const SampleKernels<R>& SampleKernels<R>::avx512() {
+  return kKernels<R>;
 }
 
-template <>
-const SampleKernels<double>& avx512_sample_kernels<double>() {
-  return kKernels<double>;
-}
+template const SampleKernels<float>& SampleKernels<float>::avx512();
+template const SampleKernels<double>& SampleKernels<double>::avx512();
 
 }  // namespace pyrl::logits::sample

@@ -10,7 +10,6 @@
 
 #include "logits/sample/kernels.h"
 
-#define PYRL_INLINE [[gnu::always_inline]] inline
 // Vectors only pass between functions that are inlined, so their calling convention is moot.
 #pragma GCC diagnostic ignored "-Wpsabi"
 

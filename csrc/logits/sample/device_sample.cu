@@ -118,16 +118,21 @@ struct SampledRow {
 
 // What temperature 0, min-p, top-k and top-p keep, in this order.
 template <typename Element>
-__device__ void truncate(const SampleRowsArgs& args, SampledRow<Element>& row) {
+__device__ void truncate(const Truncation& truncation, SampledRow<Element>& row) {
   const auto number = [](const Above& kept) { return kept.moment; };
   const auto mass = [](const Above& kept) { return kept.sum; };
-  if (args.temperature == 0) return row.keep(number, 1);
-  if (args.min_p > 0) row.floor = fmax(row.maximum + log2(args.min_p) / row.scale, -DBL_MAX);
-  if (args.top_k > 0) {
-    const double most = row.kept(row.floor, row.vocabulary).moment;
-    if (most > static_cast<double>(args.top_k)) row.keep(number, static_cast<double>(args.top_k));
+  if (truncation.temperature == 0) return row.keep(number, 1);
+  if (truncation.min_p > 0) {
+    row.floor = fmax(row.maximum + log2(truncation.min_p) / row.scale, -DBL_MAX);
   }
-  if (args.top_p < 1) row.keep(mass, args.top_p * row.kept(row.floor, row.vocabulary).sum);
+  if (truncation.top_k > 0) {
+    const double most = row.kept(row.floor, row.vocabulary).moment;
+    const double top_k = static_cast<double>(truncation.top_k);
+    if (most > top_k) row.keep(number, top_k);
+  }
+  if (truncation.top_p < 1) {
+    row.keep(mass, truncation.top_p * row.kept(row.floor, row.vocabulary).sum);
+  }
 }
 
 template <typename Element>
@@ -142,7 +147,7 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(SampleRowsArgs args, W
     return;
   }
   SampledRow<Element> row{z, vocabulary, wanted.scale, sums.maximum, -DBL_MAX, vocabulary};
-  truncate(args, row);
+  truncate(args.truncation, row);
   const double mass = row.kept(row.floor, vocabulary).sum;
   const std::int64_t token = row.draw(args.uniform_B[b], mass);
   if (threadIdx.x != 0) return;
@@ -168,7 +173,8 @@ void sample_rows_cuda(const SampleRowsArgs& args, int device, void* stream) {
   check_columns("sample_tokens", logits_BV.vocabulary);
   if (logits_BV.rows == 0) return;
   Wanted wanted = {};
-  wanted.scale = kLog2E / (args.temperature == 0 ? 1.0 : args.temperature);
+  const double temperature = args.truncation.temperature;
+  wanted.scale = kLog2E / (temperature == 0 ? 1.0 : temperature);
   wanted.top = kConfidenceTokens;
   const DeviceGuard guard(device);
   with_elements(logits_BV, [&](const auto* z) {

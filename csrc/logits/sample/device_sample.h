@@ -2,6 +2,7 @@
 #pragma once
 
 #include "logits/matrix.h"
+#include "logits/sample/truncation.h"
 
 namespace pyrl::logits::sample {
 
@@ -9,10 +10,7 @@ namespace pyrl::logits::sample {
 struct SampleRowsArgs {
   LogitMatrix logits_BV;
   const double* uniform_B;  // in [0, 1)
-  double temperature;       // 0: the most probable token, statistics at temperature 1
-  std::int64_t top_k;       // 0 keeps all
-  double top_p;
-  double min_p;
+  Truncation truncation;
   // Rows: token, logprob, truncated logprob, entropy, confidence. A row with NaN, +inf or nothing
   // but -inf is not drawn: token -1, else zeros.
   double* out_KB;

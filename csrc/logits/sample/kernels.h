@@ -2,12 +2,11 @@
 // the same bits: 16 lanes (float64: 8) in a fixed order, and no fused multiply-add, which some
 // processors lack. So a draw is the same on every machine; only float64 logits, whose exponential
 // is the C library's, may differ in the last bit.
-//
-// The files that fill the tables are compiled for instruction sets that this CPU may lack: they
-// include this header and the lanes alone, so that no inline function of theirs reaches the rest.
 #pragma once
 
 #include <cstdint>
+
+#include "base/isa.h"
 
 namespace pyrl::logits::sample {
 
@@ -34,6 +33,11 @@ struct Above {
 // n <= kSampleBlock, except for `above` and `between`.
 template <typename R>
 struct SampleKernels {
+  static constexpr Isa kWidest = Isa::avx512;
+  static const SampleKernels& scalar();
+  static const SampleKernels& avx2();
+  static const SampleKernels& avx512();
+
   R (*maximum)(const R* z, int n);  // NaN is overlooked
   // Meanwhile the bytes from `ahead` on, as many as it reads of z, come nearer in the caches.
   SampleSums (*sums)(const R* z, int n, R maximum, R scale, const char* ahead);
@@ -48,14 +52,8 @@ struct SampleKernels {
 };
 
 template <typename R>
-const SampleKernels<R>& scalar_sample_kernels();
-template <typename R>
-const SampleKernels<R>& avx2_sample_kernels();
-template <typename R>
-const SampleKernels<R>& avx512_sample_kernels();
-
-// Those of isa().
-template <typename R>
-const SampleKernels<R>& sample_kernels();
+PYRL_INLINE const SampleKernels<R>& sample_kernels() {
+  return chosen<SampleKernels<R>>();
+}
 
 }  // namespace pyrl::logits::sample

@@ -6,16 +6,9 @@
 #include <span>
 
 #include "logits/row.h"
+#include "logits/sample/truncation.h"
 
 namespace pyrl::logits::sample {
-
-// Applied in this order: temperature, min-p, top-k, top-p, renormalise. Ties go to the lower id.
-struct Truncation {
-  double temperature;  // 0: the most probable token, statistics at temperature 1
-  std::int64_t top_k;  // 0 keeps all
-  double top_p;        // of the mass that min-p and top-k left; the crossing token stays
-  double min_p;        // keeps tokens with at least this share of the largest probability
-};
 
 struct SampledTokens {
   std::span<std::int32_t> token_B;

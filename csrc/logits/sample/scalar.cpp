@@ -2,14 +2,12 @@
 
 namespace pyrl::logits::sample {
 
-template <>
-const SampleKernels<float>& scalar_sample_kernels<float>() {
-  return kKernels<float>;
+template <typename R>
+const SampleKernels<R>& SampleKernels<R>::scalar() {
+  return kKernels<R>;
 }
 
-template <>
-const SampleKernels<double>& scalar_sample_kernels<double>() {
-  return kKernels<double>;
-}
+template const SampleKernels<float>& SampleKernels<float>::scalar();
+template const SampleKernels<double>& SampleKernels<double>::scalar();
 
 }  // namespace pyrl::logits::sample

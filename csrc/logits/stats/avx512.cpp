@@ -3,13 +3,13 @@
 namespace pyrl::logits {
 
 template <typename Element>
-const RowKernels<Element>& avx512_kernels() {
-  static constexpr RowKernels<Element> table = stats::RowBody<stats::Avx512, Element>::table();
+const RowKernels<Element>& RowKernels<Element>::avx512() {
+  static constexpr RowKernels table = stats::RowBody<stats::Avx512, Element>::table();
   return table;
 }
 
-template const RowKernels<float>& avx512_kernels<float>();
-template const RowKernels<Float16>& avx512_kernels<Float16>();
-template const RowKernels<BFloat16>& avx512_kernels<BFloat16>();
+template const RowKernels<float>& RowKernels<float>::avx512();
+template const RowKernels<Float16>& RowKernels<Float16>::avx512();
+template const RowKernels<BFloat16>& RowKernels<BFloat16>::avx512();
 
 }  // namespace pyrl::logits

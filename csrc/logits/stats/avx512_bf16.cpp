@@ -2,9 +2,12 @@
 
 namespace pyrl::logits {
 
-const RowKernels<BFloat16>& avx512_bf16_kernels() {
-  static constexpr RowKernels<BFloat16> table = stats::RowBody<stats::Avx512, BFloat16>::table();
+template <typename Element>
+const RowKernels<Element>& RowKernels<Element>::avx512_bf16() {
+  static constexpr RowKernels table = stats::RowBody<stats::Avx512, Element>::table();
   return table;
 }
+
+template const RowKernels<BFloat16>& RowKernels<BFloat16>::avx512_bf16();
 
 }  // namespace pyrl::logits

@@ -26,7 +26,7 @@ struct RowBody {
   static constexpr int kWidth = Lanes::kWidth;
   static constexpr int kUnroll = 4;  // independent sums hide the latency of an addition
 
-  static PYRL_LANE V all(double number) {
+  static PYRL_INLINE V all(double number) {
     return Lanes::all(static_cast<typename Lanes::Scalar>(number));
   }
 
@@ -39,7 +39,7 @@ struct RowBody {
 
   // Calls visit(lanes, position, count, which of the kUnroll sums, Whole or Tail).
   template <typename In, typename Visit>
-  static PYRL_LANE void sweep(const In* z, int n, Visit&& visit) {
+  static PYRL_INLINE void sweep(const In* z, int n, Visit&& visit) {
     int i = 0;
     for (; i + kUnroll * kWidth <= n; i += kUnroll * kWidth) {
 #pragma GCC unroll 4
@@ -52,7 +52,7 @@ struct RowBody {
   }
 
   template <typename Out>
-  static PYRL_LANE void put(V v, Out* out, int count) {
+  static PYRL_INLINE void put(V v, Out* out, int count) {
     if (count == kWidth) {
       Lanes::store(v, out);
     } else {
@@ -62,14 +62,14 @@ struct RowBody {
 
   struct Sums {
     V part[kUnroll];
-    PYRL_LANE explicit Sums(double start) {
+    PYRL_INLINE explicit Sums(double start) {
       for (int k = 0; k < kUnroll; ++k) part[k] = all(start);
     }
-    PYRL_LANE V& operator[](int k) { return part[k]; }
-    PYRL_LANE double total() const {
+    PYRL_INLINE V& operator[](int k) { return part[k]; }
+    PYRL_INLINE double total() const {
       return Lanes::total(Lanes::add(Lanes::add(part[0], part[1]), Lanes::add(part[2], part[3])));
     }
-    PYRL_LANE double largest() const {
+    PYRL_INLINE double largest() const {
       return Lanes::largest(Lanes::max(Lanes::max(part[0], part[1]), Lanes::max(part[2], part[3])));
     }
   };
@@ -90,7 +90,7 @@ struct RowBody {
 
   // Masks keep 0 times -inf out of the moment; NaN passes them.
   template <bool kMasked, bool kMaximum>
-  static PYRL_LANE BlockSums sums_sweep(const Element* z, int n, Exponent exponent) {
+  static PYRL_INLINE BlockSums sums_sweep(const Element* z, int n, Exponent exponent) {
     Sums sum(0), moment(0), largest(-kInfinity);
     const V scale = all(exponent.scale), shift = all(exponent.shift), least = all(Lanes::kSmallest);
     sweep(z, n, [&](V v, int, int, int k, auto part) __attribute__((always_inline)) {
@@ -162,7 +162,7 @@ struct RowBody {
     for (; i < n; ++i) insert(widen_one(z[i]), top, count);
   }
 
-  static PYRL_LANE void insert(R value, R* top, int count) {
+  static PYRL_INLINE void insert(R value, R* top, int count) {
     if (!(value > top[count - 1])) return;
     int place = count - 1;
     for (; place > 0 && top[place - 1] < value; --place) top[place] = top[place - 1];
@@ -178,8 +178,8 @@ struct RowBody {
   }
 
   template <bool kMasked, bool kSlope, bool kNucleus, bool kOffset>
-  static PYRL_LANE void gradient_sweep(const Element* z, Element* dz, int n,
-                                       const GradientRow& row) {
+  static PYRL_INLINE void gradient_sweep(const Element* z, Element* dz, int n,
+                                         const GradientRow& row) {
     const V scale = all(row.exponent.scale), shift = all(row.exponent.shift);
     const V least = all(Lanes::kSmallest), constant = all(row.constant), slope = all(row.slope);
     const V threshold = all(row.threshold), inside_constant = all(row.inside_constant);
@@ -262,7 +262,7 @@ struct RowBody {
 // 2^r for r in [0, 1): minimax polynomial of degree 5, relative error 8.3e-8 before rounding, with
 // 2^0 = 1 exactly.
 template <typename Lanes>
-PYRL_LANE typename Lanes::Vector exp2_fraction(typename Lanes::Vector r) {
+PYRL_INLINE typename Lanes::Vector exp2_fraction(typename Lanes::Vector r) {
   typename Lanes::Vector p = Lanes::all(1.8671302e-3f);
   p = Lanes::fma(p, r, Lanes::all(9.0170300e-3f));
   p = Lanes::fma(p, r, Lanes::all(5.5799913e-2f));
@@ -274,7 +274,7 @@ PYRL_LANE typename Lanes::Vector exp2_fraction(typename Lanes::Vector r) {
 // Minimax near 0, where (1 - e^-2x) / (1 + e^-2x) cancels; also needs magnitude(v), divide(x, y)
 // and with_sign(magnitude, sign).
 template <typename Lanes>
-PYRL_LANE typename Lanes::Vector tanh_lanes(typename Lanes::Vector x) {
+PYRL_INLINE typename Lanes::Vector tanh_lanes(typename Lanes::Vector x) {
   using V = typename Lanes::Vector;
   const V size = Lanes::magnitude(x), square = Lanes::mul(x, x), one = Lanes::all(1);
   V p = Lanes::all(-5.7049829e-3f);

@@ -24,36 +24,36 @@ struct Avx512 {
   static constexpr float kSmallest = -1e30f;  // only -inf is below: scalef underflows gradually
   static constexpr bool kClamps = false;
 
-  static PYRL_LANE Vector all(float x) { return _mm512_set1_ps(x); }
-  static PYRL_LANE Mask first(int n) { return static_cast<Mask>((1u << n) - 1); }
-  static PYRL_LANE Vector head(Vector v, int n) { return _mm512_maskz_mov_ps(first(n), v); }
+  static PYRL_INLINE Vector all(float x) { return _mm512_set1_ps(x); }
+  static PYRL_INLINE Mask first(int n) { return static_cast<Mask>((1u << n) - 1); }
+  static PYRL_INLINE Vector head(Vector v, int n) { return _mm512_maskz_mov_ps(first(n), v); }
 
-  static PYRL_LANE Vector load(const float* z) { return _mm512_loadu_ps(z); }
-  static PYRL_LANE Vector load(const float* z, int n) {
+  static PYRL_INLINE Vector load(const float* z) { return _mm512_loadu_ps(z); }
+  static PYRL_INLINE Vector load(const float* z, int n) {
     return _mm512_mask_loadu_ps(all(-__builtin_inff()), first(n), z);
   }
-  static PYRL_LANE Vector widen(const Float16*, __m256i bits) { return _mm512_cvtph_ps(bits); }
-  static PYRL_LANE Vector widen(const BFloat16*, __m256i bits) {
+  static PYRL_INLINE Vector widen(const Float16*, __m256i bits) { return _mm512_cvtph_ps(bits); }
+  static PYRL_INLINE Vector widen(const BFloat16*, __m256i bits) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
   }
   template <typename Half>
-  static PYRL_LANE Vector load(const Half* z) {
+  static PYRL_INLINE Vector load(const Half* z) {
     return widen(z, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(z)));
   }
   template <typename Half>
-  static PYRL_LANE Vector load(const Half* z, int n) {
+  static PYRL_INLINE Vector load(const Half* z, int n) {
     const __m256i bits = _mm256_maskz_loadu_epi16(first(n), z);
     return _mm512_mask_mov_ps(all(-__builtin_inff()), first(n), widen(z, bits));
   }
 
-  static PYRL_LANE void store(Vector v, float* out) { _mm512_storeu_ps(out, v); }
-  static PYRL_LANE void store(Vector v, float* out, int n) {
+  static PYRL_INLINE void store(Vector v, float* out) { _mm512_storeu_ps(out, v); }
+  static PYRL_INLINE void store(Vector v, float* out, int n) {
     _mm512_mask_storeu_ps(out, first(n), v);
   }
-  static PYRL_LANE __m256i narrow(Vector v, const Float16*) {
+  static PYRL_INLINE __m256i narrow(Vector v, const Float16*) {
     return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
-  static PYRL_LANE __m256i narrow(Vector v, const BFloat16*) {
+  static PYRL_INLINE __m256i narrow(Vector v, const BFloat16*) {
 #ifdef __AVX512BF16__
     return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v));
 #else
@@ -69,32 +69,32 @@ struct Avx512 {
 #endif
   }
   template <typename Half>
-  static PYRL_LANE void store(Vector v, Half* out) {
+  static PYRL_INLINE void store(Vector v, Half* out) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), narrow(v, out));
   }
   template <typename Half>
-  static PYRL_LANE void store(Vector v, Half* out, int n) {
+  static PYRL_INLINE void store(Vector v, Half* out, int n) {
     _mm256_mask_storeu_epi16(out, first(n), narrow(v, out));
   }
 
-  static PYRL_LANE Vector add(Vector x, Vector y) { return _mm512_add_ps(x, y); }
-  static PYRL_LANE Vector mul(Vector x, Vector y) { return _mm512_mul_ps(x, y); }
-  static PYRL_LANE Vector divide(Vector x, Vector y) { return _mm512_div_ps(x, y); }
-  static PYRL_LANE Vector max(Vector x, Vector y) { return _mm512_max_ps(x, y); }
-  static PYRL_LANE Vector fma(Vector x, Vector y, Vector z) { return _mm512_fmadd_ps(x, y, z); }
-  static PYRL_LANE Vector fms(Vector x, Vector y, Vector z) { return _mm512_fmsub_ps(x, y, z); }
-  static PYRL_LANE Vector magnitude(Vector v) { return _mm512_abs_ps(v); }
-  static PYRL_LANE Vector with_sign(Vector size, Vector sign) {
+  static PYRL_INLINE Vector add(Vector x, Vector y) { return _mm512_add_ps(x, y); }
+  static PYRL_INLINE Vector mul(Vector x, Vector y) { return _mm512_mul_ps(x, y); }
+  static PYRL_INLINE Vector divide(Vector x, Vector y) { return _mm512_div_ps(x, y); }
+  static PYRL_INLINE Vector max(Vector x, Vector y) { return _mm512_max_ps(x, y); }
+  static PYRL_INLINE Vector fma(Vector x, Vector y, Vector z) { return _mm512_fmadd_ps(x, y, z); }
+  static PYRL_INLINE Vector fms(Vector x, Vector y, Vector z) { return _mm512_fmsub_ps(x, y, z); }
+  static PYRL_INLINE Vector magnitude(Vector v) { return _mm512_abs_ps(v); }
+  static PYRL_INLINE Vector with_sign(Vector size, Vector sign) {
     return _mm512_or_ps(size, _mm512_and_ps(sign, all(-0.0f)));
   }
 
-  static PYRL_LANE Mask at_least(Vector x, Vector y) {
+  static PYRL_INLINE Mask at_least(Vector x, Vector y) {
     return _mm512_cmp_ps_mask(x, y, _CMP_NLT_UQ);
   }
-  static PYRL_LANE Mask above(Vector x, Vector y) { return _mm512_cmp_ps_mask(x, y, _CMP_GT_OQ); }
-  static PYRL_LANE Mask both(Mask x, Mask y) { return x & y; }
-  static PYRL_LANE bool any(Mask mask) { return mask != 0; }
-  static PYRL_LANE Vector choose(Mask mask, Vector x, Vector y) {
+  static PYRL_INLINE Mask above(Vector x, Vector y) { return _mm512_cmp_ps_mask(x, y, _CMP_GT_OQ); }
+  static PYRL_INLINE Mask both(Mask x, Mask y) { return x & y; }
+  static PYRL_INLINE bool any(Mask mask) { return mask != 0; }
+  static PYRL_INLINE Vector choose(Mask mask, Vector x, Vector y) {
     return _mm512_mask_mov_ps(y, mask, x);
   }
 
@@ -103,7 +103,7 @@ struct Avx512 {
   // vertex at a multiple of 1/32 the best (relative error 1.3e-7 before rounding): then r + 1.4375
   // is one subtraction. Multiplications bound the sweeps on Zen 4; this has one less than Horner's
   // rule. 2^0 = 1 exactly; NaN for -inf inside the mask.
-  static PYRL_LANE Vector exp2(Mask mask, Vector t) {
+  static PYRL_INLINE Vector exp2(Mask mask, Vector t) {
     constexpr float kRound = 393216;  // 1.5 2^18: of this size floats are 1/32 apart
     const Vector sum = add(t, all(kRound));
     const Vector below = _mm512_sub_ps(sum, all(kRound + 1.4375f));
@@ -112,21 +112,23 @@ struct Avx512 {
                                                 _mm512_load_ps(kPowers + kWidth));
     return _mm512_maskz_scalef_ps(mask, mul(power, fma(y, y, all(2.0812602f))), below);
   }
-  static PYRL_LANE Vector exp2(Vector t) { return exp2(static_cast<Mask>(-1), t); }
-  static PYRL_LANE Vector tanh(Vector x) { return tanh_lanes<Avx512>(x); }
-  static PYRL_LANE Vector mul_where(Mask mask, Vector x, Vector y) {
+  static PYRL_INLINE Vector exp2(Vector t) { return exp2(static_cast<Mask>(-1), t); }
+  static PYRL_INLINE Vector tanh(Vector x) { return tanh_lanes<Avx512>(x); }
+  static PYRL_INLINE Vector mul_where(Mask mask, Vector x, Vector y) {
     return _mm512_maskz_mul_ps(mask, x, y);
   }
-  static PYRL_LANE Vector fma_where(Mask mask, Vector x, Vector y, Vector z) {
+  static PYRL_INLINE Vector fma_where(Mask mask, Vector x, Vector y, Vector z) {
     return _mm512_mask3_fmadd_ps(x, y, z, mask);
   }
 
-  static PYRL_LANE double total(Vector v) {
+  static PYRL_INLINE double total(Vector v) {
     const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(v));
     const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
     return _mm512_reduce_add_pd(_mm512_add_pd(low, high));
   }
-  static PYRL_LANE double largest(Vector v) { return static_cast<double>(_mm512_reduce_max_ps(v)); }
+  static PYRL_INLINE double largest(Vector v) {
+    return static_cast<double>(_mm512_reduce_max_ps(v));
+  }
 };
 
 }  // namespace

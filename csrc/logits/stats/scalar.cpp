@@ -62,14 +62,14 @@ struct Plain {
 namespace pyrl::logits {
 
 template <typename Element>
-const RowKernels<Element>& scalar_kernels() {
-  static constexpr RowKernels<Element> table = stats::RowBody<stats::Plain, Element>::table();
+const RowKernels<Element>& RowKernels<Element>::scalar() {
+  static constexpr RowKernels table = stats::RowBody<stats::Plain, Element>::table();
   return table;
 }
 
-template const RowKernels<float>& scalar_kernels<float>();
-template const RowKernels<double>& scalar_kernels<double>();
-template const RowKernels<Float16>& scalar_kernels<Float16>();
-template const RowKernels<BFloat16>& scalar_kernels<BFloat16>();
+template const RowKernels<float>& RowKernels<float>::scalar();
+template const RowKernels<double>& RowKernels<double>::scalar();
+template const RowKernels<Float16>& RowKernels<Float16>::scalar();
+template const RowKernels<BFloat16>& RowKernels<BFloat16>::scalar();
 
 }  // namespace pyrl::logits

@@ -136,7 +136,7 @@ class Statistics {
       return;
     }
     const Nucleus nucleus = find_nucleus(row, total, maxima, scale_, options.nucleus,
-                                         options.nucleus_crossing, space.candidates);
+                                         options.nucleus_keeps_crossing, space.candidates);
     write(Stat::nucleus_entropy, t, nucleus.entropy);
     write(Stat::nucleus_threshold, t, nucleus.threshold);
     write(Stat::nucleus_log_mass, t, nucleus.log_mass);

@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kThreads)
   const Crossing ends = crossing([&](double least) { return row.above(least); },
                                  [](const Above& above) { return above.sum; },
                                  args.options.nucleus * sums.sum, sums.maximum, scale);
-  const Above& inside = args.options.nucleus_crossing ? ends.with : ends.without;
+  const Above& inside = args.options.nucleus_keeps_crossing ? ends.with : ends.without;
   if (threadIdx.x == 0) write_nucleus(args, t, inside, sums.sum);
 }
 

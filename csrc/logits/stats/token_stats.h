@@ -22,8 +22,8 @@
 
 namespace pyrl::logits::stats {
 
-// The rows of stats_KT in this order. Statistics are float64 whatever the logits are: at an offset
-// of 1e4 a float32 log-sum-exp would move every probability of the backward pass by 5e-4.
+// Statistics are float64 whatever the logits are: at an offset of 1e4 a float32 log-sum-exp would
+// move every probability of the backward pass by 5e-4.
 enum class Stat : int {
   logprob,            // of the label
   entropy,            // H
@@ -41,17 +41,34 @@ enum class Stat : int {
   count
 };
 inline constexpr int kStats = static_cast<int>(Stat::count);
+inline constexpr const char* kStatNames[] = {
+    "logprob",           "entropy",          "logsumexp",     "self_certainty",  "nucleus_entropy",
+    "nucleus_threshold", "nucleus_log_mass", "confidence",    "max_probability", "sum_p2",
+    "sum_p2_logp",       "kept_mass",        "second_logprob"};
+static_assert(sizeof kStatNames == kStats * sizeof *kStatNames, "a name for each statistic");
 
 // Options of statistics that are not asked for are not read.
 struct TokenStatsOptions {
-  double temperature;
-  double softcap;  // 0: none
-  int top_k;       // 1 to 8
-  double kept_share;
-  double second_temperature;
-  double nucleus;  // mass of the nucleus: the fewest tokens, the most probable, that reach it
-  bool nucleus_crossing;  // whether the token that reaches it is inside. Equally probable ones are
-                          // too
+  double temperature = 1;
+  double softcap = 0;  // 0: none
+  int top_k = 1;       // 1 to 8
+  double kept_share = 1;
+  double second_temperature = 1;
+  double nucleus = 1;  // mass of the nucleus: the fewest tokens, the most probable, that reach it
+  // Whether the token that reaches it is inside. Equally probable ones are too.
+  bool nucleus_keeps_crossing = true;
+
+  // Calls visit(name, pointer to member) for each field.
+  template <typename Visit>
+  static void each_field(Visit&& visit) {
+    visit("temperature", &TokenStatsOptions::temperature);
+    visit("softcap", &TokenStatsOptions::softcap);
+    visit("top_k", &TokenStatsOptions::top_k);
+    visit("kept_share", &TokenStatsOptions::kept_share);
+    visit("second_temperature", &TokenStatsOptions::second_temperature);
+    visit("nucleus", &TokenStatsOptions::nucleus);
+    visit("nucleus_keeps_crossing", &TokenStatsOptions::nucleus_keeps_crossing);
+  }
 };
 
 struct TokenStatsArgs {

@@ -1,0 +1,25 @@
+// Which tokens a draw keeps. Also read by nvcc, hence C++17.
+#pragma once
+
+#include <cstdint>
+
+namespace pyrl::logits::sample {
+
+// Applied in this order: temperature, min-p, top-k, top-p, renormalise. Ties go to the lower id.
+struct Truncation {
+  double temperature = 1;  // 0: the most probable token, statistics at temperature 1
+  std::int64_t top_k = 0;  // 0 keeps all
+  double top_p = 1;        // of the mass that min-p and top-k left; the crossing token stays
+  double min_p = 0;        // keeps tokens with at least this share of the largest probability
+
+  // Calls visit(name, pointer to member) for each field.
+  template <typename Visit>
+  static void each_field(Visit&& visit) {
+    visit("temperature", &Truncation::temperature);
+    visit("top_k", &Truncation::top_k);
+    visit("top_p", &Truncation::top_p);
+    visit("min_p", &Truncation::min_p);
+  }
+};
+
+}  // namespace pyrl::logits::sample
