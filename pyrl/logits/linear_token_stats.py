@@ -20,6 +20,7 @@ from pyrl.logits.token_stats import (
     TokenStats,
     check_labels,
     contiguous,
+    kernel_request,
     record,
     refuse_forward_mode,
     refuse_second_derivatives,
@@ -76,8 +77,7 @@ def _stats_op(
     request: Sequence[float],
     chunk: int,
 ) -> Tensor:
-    unpacked = Request.unpacked(request)
-    options, asked = unpacked.options, unpacked.asked
+    options, asked = kernel_request(*request)
     stats, label = empty_stats(hidden, asked), label.contiguous()
     for part, logits in Head(hidden, weight, bias, chunk).logits():
         of_part = empty_stats(logits, asked)
@@ -107,8 +107,7 @@ def _grad_op(
     upstream: Tensor,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    unpacked = Request.unpacked(request)
-    options, asked = unpacked.options, unpacked.asked
+    options, asked = kernel_request(*request)
     head, label = Head(hidden, weight, bias, chunk), label.contiguous()
     gradient = HeadGradient(head, *needs)
     for part, logits in head.logits():

@@ -18,7 +18,7 @@ from pyrl.logits.kernels import ELEMENTS
 LEAST_CHUNK = 128
 USUAL_CHUNK = {"cpu": 256, "cuda": 4096}
 CHUNK_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
-"""Of a chunk's logits, for a chunk above the least."""
+"""Memory of a chunk's logits, for a chunk above the least."""
 
 SLICE = 4096
 """Rows of a half-precision weight whose gradient is computed at a time."""
@@ -94,7 +94,7 @@ class Head:
 
 
 class HeadGradient:
-    """Of what needs one, summed over chunks in at least float32."""
+    """Gradients of the inputs that require one, summed over chunks in at least float32."""
 
     def __init__(self, head: Head, hidden: bool, weight: bool, bias: bool) -> None:
         self.head = head
@@ -109,7 +109,7 @@ class HeadGradient:
         return (torch.zeros_like if no_chunk else torch.empty_like)(tensor, dtype=self.wide)
 
     def add(self, part: slice, dlogits_CV: Tensor) -> None:
-        """Of one chunk; the chunks come in order."""
+        """Add the gradients of one chunk; the chunks come in order."""
         keep = 0 if part.start == 0 else 1
         if self.hidden_TH is not None:
             torch.mm(dlogits_CV, self.head.weight_VH, out=self.hidden_TH[part])
@@ -120,7 +120,7 @@ class HeadGradient:
             self.bias_V.copy_(part_V) if keep == 0 else self.bias_V.add_(part_V)
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of hidden, weight and bias in their dtype; empty where none was asked for."""
+        """The gradients of hidden, weight and bias in their dtype; empty if not asked for."""
         like = self.head.hidden_TH
         hidden, weight, bias = (
             like.new_empty(0) if gradient is None else gradient.to(like.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -24,9 +25,9 @@ class SampledTokens:
 
     token_B: NDArray[np.int32]
     logprob_B: NDArray[np.float32]
-    """Of the drawn token (nats)."""
+    """Log-prob of the drawn token (nats)."""
     truncated_logprob_B: NDArray[np.float32]
-    """Of the drawn token in the distribution that truncation leaves (nats); 0 when greedy."""
+    """Log-prob of the drawn token in what truncation leaves (nats); 0 when greedy."""
     entropy_B: NDArray[np.float32]
     """Over the whole vocabulary (nats)."""
     confidence_B: NDArray[np.float32]
@@ -119,6 +120,7 @@ def _sample_kernel(
     )
 
 
+@lru_cache
 def _truncation(sampling: Sampling) -> Truncation:
     return Truncation(
         temperature=sampling.temperature,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any, NoReturn, TypedDict, TypeVar
 
 import torch
@@ -36,16 +37,16 @@ class TokenStats:
     """
 
     logprob: Tensor
-    """Of the label (nats)."""
+    """Log-prob of the label (nats)."""
     entropy: Tensor
     """Over the whole vocabulary (nats)."""
     logsumexp: Tensor
-    """Of logits / temperature (nats)."""
+    """Log-sum-exp of logits / temperature (nats)."""
     self_certainty: Tensor | None = None
     """KL(uniform || p) (nats); a masked token makes it infinite."""
     nucleus_entropy: Tensor | None = None
-    """Of p restricted to the nucleus and renormalised (nats), as SIREN uses it; the gradient takes
-    the nucleus as given."""
+    """Entropy of p restricted to the nucleus and renormalised (nats), as SIREN uses it; the
+    gradient takes the nucleus as given."""
     nucleus_threshold: Tensor | None = None
     """Logit, after the soft cap, at and above which a token is in the nucleus."""
     nucleus_log_mass: Tensor | None = None
@@ -159,6 +160,13 @@ _KINDS: dict[str, type | None] = {
     field.name: None if field.default is None else type(field.default) for field in fields(Request)
 }
 """The type of each field of a Request; None for a number > 0, or None."""
+
+
+@lru_cache
+def kernel_request(*numbers: float) -> tuple[TokenStatsOptions, tuple[str, ...]]:
+    """Options and statistics of a packed request; kept, since an op repeats its request."""
+    request = Request.unpacked(numbers)
+    return request.options, request.asked
 
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -279,16 +287,17 @@ def check_labels(label_T: Tensor, rows: Tensor, name: str) -> None:
 # -- the ops; they carry a request as the numbers of `Request.packed` --
 
 
-def _stats(logits: Tensor, label: Tensor, request: Request) -> Tensor:
-    asked = request.asked
+def _stats(
+    logits: Tensor, label: Tensor, options: TokenStatsOptions, asked: Sequence[str]
+) -> Tensor:
     stats = empty_stats(logits, asked)
-    stats_into(stats, adjacent(logits), label.contiguous(), request.options, asked)
+    stats_into(stats, adjacent(logits), label.contiguous(), options, asked)
     return stats
 
 
 @torch.library.custom_op("pyrl::token_stats", mutates_args=(), device_types=("cpu", "cuda"))
 def _stats_op(logits: Tensor, label: Tensor, request: Sequence[float], inplace: bool) -> Tensor:
-    return _stats(logits, label, Request.unpacked(request))
+    return _stats(logits, label, *kernel_request(*request))
 
 
 @_stats_op.register_fake
@@ -304,11 +313,10 @@ def _grad(
     stats: Sequence[Tensor | None],
     upstream: Sequence[Tensor | None],
 ) -> None:
-    asked = Request.unpacked(request)
-    stats_by_name = dict(zip(asked.asked, stats, strict=True))
-    upstream_by_name = dict(zip(asked.asked, contiguous(upstream), strict=True))
-    label = label.contiguous()
-    grad_into(grad, logits, label, asked.options, stats_by_name, upstream_by_name)
+    options, asked = kernel_request(*request)
+    named_stats = dict(zip(asked, stats, strict=True))
+    named_upstream = dict(zip(asked, contiguous(upstream), strict=True))
+    grad_into(grad, logits, label.contiguous(), options, named_stats, named_upstream)
 
 
 @torch.library.custom_op("pyrl::token_stats_grad", mutates_args=(), device_types=("cpu", "cuda"))
@@ -417,7 +425,7 @@ class _Eager(torch.autograd.Function):
     def forward(
         logits: Tensor, label: Tensor, request: Request, inplace: bool
     ) -> tuple[Tensor, ...]:
-        return apart(_stats(logits, label, request))
+        return apart(_stats(logits, label, request.options, request.asked))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

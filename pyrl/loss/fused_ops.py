@@ -22,7 +22,7 @@ from pyrl.logits.kernels import (
 )
 from pyrl.logits.linear_token_stats import empty_gradients
 from pyrl.logits.lm_head import Head, HeadGradient
-from pyrl.logits.token_stats import Request, refuse_second_derivatives
+from pyrl.logits.token_stats import Request, kernel_request, refuse_second_derivatives
 from pyrl.loss.spec import TOKEN_COLUMNS
 
 
@@ -76,14 +76,14 @@ def fused_into(
 
     The columns are `ready`.
     """
-    unpacked = Request.unpacked(request)
+    options, asked = kernel_request(*request)
     _core.loss.fused_loss(
         logits=matrix_of(logits_TV),
         label=label_T.data_ptr(),
-        options=unpacked.options,
+        options=options,
         columns=column_addresses(columns),
         spec=spec,
-        stats=stat_addresses(stats_KT, unpacked.asked),
+        stats=stat_addresses(stats_KT, asked),
         grad=grad_TV.data_ptr(),
         grad_row_stride=grad_TV.stride(0),
         threads=torch.get_num_threads(),

@@ -161,8 +161,9 @@ def parse_run(argv: Sequence[str], method: str, algorithm: object) -> Run:
     """Settings from the options of `pyrl train METHOD`; `algorithm` holds the method's defaults.
 
     Any nested frozen dataclass works: `--loss.kl.coef 0` sets algorithm.loss.kl.coef, and a stage
-    of a tuple goes by its class: `--advantage.group-norm.scale`. `--config FILE` reads YAML first.
-    A wrong option exits with code 2 after naming the nearest right one; ConfigError: wrong file.
+    of a tuple goes by its class: `--advantage.group-baseline.scale`. `--config FILE` reads YAML
+    first. A wrong option exits with code 2 after naming the nearest right one; ConfigError: wrong
+    file.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path)

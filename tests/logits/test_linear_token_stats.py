@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -253,3 +254,11 @@ def test_bad_hidden_states_say_what_was_expected_and_what_came() -> None:
         linear_token_stats(hidden_TH.to("meta"), weight_VH.to("meta"), label_T.to("meta"))
     with pytest.raises(ValueError, match=r"top_k: expected a whole number, 0 to 8, got 9"):
         linear_token_stats(hidden_TH, weight_VH, label_T, top_k=9)
+
+
+def test_the_options_are_those_of_token_stats_by_name() -> None:
+    hidden_TH, weight_VH, _, label_T = linear_problem(torch.float32)
+    options = list(inspect.signature(token_stats).parameters)[3:-1]
+    assert list(inspect.signature(linear_token_stats).parameters)[6:] == options
+    with pytest.raises(TypeError, match=r"linear_token_stats\(\) got an unexpected keyword"):
+        linear_token_stats(hidden_TH, weight_VH, label_T, top_p=0.9)
