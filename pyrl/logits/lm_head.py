@@ -56,7 +56,10 @@ class Head:
         tokens, vocabulary = self.hidden_TH.shape[0], self.weight_VH.shape[0]
         row = -(-vocabulary * self.hidden_TH.element_size() // 16) * 16
         shape = min(self.chunk, tokens), row // self.hidden_TH.element_size()
-        buffer_CV = self.hidden_TH.new_empty(shape)[:, :vocabulary]
+        padded = self.hidden_TH.new_empty(shape)
+        # torch's bfloat16 product on the CPU multiplies the padding of an odd row by 0.
+        padded[:, vocabulary:] = 0
+        buffer_CV = padded[:, :vocabulary]
         for begin in range(0, tokens, self.chunk):
             part = slice(begin, min(begin + self.chunk, tokens))
             logits_CV = buffer_CV[: part.stop - begin]
