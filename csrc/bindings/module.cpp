@@ -30,5 +30,6 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   pybind11::register_exception<pyrl::StaleHandle>(m, "StaleHandleError", PyExc_LookupError);
   pyrl::bindings::bind_tree(tree);
   pyrl::bindings::bind_logits(logits);
+  pyrl::bindings::bind_loss_records(loss);
   pyrl::bindings::bind_loss(loss);
 }

@@ -5,7 +5,7 @@
 
 namespace pyrl::loss {
 
-const PolicyKernels kPolicyKernelsAvx512{policy_blocks, exp_values, log_values, scan_log_ratio};
+const PolicyKernels kPolicyKernelsAvx512{policy_blocks, scan_log_ratio};
 
 }  // namespace pyrl::loss
 

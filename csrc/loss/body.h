@@ -199,17 +199,5 @@ void policy_blocks(const PolicyChunk& chunk, PolicySums& sums) {
   }
 }
 
-void exp_values(double* values, int n) {
-  int i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(exp_of(load(values + i)), values + i);
-  for (; i < n; ++i) values[i] = exp_of(values[i]);
-}
-
-void log_values(double* values, int n) {
-  int i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(log_of(load(values + i)), values + i);
-  for (; i < n; ++i) values[i] = log_of(values[i]);
-}
-
 }  // namespace
 }  // namespace pyrl::loss

@@ -26,8 +26,6 @@ struct PolicySums {
 
 struct PolicyKernels {
   void (*blocks)(const PolicyChunk& chunk, PolicySums& sums);
-  void (*exp)(double* values, int n);  // in place
-  void (*log)(double* values, int n);
   void (*scan)(const ScanArgs& args, double* log_ratio);
 };
 

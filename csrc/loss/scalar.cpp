@@ -3,6 +3,6 @@
 
 namespace pyrl::loss {
 
-const PolicyKernels kPolicyKernelsScalar{policy_blocks, exp_values, log_values, scan_log_ratio};
+const PolicyKernels kPolicyKernelsScalar{policy_blocks, scan_log_ratio};
 
 }  // namespace pyrl::loss
