@@ -15,10 +15,12 @@ from transformers import PreTrainedModel
 from pyrl.attention import use_pyrl_attention
 from pyrl.engine import Dtype
 from pyrl.logits.token_stats import TokenStats, token_stats
-from pyrl.loss import Loss, LossState
+from pyrl.loss.axis import LossState, check_needs
+from pyrl.loss.bounds import has_radii
+from pyrl.loss.loss import Loss
 from pyrl.loss.policy_loss import policy_loss
 from pyrl.loss.result import PolicyLoss
-from pyrl.loss.terms import LOWERED, Terms, loss_terms
+from pyrl.loss.terms import Terms, loss_terms, slots
 from pyrl.pack import TokenBatch
 
 if TYPE_CHECKING:
@@ -142,26 +144,30 @@ class Learner:
         used_T = terms.weight_T != 0
         if self.loss.needs_advantage:
             used_T = used_T & (terms.advantage_T != 0)
-        used_N = np.unique(batch.leaf_T[used_T])
+        used_N = np.unique(batch.leaf_T[used_T.cpu().numpy()])
         for leaf_N in batch.take(used_N).passes(self.run.tokens_per_pass):
             yield used_N[leaf_N]
 
     def _terms(self, batch: TokenBatch, state: LossState | None) -> Terms:
         """What a token's loss takes from the whole mini-batch, from the policy that sampled it."""
-        columns: dict[str, Any] = sampled_columns(batch) | {
+        columns: dict[str, NDArray[Any]] = sampled_columns(batch) | {
             "logprob_T": batch.old_logprob_T,
             "entropy_T": batch.entropy_T,
             "advantage_T": batch.advantage_T,
         }
-        if not isinstance(self.loss.bounds, LOWERED):
+        if has_radii(self.loss.bounds):
             columns["clip_low_T"], columns["clip_high_T"] = self.loss.bounds(batch)
         return loss_terms(
             self.loss,
-            columns,
-            mask_T=batch.mask_T,
-            offset_N1=batch.token_offset_N1,
+            self._tensors(columns),
+            mask_T=torch.from_numpy(batch.mask_T),
+            offset_N1=torch.from_numpy(batch.token_offset_N1),
             state=state,
         )
+
+    def _tensors(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+        """The columns on the model's device."""
+        return {k: torch.from_numpy(v).to(self.model.device) for k, v in columns.items()}
 
     def _loss(self, batch: TokenBatch, terms: Terms, tally: Tally) -> Tensor:
         stats = self.stats(self.model, batch)
@@ -169,8 +175,7 @@ class Learner:
         if self.reference is not None:
             with torch.no_grad():
                 reference = self.stats(self.reference, batch).logprob
-        device = stats.logprob.device
-        columns = {k: torch.from_numpy(v).to(device) for k, v in sampled_columns(batch).items()}
+        columns = self._tensors(sampled_columns(batch))
         out = policy_loss(
             stats.logprob,
             stats.entropy,
@@ -244,23 +249,20 @@ def sampled_columns(batch: TokenBatch) -> dict[str, NDArray[np.float32]]:
     return {"old_logprob_T": batch.old_logprob_T, "rollout_logprob_T": batch.old_logprob_T}
 
 
+SAMPLED = frozenset(
+    {
+        *("advantage_T", "logprob_T", "entropy_T", "old_logprob_T", "rollout_logprob_T"),
+        *("ref_logprob_T", "clip_low_T", "clip_high_T", "offset_N1"),
+    }
+)
+"""What a batch of samples has for the axes of a loss."""
+
+
 def check_columns(loss: Loss) -> None:
     """ValueError names a column that the loss needs and that a batch of samples does not have."""
-    nothing_T = np.zeros(0)
-    names = ("advantage_T", "logprob_T", "entropy_T", "old_logprob_T", "rollout_logprob_T")
-    columns = dict.fromkeys((*names, "clip_low_T", "clip_high_T"), nothing_T)
     try:
-        terms = loss_terms(loss, columns, offset_N1=np.zeros(1, np.int64))
-        empty_T = torch.from_numpy(nothing_T)
-        policy_loss(
-            empty_T,
-            empty_T,
-            loss=loss,
-            old_logprob_T=empty_T,
-            rollout_logprob_T=empty_T,
-            ref_logprob_T=empty_T,
-            terms=terms,
-        )
+        check_needs(loss.needs, SAMPLED)
+        slots(loss)
     except ValueError as error:
         raise ValueError(f"loss: a run cannot train with it: {error}") from error
 
@@ -291,7 +293,7 @@ class Tally:
             "clip_ratio/dual_mean": out.clipped_dual,
             "sampling/importance_sampling_ratio/mean": out.ratio_mean,
             "sampling/sampling_logp_difference/mean": gap,
-            "entropy/trained": float(np.average(entropy_T, weights=terms.weight_T)),
+            "entropy/trained": float(np.average(entropy_T, weights=terms.weight_T.cpu().numpy())),
         }
         if not math.isnan(out.kl_ref):  # there is a reference
             means["kl"] = out.kl_ref

@@ -22,7 +22,8 @@ void bind_tree(py::module_& m);
 void bind_logit_records(py::module_& m);
 void bind_logits(py::module_& m);
 void bind_loss(py::module_& m);
-void bind_policy_terms(py::module_& m);
+// Types of the core, that another module with its kernels shares.
+void bind_loss_records(py::module_& m);
 
 // A C-contiguous array argument; of another layout, or of a type that converts safely, a copy.
 template <typename T>

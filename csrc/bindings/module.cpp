@@ -31,5 +31,6 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   pyrl::bindings::bind_tree(tree);
   pyrl::bindings::bind_logit_records(logits);
   pyrl::bindings::bind_logits(logits);
+  pyrl::bindings::bind_loss_records(loss);
   pyrl::bindings::bind_loss(loss);
 }

@@ -199,19 +199,7 @@ void policy_blocks(const PolicyChunk& chunk, PolicySums& sums) {
   }
 }
 
-void exp_values(double* values, int n) {
-  int i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(exp_of(load(values + i)), values + i);
-  for (; i < n; ++i) values[i] = exp_of(values[i]);
-}
-
-void log_values(double* values, int n) {
-  int i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(log_of(load(values + i)), values + i);
-  for (; i < n; ++i) values[i] = log_of(values[i]);
-}
-
-constexpr PolicyKernels kPolicyKernels{policy_blocks, exp_values, log_values, scan_log_ratio};
+constexpr PolicyKernels kPolicyKernels{policy_blocks, scan_log_ratio};
 
 }  // namespace
 }  // namespace pyrl::loss

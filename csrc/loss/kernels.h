@@ -30,8 +30,6 @@ struct PolicyKernels {
   static const PolicyKernels& avx512();
 
   void (*blocks)(const PolicyChunk& chunk, PolicySums& sums);
-  void (*exp)(double* values, int n);  // in place
-  void (*log)(double* values, int n);
   void (*scan)(const ScanArgs& args, double* log_ratio);
 };
 

@@ -6,7 +6,7 @@
 namespace pyrl::loss {
 
 // Of D = logprob - target.
-enum class Penalty : int {
+enum class PenaltyKind : int {
   none,
   k1,       // D
   abs,      // |D|
@@ -25,22 +25,22 @@ struct Divergence {
 };
 
 template <typename Real>
-PYRL_INLINE Divergence<Real> divergence(Penalty kind, double leak, Real d, Real scale) {
-  if (kind == Penalty::abs)
+PYRL_INLINE Divergence<Real> divergence(PenaltyKind kind, double leak, Real d, Real scale) {
+  if (kind == PenaltyKind::abs)
     return {magnitude(d), select(d > 0.0, Real(1.0), select(d < 0.0, Real(-1.0), Real(0.0)))};
-  if (kind == Penalty::k2) return {d * d * 0.5, d};
-  if (kind == Penalty::k3 || kind == Penalty::k3_plus) {
+  if (kind == PenaltyKind::k2) return {d * d * 0.5, d};
+  if (kind == PenaltyKind::k3 || kind == PenaltyKind::k3_plus) {
     const Real near = clamped(d, -20.0, 20.0);
     const Real grown = expm1_of(-near);
     const Real raw = grown + near;
     const Real bent = select((near == d) & !(raw > 10.0), -grown, Real(0.0));
-    return {smaller(raw, Real(10.0)), kind == Penalty::k3 ? bent : d};
+    return {smaller(raw, Real(10.0)), kind == PenaltyKind::k3 ? bent : d};
   }
-  if (kind == Penalty::leaky) {
+  if (kind == PenaltyKind::leaky) {
     const Real slope = select(scale * d > 0.0, Real(1.0), Real(leak));
     return {d * slope, slope};
   }
-  return {d, kind == Penalty::k1_plus ? d : Real(1.0)};
+  return {d, kind == PenaltyKind::k1_plus ? d : Real(1.0)};
 }
 
 // A select, not a product: the divergence of a token that is left out may be infinite.

@@ -49,28 +49,27 @@ enum class SurrogateKind : int {
   gppo,        // ppo with a gradient outside: G = outer times the bound
   sigmoid,     // V = 4 / tau sigmoid(tau (R - 1))
 };
-// All numbers are doubles, so that a loss travels as one list; kinds are their enumerators' values.
+
 struct TokenSpec {
-  double ratio;
+  RatioKind ratio;
   double log_ratio_low, log_ratio_high;  // clamp of log R; a clamped ratio has no gradient
   double pre_clip;  // no gradient where log R moved further than this; infinity: off
-  double bounds;
+  BoundsKind bounds;
   double low, high;
   double widen;  // HAPO: low (1 - widen heat) where heat < 0, high (1 + widen heat) where heat > 0
-  double trust;  // 1: the bounds test exp(logprob - trust) in place of R
-  double surrogate;
+  bool trust;    // the bounds test exp(logprob - trust) in place of R
+  SurrogateKind surrogate;
   double cap;
-  double outer_low, outer_high, outer_value;  // outer_value 1: V is scaled outside as G is
-  double tau_positive, tau_other;             // by A > 0
-  double dual;                                // loss <= -A dual where A < 0; infinity: off
-  double redistribute;                        // HAPO: A (1 + redistribute heat); 0: off
-  double penalty[kPenalties];
+  double outer_low, outer_high;
+  bool outer_value;                // V is scaled outside as G is
+  double tau_positive, tau_other;  // by A > 0
+  double dual;                     // loss <= -A dual where A < 0; infinity: off
+  double redistribute;             // HAPO: A (1 + redistribute heat); 0: off
+  PenaltyKind penalty[kPenalties];
   double penalty_coef[kPenalties];
   double leak;
   double entropy_coef;
 };
-
-inline constexpr int kTokenSpecSize = sizeof(TokenSpec) / sizeof(double);
 
 struct TokenColumns {
   Column column[kTokenColumns];

@@ -21,7 +21,8 @@ PYRL_INLINE void add(TokenSums<Real>& sums, const TokenTerm<Real>& term, const t
   sums.clipped_low = sums.clipped_low + select(term.below, w, zero);
   sums.clipped_high = sums.clipped_high + select(term.above, w, zero);
   if (kinds.capped) sums.clipped_dual = sums.clipped_dual + select(term.capped, w, zero);
-  if (spec.penalty[0] != 0) sums.penalty = sums.penalty + select(w != 0.0, w * term.penalty, zero);
+  if (spec.penalty[0] != PenaltyKind::none)
+    sums.penalty = sums.penalty + select(w != 0.0, w * term.penalty, zero);
   sums.ratio = sums.ratio + w * term.ratio;
   sums.ratio_max = larger(sums.ratio_max, select(w != 0.0, term.ratio, zero));
   if (kinds.one) return;

@@ -36,26 +36,25 @@ struct Kinds {
   double low, high;  // bounds of the ratio, without columns
 };
 
-PYRL_INLINE bool is(const TokenSpec& spec, BoundsKind kind) {
-  return spec.bounds == static_cast<double>(kind);
-}
+PYRL_INLINE bool is(const TokenSpec& spec, BoundsKind kind) { return spec.bounds == kind; }
 
 PYRL_INLINE bool tests_ratio(const TokenSpec& spec) {
-  return spec.trust == 0 && spec.bounds < static_cast<double>(BoundsKind::total_variation);
+  return !spec.trust && spec.bounds < BoundsKind::total_variation;
 }
 
 // `has(name)`: there is such a column.
 template <typename Columns>
 PYRL_INLINE Kinds kinds_of(const TokenSpec& spec, const Columns& in) {
   Kinds kinds;
-  kinds.surrogate = static_cast<SurrogateKind>(static_cast<int>(spec.surrogate));
-  kinds.one = spec.ratio == static_cast<double>(RatioKind::one);
+  kinds.surrogate = spec.surrogate;
+  kinds.one = spec.ratio == RatioKind::one;
   kinds.plain = tests_ratio(spec) && spec.widen == 0 && spec.redistribute == 0 &&
                 !(spec.pre_clip < kInfinity) && !in.has(TokenColumn::low) &&
                 !in.has(TokenColumn::high) && !in.has(TokenColumn::factor);
   kinds.capped = in.has(TokenColumn::dual) || spec.dual < kInfinity;
-  kinds.regularized = spec.penalty[0] != 0 || spec.penalty[1] != 0 || spec.penalty[2] != 0 ||
-                      spec.entropy_coef != 0 || in.has(TokenColumn::addend);
+  kinds.regularized = spec.entropy_coef != 0 || in.has(TokenColumn::addend);
+  for (int k = 0; k < kPenalties; ++k)
+    kinds.regularized = kinds.regularized || spec.penalty[k] != PenaltyKind::none;
   kinds.low = -kInfinity;
   kinds.high = kInfinity;
   if (is(spec, BoundsKind::radius)) {
@@ -107,8 +106,8 @@ PYRL_INLINE void set_limits(const TokenSpec& spec, const Columns& in, Bounds<Rea
 template <typename Real, typename Columns>
 PYRL_INLINE void set_trust(const TokenSpec& spec, const Columns& in, Bounds<Real>& bounds) {
   const Real logprob = in(TokenColumn::logprob);
-  const Real old = in(spec.trust != 0 ? TokenColumn::trust : TokenColumn::anchor);
-  if (spec.bounds < static_cast<double>(BoundsKind::total_variation)) {
+  const Real old = in(spec.trust ? TokenColumn::trust : TokenColumn::anchor);
+  if (spec.bounds < BoundsKind::total_variation) {
     bounds.tested = exp_of(clamped(logprob - old, -20.0, 20.0));
     return;
   }
@@ -145,8 +144,8 @@ PYRL_INLINE TokenTerm<Real> policy_term(const Kinds& kinds, const TokenSpec& spe
   term.log_ratio = zero;
   term.ratio = 1.0;
   if (!kinds.one) {
-    given = spec.ratio == static_cast<double>(RatioKind::token) ? logprob - in(TokenColumn::anchor)
-                                                                : in(TokenColumn::log_ratio);
+    given = spec.ratio == RatioKind::token ? logprob - in(TokenColumn::anchor)
+                                           : in(TokenColumn::log_ratio);
     given = select(weight != 0.0, given, zero);
     term.log_ratio = clamped(given, spec.log_ratio_low, spec.log_ratio_high);
     term.ratio = exp_of(term.log_ratio);
@@ -184,7 +183,7 @@ PYRL_INLINE TokenTerm<Real> policy_term(const Kinds& kinds, const TokenSpec& spe
     gate = select(clamped_ratio, zero, gate);
     gate = select(term.above, spec.outer_high * value, gate);
     gate = select(term.below, spec.outer_low * value, gate);
-    if (spec.outer_value != 0) value = select(outside, gate, value);
+    if (spec.outer_value) value = select(outside, gate, value);
   } else {
     if (kinds.surrogate == SurrogateKind::sigmoid) {
       const Real tau = select(advantage > 0.0, Real(spec.tau_positive), Real(spec.tau_other));
@@ -217,8 +216,8 @@ PYRL_INLINE TokenTerm<Real> policy_term(const Kinds& kinds, const TokenSpec& spe
 template <typename Real, typename Columns>
 PYRL_INLINE void regularize(const TokenSpec& spec, const Columns& in, TokenTerm<Real>& term) {
   for (int k = 0; k < kPenalties; ++k) {
-    const Penalty kind = static_cast<Penalty>(static_cast<int>(spec.penalty[k]));
-    if (kind == Penalty::none) continue;
+    const PenaltyKind kind = spec.penalty[k];
+    if (kind == PenaltyKind::none) continue;
     const auto target = static_cast<TokenColumn>(static_cast<int>(TokenColumn::target_0) + k);
     const auto scale = static_cast<TokenColumn>(static_cast<int>(TokenColumn::scale_0) + k);
     const Real scales = column_or<Real>(in, scale, 1.0);

@@ -1,29 +1,126 @@
 """Types of the policy loss: csrc/loss/."""
 
 from collections.abc import Mapping, Sequence
+from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyrl._core.logits import LogitMatrix, TokenStatsOptions
 
-# -- fused_loss (addresses and statistics as in token_stats; columns and spec as below) --
+# -- what a loss is (csrc/loss/spec.h, scan.h, policy_loss.h) --
 
-def fused_loss(
-    logits: LogitMatrix,
-    label: int,
-    options: TokenStatsOptions,
-    columns: Sequence[tuple[int, int]],
-    spec: Sequence[float],
-    stats: Mapping[str, int],
-    grad: int,
-    grad_row_stride: int,
-    threads: int,
-    device: int,
-    stream: int,
-) -> None: ...
+class TokenColumn(IntEnum):
+    logprob = 0
+    entropy = 1
+    anchor = 2
+    trust = 3
+    log_ratio = 4
+    advantage = 5
+    weight = 6
+    low = 7
+    high = 8
+    dual = 9
+    factor = 10
+    heat = 11
+    addend = 12
+    target_0 = 13
+    target_1 = 14
+    target_2 = 15
+    scale_0 = 16
+    scale_1 = 17
+    scale_2 = 18
 
-# -- policy_loss (csrc/loss/token.h: the order of columns and of the numbers of a spec) --
+class RatioKind(IntEnum):
+    one = 0
+    token = 1
+    given = 2
+
+class BoundsKind(IntEnum):
+    none = 0
+    radius = 1
+    range = 2
+    total_variation = 3
+    binary_kl = 4
+
+class SurrogateKind(IntEnum):
+    ppo = 0
+    mask_logp = 1
+    clamp_logp = 2
+    gppo = 3
+    sigmoid = 4
+
+class PenaltyKind(IntEnum):
+    none = 0
+    k1 = 1
+    abs = 2
+    k2 = 3
+    k3 = 4
+    k1_plus = 5
+    k3_plus = 6
+    leaky = 7
+
+class Scan(IntEnum):
+    none = 0
+    seq_geo = 1
+    seq_prod = 2
+    cum_prod = 3
+    cum_geo = 4
+    min_prefix = 5
+
+class TokenSpec:
+    ratio: RatioKind
+    log_ratio_low: float
+    log_ratio_high: float
+    pre_clip: float
+    bounds: BoundsKind
+    low: float
+    high: float
+    widen: float
+    trust: bool
+    surrogate: SurrogateKind
+    cap: float
+    outer_low: float
+    outer_high: float
+    outer_value: bool
+    tau_positive: float
+    tau_other: float
+    dual: float
+    redistribute: float
+    penalty: tuple[PenaltyKind, PenaltyKind, PenaltyKind]
+    penalty_coef: tuple[float, float, float]
+    leak: float
+    entropy_coef: float
+    def __init__(self) -> None: ...
+
+class PositionBounds:
+    power: float
+    low: float
+    high: float
+    dual: float
+    def __init__(self) -> None: ...
+
+class PolicyLossTotals:
+    @property
+    def loss(self) -> float: ...
+    @property
+    def weight(self) -> float: ...
+    @property
+    def clipped_low(self) -> float: ...
+    @property
+    def clipped_high(self) -> float: ...
+    @property
+    def clipped_dual(self) -> float: ...
+    @property
+    def kl_old(self) -> float: ...
+    @property
+    def penalty(self) -> float: ...
+    @property
+    def ratio(self) -> float: ...
+    @property
+    def ratio_max(self) -> float: ...
+
+# -- policy_loss (columns in the order of TokenColumn) --
 
 _Column = NDArray[np.float32] | NDArray[np.float64]
 
@@ -32,79 +129,41 @@ def policy_loss(
     mask_T: NDArray[np.bool_] | None,
     offset_N1: NDArray[np.int64],
     weight_N: NDArray[np.float64],
-    spec: Sequence[float],
-    scan: int,
-    position: Sequence[float],
+    spec: TokenSpec,
+    scan: Scan,
+    position: PositionBounds,
     loss_T: _Column | None,
     logprob_grad_T: _Column | None,
     entropy_grad_T: _Column | None,
-) -> tuple[float, ...]: ...
+) -> PolicyLossTotals: ...
 def policy_loss_cuda(
     tokens: int,
     columns: Sequence[tuple[int, int]],
     mask: int,
     offset_N1: NDArray[np.int64],
     weight_N: NDArray[np.float64],
-    spec: Sequence[float],
-    scan: int,
-    position: Sequence[float],
+    spec: TokenSpec,
+    scan: Scan,
+    position: PositionBounds,
     loss: int,
     logprob_grad: int,
     entropy_grad: int,
     device: int,
     stream: int,
-) -> tuple[float, ...]: ...
+) -> PolicyLossTotals: ...
 
-# -- policy_terms (csrc/loss/terms.h) --
+# -- fused_loss (addresses and statistics as in token_stats, and the bytes of a column's number) --
 
-class LossColumns:
-    def __init__(
-        self,
-        tokens: int,
-        columns: Mapping[str, _Column],
-        mask_T: NDArray[np.bool_] | None = None,
-        offset_N1: NDArray[np.int64] | None = None,
-        group_N: NDArray[np.int64] | None = None,
-    ) -> None: ...
-    def entropy_advantage(self, k: float) -> NDArray[np.float64]: ...
-    def blend_advantage(
-        self, target: float, limit: float, measured: float
-    ) -> NDArray[np.float64]: ...
-    def token_group_advantage(self, limit: float) -> NDArray[np.float64]: ...
-    def band_advantage(self, low: float, high: float) -> NDArray[np.float64]: ...
-    def sign_advantage(self, positive: bool) -> NDArray[np.float64]: ...
-    def expert_scale(self, passed: float) -> NDArray[np.float64]: ...
-    def importance(
-        self, level: int, cap: float, floor: float, normalize: bool
-    ) -> NDArray[np.float64]: ...
-    def importance_window(self, low: float, high: float) -> NDArray[np.float64]: ...
-    def steer(self, exponential: bool, least: float, most: float) -> NDArray[np.float64]: ...
-    def entropy_heat(self) -> NDArray[np.float64]: ...
-    def entropy_band(
-        self, level: int, low: float, high: float, height: float
-    ) -> NDArray[np.float64]: ...
-    def nucleus_peaks(self, quantile: float) -> tuple[float, NDArray[np.float64]]: ...
-    def keep_outside_covariance(
-        self,
-        lower: float,
-        upper: float,
-        share: float,
-        clip_low: float,
-        clip_high: float,
-        seed: int,
-    ) -> NDArray[np.bool_]: ...
-    def choose_covariance(self, share: float) -> NDArray[np.bool_]: ...
-    def choose_improbable(self, share: float) -> NDArray[np.bool_]: ...
-    def keep_by_score(self, rollout: bool, mu: float) -> NDArray[np.bool_]: ...
-    def keep_by_centred_score(
-        self, rollout: bool, mu: float, max_share: float
-    ) -> NDArray[np.bool_]: ...
-    def keep_top_entropy(self, share: float) -> NDArray[np.bool_]: ...
-    def keep_matched(
-        self, mismatch: int, level: int, low: float, high: float
-    ) -> NDArray[np.bool_]: ...
-    def keep_near_generator(self, gamma: float) -> NDArray[np.bool_]: ...
-
-def count_tokens(
-    tokens: int, mask_T: NDArray[np.bool_] | None, offset_N1: NDArray[np.int64]
-) -> NDArray[np.int64]: ...
+def fused_loss(
+    logits: LogitMatrix,
+    label: int,
+    options: TokenStatsOptions,
+    columns: Sequence[tuple[int, int]],
+    spec: TokenSpec,
+    stats: Mapping[str, int],
+    grad: int,
+    grad_row_stride: int,
+    threads: int,
+    device: int,
+    stream: int,
+) -> None: ...

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pyrl.checks import at_least, finite, ordered
+from pyrl.loss.columns import LossColumns
 from pyrl.pack import TokenBatch
+
+RADII = ("clip_low_T", "clip_high_T")
+"""Columns of bounds in Python: the radii that they returned."""
 
 
 class Bounds(Protocol):
-    """Bounds of one's own, in Python."""
+    """Bounds in Python: radii per token."""
 
     def __call__(self, batch: TokenBatch) -> tuple[NDArray[Any], NDArray[Any]]:
         """Clip radii [T]: a ratio has a gradient between 1 - low and 1 + high."""
@@ -25,6 +31,7 @@ class Clip:
 
     low: float = 0.2
     high: float = 0.2
+    needs = ()
 
     def __post_init__(self) -> None:
         at_least(0, self, "low", "high")
@@ -48,6 +55,7 @@ class ConfidenceClip:
     tail: int = 16
     """Last tokens of a response whose mean confidence counts."""
     centre: float | None = None
+    needs = RADII
 
     def radius(self, batch: TokenBatch) -> NDArray[np.float64]:
         """One clip radius per leaf [N]."""
@@ -68,6 +76,8 @@ class ConfidenceClip:
 class Unbounded:
     """No bounds."""
 
+    needs = ()
+
 
 @dataclass(frozen=True)
 class Range:
@@ -75,6 +85,7 @@ class Range:
 
     low: float = 0.0
     high: float = 2.0
+    needs = ()
 
     def __post_init__(self) -> None:
         ordered(self, self.low, self.high)
@@ -91,6 +102,7 @@ class PositionClip:
     high: float = 0.05
     dual: float = 0.05
     power: float = 0.5
+    needs = ()
 
     def __post_init__(self) -> None:
         finite(self, "low", "high", "dual", "power")
@@ -110,6 +122,7 @@ class EntropyClip:
     low: float = 0.2
     high: float = 0.2
     alpha: float = 1.0
+    needs = ("entropy_T",)
 
     def __post_init__(self) -> None:
         at_least(0, self, "low", "high", "alpha")
@@ -120,6 +133,7 @@ class TotalVariation:
     """Cuts A > 0 where pi - pi_old > delta, and A < 0 where it is < -delta (DPPO)."""
 
     delta: float = 0.15
+    needs = ()
 
     def __post_init__(self) -> None:
         ordered(self, 0.0, self.delta)
@@ -130,6 +144,29 @@ class BinaryKL:
     """As `TotalVariation`, by the KL divergence of {this token, any other} (DPPO)."""
 
     delta: float = 0.05
+    needs = ()
 
     def __post_init__(self) -> None:
         ordered(self, 0.0, self.delta)
+
+
+def has_radii(bounds: Any) -> TypeGuard[Bounds]:
+    """Whether bounds are Python's, so that their radii are columns."""
+    return not hasattr(bounds, "needs") or bounds.needs == RADII
+
+
+def entropy_heat(columns: LossColumns) -> Tensor:
+    """HAPO's heat [T]: the log-entropy about its 0.8 quantile, scaled to [-1, 1] on each side."""
+    entropy_T, whole = columns["entropy_T"], columns.whole
+    # The logarithm grows: its quantile and ends are those of the entropy.
+    pivot = _log(whole.nearest_rank("entropy_T", entropy_T, 0.8))
+    up = _log(whole.largest(entropy_T)) - pivot
+    down = pivot - _log(whole.smallest(entropy_T))
+    # The scale by the deviation about the pivot cancels when both sides are scaled to 1.
+    away_T = _log(entropy_T) - pivot
+    side_T = torch.where(away_T > 0, up, down)
+    return columns.used_or_zero(torch.where(side_T > 0, away_T / side_T, 0.0))
+
+
+def _log(entropy: Tensor) -> Tensor:
+    return entropy.clamp(min=1e-8).log()

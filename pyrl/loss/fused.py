@@ -8,7 +8,6 @@ bit.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
@@ -16,7 +15,6 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from pyrl.logits.graph import untraced
 from pyrl.logits.linear_token_stats import checked_head
 from pyrl.logits.token_stats import (
     IGNORED_LABEL,
@@ -26,24 +24,19 @@ from pyrl.logits.token_stats import (
     record,
     refuse_forward_mode,
 )
-from pyrl.loss import Loss, PositionClip
+from pyrl.loss.bounds import PositionClip
+from pyrl.loss.columns import Columns
 from pyrl.loss.fused_ops import (
     fused_loss,
     fused_loss_,
     linear_fused_loss,
     with_gradient,
 )
-from pyrl.loss.policy_loss import (
-    Columns,
-    check_terms,
-    given_columns,
-    policy_loss,
-    tensor_terms,
-    token_columns,
-)
+from pyrl.loss.loss import Loss
+from pyrl.loss.policy_loss import check_terms, given_columns, policy_loss, token_columns
 from pyrl.loss.result import PolicyLoss
 from pyrl.loss.spec import TOKEN_COLUMNS, lower
-from pyrl.loss.terms import Terms
+from pyrl.loss.terms import Terms, reduced
 
 
 def fused_policy_loss(
@@ -147,8 +140,9 @@ class _Plan:
     terms: Terms
     given: dict[str, Any]
     columns: list[Tensor | None]
-    """In the order of TOKEN_COLUMNS; those of the terms are on the CPU."""
+    """In the order of TOKEN_COLUMNS."""
     spec: list[float]
+    """The numbers of a LossSpec."""
     per_token: bool
 
     def result(
@@ -182,7 +176,7 @@ def _plan(
     given = given_columns(unknown_T, unknown_T, columns)
     del given["logprob_T"], given["entropy_T"]
     lowered = lower(loss, "ref_logprob_T" in given)
-    if lowered.scan:
+    if lowered.spec.scan:
         _refuse_loss(f"Ratio.of = {loss.ratio.of!r}")
     if isinstance(loss.bounds, PositionClip):
         _refuse_loss("PositionClip")
@@ -193,11 +187,10 @@ def _plan(
     if terms.nucleus_T is not None:
         _refuse_loss("NucleusAnchor")
     found = token_columns(loss, lowered, terms, given)
-    found[TOKEN_COLUMNS.index("weight")] = _weights(terms, tokens)
-    return _Plan(loss, terms, given, found, lowered.spec, per_token)
+    found[TOKEN_COLUMNS.index("weight")] = terms.weight_T
+    return _Plan(loss, terms, given, found, lowered.spec.numbers(), per_token)
 
 
-@untraced
 def _local_terms(
     loss: Loss,
     given: Mapping[str, Tensor],
@@ -212,22 +205,19 @@ def _local_terms(
             f"mask_T: expected torch.bool[{len(label_T)}], got {mask_T.dtype}{list(mask_T.shape)}"
         )
     mask_T = known_T if mask_T is None else mask_T & known_T
-    try:
-        return tensor_terms(loss, given, mask_T, offset_N1, None, None)
-    except ValueError as error:
-        if re.search(r"needs .*\b(logprob_T|entropy_T|group_N|state)", str(error)):
+    if "advantage_T" not in given:
+        raise ValueError("policy_loss: needs the column advantage_T, or terms")
+    for need in loss.terms_needs:
+        if need.name in _UNKNOWN:
             raise ValueError(
-                f"{error}: it is not known before the rows are visited; expected terms="
+                f"{need}: it is not known before the rows are visited; expected terms="
                 "pyrl.loss.terms.loss_terms(...), of the policy before the update"
-            ) from error
-        raise
+            )
+    return reduced(loss, given, mask_T, offset_N1, None, None)
 
 
-def _weights(terms: Terms, tokens: int) -> Tensor:
-    """`Terms.weight_T`, in a graph too."""
-    offset_N1, weight_N = torch.from_numpy(terms.offset_N1), torch.from_numpy(terms.weight_N)
-    weight_T = weight_N.repeat_interleave(offset_N1.diff(), output_size=tokens)
-    return weight_T if terms.mask_T is None else weight_T.mul_(torch.from_numpy(terms.mask_T))
+_UNKNOWN = ("logprob_T", "entropy_T", "group_N", "state.entropy", "state.nucleus_entropy")
+"""What a loss needs `terms` for."""
 
 
 def _refuse_loss(axis: str) -> None:

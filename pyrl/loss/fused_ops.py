@@ -23,7 +23,7 @@ from pyrl.logits.kernels import (
 from pyrl.logits.linear_token_stats import empty_gradients
 from pyrl.logits.lm_head import Head, HeadGradient
 from pyrl.logits.token_stats import Request, kernel_request, refuse_second_derivatives
-from pyrl.loss.spec import TOKEN_COLUMNS
+from pyrl.loss.spec import TOKEN_COLUMNS, LossSpec
 
 
 def ready(
@@ -70,7 +70,7 @@ def fused_into(
     label_T: Tensor,
     request: Sequence[float],
     columns: Sequence[Tensor | None],
-    spec: Sequence[float],
+    spec: LossSpec,
 ) -> None:
     """Statistics and gradient; `grad_TV` may be `logits_TV`, whose columns are adjacent.
 
@@ -82,7 +82,7 @@ def fused_into(
         label=label_T.data_ptr(),
         options=options,
         columns=column_addresses(columns),
-        spec=spec,
+        spec=spec.kernel_arguments()["spec"],
         stats=stat_addresses(stats_KT, asked),
         grad=grad_TV.data_ptr(),
         grad_row_stride=grad_TV.stride(0),
@@ -106,18 +106,12 @@ def fused_loss(
     columns = ready(columns, len(logits), logits.device)
     stats, logits = empty_stats(logits, Request().asked), adjacent(logits)
     grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    fused_into(stats, grad, logits, label.contiguous(), request, columns, spec)
+    fused_into(stats, grad, logits, label.contiguous(), request, columns, LossSpec.of(spec))
     return stats, grad
 
 
 @fused_loss.register_fake
-def _(
-    logits: Tensor,
-    label: Tensor,
-    request: Sequence[float],
-    columns: Sequence[Tensor | None],
-    spec: Sequence[float],
-) -> tuple[Tensor, Tensor]:
+def _(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     return empty_stats(logits, Request().asked), grad
 
@@ -135,18 +129,12 @@ def fused_loss_(
     """Statistics [3, T]; the gradient takes the place of the logits."""
     columns = ready(columns, len(logits), logits.device)
     stats = empty_stats(logits, Request().asked)
-    fused_into(stats, logits, logits, label.contiguous(), request, columns, spec)
+    fused_into(stats, logits, logits, label.contiguous(), request, columns, LossSpec.of(spec))
     return stats
 
 
 @fused_loss_.register_fake
-def _(
-    logits: Tensor,
-    label: Tensor,
-    request: Sequence[float],
-    columns: Sequence[Tensor | None],
-    spec: Sequence[float],
-) -> Tensor:
+def _(logits: Tensor, *_: Any) -> Tensor:
     return empty_stats(logits, Request().asked)
 
 
@@ -166,11 +154,11 @@ def linear_fused_loss(
     columns = ready(columns, len(hidden), hidden.device)
     stats, label = empty_stats(hidden, Request().asked), label.contiguous()
     head = Head(hidden, weight, bias, chunk)
-    gradient = HeadGradient(head, *needs)
+    gradient, of_loss = HeadGradient(head, *needs), LossSpec.of(spec)
     for part, logits in head.logits():
         of_part = empty_stats(logits, Request().asked)
         columns_of_part = [None if column is None else column[part] for column in columns]
-        fused_into(of_part, logits, logits, label[part], request, columns_of_part, spec)
+        fused_into(of_part, logits, logits, label[part], request, columns_of_part, of_loss)
         stats[:, part] = of_part
         gradient.add(part, logits)
     return stats, *gradient.tensors()
@@ -178,16 +166,9 @@ def linear_fused_loss(
 
 @linear_fused_loss.register_fake
 def _(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    label: Tensor,
-    request: Sequence[float],
-    columns: Sequence[Tensor | None],
-    spec: Sequence[float],
-    chunk: int,
-    needs: Sequence[bool],
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *_, needs = rest
     return empty_stats(hidden, Request().asked), *empty_gradients(hidden, weight, bias, needs)
 
 
@@ -201,7 +182,7 @@ def with_gradient(value: Tensor, inputs: Sequence[Tensor], gradients: Sequence[T
 
 
 @with_gradient.register_fake
-def _(value: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+def _(value: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(value)
 
 
@@ -214,7 +195,8 @@ def _scale_op(tensor: Tensor, factor: Tensor) -> None:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[2])
+    _, _, gradients = inputs
+    ctx.save_for_backward(*gradients)
     ctx.handed_over = False
 
 

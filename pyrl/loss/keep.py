@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf, log
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
-from pyrl._core.loss import LossColumns
 from pyrl.checks import ordered
 from pyrl.loss.axis import LossState
-
-LEVELS = {"token": 0, "seq_sum": 1, "seq_mean": 2, "seq_max": 3}
-MISMATCHES = {"rho": 0, "k1": 1, "k2": 2, "k3": 3}
+from pyrl.loss.columns import LossColumns, numbers
+from pyrl.loss.philox import uniforms
 
 
 @dataclass(frozen=True)
@@ -29,14 +28,39 @@ class Matched:
     statistic: Literal["rho", "k1", "k2", "k3"] = "rho"
     level: Literal["token", "seq_sum", "seq_mean", "seq_max"] = "token"
     shrink: bool = True
+    needs = ("old_logprob_T", "rollout_logprob_T", "offset_N1")
 
     def __post_init__(self) -> None:
         ordered(self, self.low, self.high)
 
-    def __call__(self, columns: LossColumns, state: LossState) -> NDArray[np.bool_]:
-        """Columns: old_logprob_T, rollout_logprob_T."""
-        level, mismatch = LEVELS[self.level], MISMATCHES[self.statistic]
-        return columns.keep_matched(mismatch, level, self.low, self.high)
+    def __call__(self, columns: LossColumns, state: LossState) -> Tensor:
+        value_T = self._statistic(columns["old_logprob_T"] - columns["rollout_logprob_T"])
+        responses = columns.responses
+        match self.level:
+            case "token":
+                return columns.used(self._within(value_T))
+            case "seq_sum":
+                value_N = responses.sum(value_T)
+            case "seq_mean":
+                value_N = responses.mean(value_T)
+            case "seq_max":
+                value_N = responses.largest(value_T)
+        return columns.used(responses.spread(self._within(value_N)))
+
+    def _statistic(self, x_T: Tensor) -> Tensor:
+        """Of each token; rho as its logarithm."""
+        if self.statistic == "k2":
+            return 0.5 * x_T * x_T
+        if self.statistic == "k3":
+            near_T = x_T.clamp(-20, 20)
+            return near_T.expm1() - near_T
+        return x_T
+
+    def _within(self, value: Tensor) -> Tensor:
+        low, high = self.low, self.high
+        if self.statistic == "rho":
+            low, high = (log(bound) if bound > 0 else -inf for bound in (low, high))
+        return (low <= value) & (value <= high)
 
 
 @dataclass(frozen=True)
@@ -45,10 +69,13 @@ class NearGenerator:
 
     gamma: float = 50.0
     shrink: bool = False
+    needs = ("advantage_T", "old_logprob_T", "rollout_logprob_T", "offset_N1")
 
-    def __call__(self, columns: LossColumns, state: LossState) -> NDArray[np.bool_]:
-        """Columns: advantage_T, old_logprob_T, rollout_logprob_T."""
-        return columns.keep_near_generator(self.gamma)
+    def __call__(self, columns: LossColumns, state: LossState) -> Tensor:
+        responses = columns.responses
+        far_N = responses.sum(columns["rollout_logprob_T"] - columns["old_logprob_T"])
+        near_T = responses.spread(far_N < self.gamma)
+        return columns.used((columns["advantage_T"] > 0) | near_T)
 
 
 @dataclass(frozen=True)
@@ -63,15 +90,23 @@ class ClipCov:
     high: float = 5.0
     share: float = 2e-4
     shrink: bool = False
+    needs = ("advantage_T", "logprob_T", "old_logprob_T")
 
     def __post_init__(self) -> None:
         ordered(self, self.low, self.high)
 
-    def __call__(self, columns: LossColumns, state: LossState) -> NDArray[np.bool_]:
-        """Columns: advantage_T, logprob_T, old_logprob_T."""
-        return columns.keep_outside_covariance(
-            self.low, self.high, self.share, *state.radii, state.seed
-        )
+    def __call__(self, columns: LossColumns, state: LossState) -> Tensor:
+        advantage_T, logprob_T = columns["advantage_T"], columns["logprob_T"]
+        ratio_T = (logprob_T - columns["old_logprob_T"]).clamp(-20, 20).exp()
+        low, high = state.radii
+        above_T = (advantage_T > 0) & (ratio_T > 1 + high)
+        below_T = (advantage_T < 0) & (ratio_T < 1 - low)
+        covariance_T = _covariance(columns)
+        inside_T = (self.low < covariance_T) & (covariance_T < self.high)
+        among_T = columns.used(inside_T & ~(above_T | below_T))
+        random_T = uniforms(state.seed, torch.arange(len(among_T), device=among_T.device))
+        dropped_T = columns.least(random_T, among_T, self.share, columns.whole.count_P)
+        return columns.used(~dropped_T)
 
 
 @dataclass(frozen=True)
@@ -83,9 +118,15 @@ class ClipB:
     """Whose log-probability."""
     shrink: bool = True
 
-    def __call__(self, columns: LossColumns, state: LossState) -> NDArray[np.bool_]:
-        """Columns: advantage_T, entropy_T, old_logprob_T or rollout_logprob_T."""
-        return columns.keep_by_score(self.policy == "rollout", self.mu)
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("advantage_T", "entropy_T", f"{self.policy}_logprob_T")
+
+    def __call__(self, columns: LossColumns, state: LossState) -> Tensor:
+        score_T, whole = _score(columns, self.policy), columns.whole
+        deviation = whole.deviation(score_T)
+        least = whole.mean(score_T) - self.mu * torch.where(deviation < 1e-12, inf, deviation)
+        return columns.used(~((columns["advantage_T"] < 0) & (score_T < least)))
 
 
 @dataclass(frozen=True)
@@ -100,9 +141,19 @@ class ClipV:
     policy: Literal["old", "rollout"] = "old"
     shrink: bool = True
 
-    def __call__(self, columns: LossColumns, state: LossState) -> NDArray[np.bool_]:
-        """Columns: advantage_T, entropy_T, sum_p2_T, sum_p2_logp_T and a policy's logprob."""
-        return columns.keep_by_centred_score(self.policy == "rollout", self.mu, self.max_share)
+    @property
+    def needs(self) -> tuple[str, ...]:
+        moments = ("sum_p2_T", "sum_p2_logp_T")
+        return ("advantage_T", "entropy_T", *moments, f"{self.policy}_logprob_T")
+
+    def __call__(self, columns: LossColumns, state: LossState) -> Tensor:
+        expected_T = columns["entropy_T"] * columns["sum_p2_T"] + columns["sum_p2_logp_T"]
+        score_T, whole = expected_T - _score(columns, self.policy), columns.whole
+        deviation = whole.deviation(score_T)
+        far_T = (deviation >= 1e-12) & (score_T > self.mu * deviation)
+        among_T = columns.used(far_T & ~(columns["advantage_T"] > 0))
+        dropped_T = columns.least(-score_T, among_T, self.max_share, whole.count_P)
+        return columns.used(~dropped_T)
 
 
 @dataclass(frozen=True)
@@ -111,10 +162,12 @@ class TopEntropy:
 
     share: float = 0.2
     shrink: bool = True
+    needs = ("entropy_T",)
 
-    def __call__(self, columns: LossColumns, state: LossState) -> NDArray[np.bool_]:
-        """Columns: entropy_T."""
-        return columns.keep_top_entropy(self.share)
+    def __call__(self, columns: LossColumns, state: LossState) -> Tensor:
+        entropy_T = columns["entropy_T"]
+        threshold = columns.whole.quantile("entropy_T", entropy_T, 1 - self.share)
+        return columns.used(entropy_T >= threshold)
 
 
 @dataclass(frozen=True)
@@ -122,10 +175,13 @@ class TopCovariance:
     """KL-Cov: the max(1, int(share n)) tokens of largest covariance (arXiv:2505.22617)."""
 
     share: float = 2e-3
+    needs = ("advantage_T", "logprob_T")
 
-    def __call__(self, columns: LossColumns, state: LossState) -> NDArray[np.bool_]:
-        """Columns: advantage_T, logprob_T."""
-        return columns.choose_covariance(self.share)
+    def __call__(self, columns: LossColumns, state: LossState) -> Tensor:
+        covariance_T = _covariance(columns)
+        used_T = columns.used(torch.ones_like(covariance_T, dtype=torch.bool))
+        covariance_T = numbers("advantage_T, logprob_T", torch.where(used_T, covariance_T, 0.0))
+        return columns.least(-covariance_T, used_T, self.share, columns.whole.count_P)
 
 
 @dataclass(frozen=True)
@@ -136,7 +192,22 @@ class Improbable:
     """
 
     share: float = 0.01
+    needs = ("advantage_T", "logprob_T", "proxy_logprob_T")
 
-    def __call__(self, columns: LossColumns, state: LossState) -> NDArray[np.bool_]:
-        """Columns: advantage_T, logprob_T, proxy_logprob_T."""
-        return columns.choose_improbable(self.share)
+    def __call__(self, columns: LossColumns, state: LossState) -> Tensor:
+        negative_T = columns.used(columns["advantage_T"] < 0)
+        logprob_T = numbers("logprob_T", torch.where(negative_T, columns["logprob_T"], 0.0))
+        least_T = columns.least(logprob_T, negative_T, self.share, negative_T.sum())
+        below_T = least_T & (logprob_T < columns["proxy_logprob_T"])
+        return below_T & (least_T.sum() > 1)
+
+
+def _covariance(columns: LossColumns) -> Tensor:
+    advantage_T, logprob_T, whole = columns["advantage_T"], columns["logprob_T"], columns.whole
+    return (advantage_T - whole.mean(advantage_T)) * (logprob_T - whole.mean(logprob_T))
+
+
+def _score(columns: LossColumns, policy: str) -> Tensor:
+    """p (H + log p)."""
+    logprob_T = columns[f"{policy}_logprob_T"]
+    return logprob_T.exp() * (columns["entropy_T"] + logprob_T)

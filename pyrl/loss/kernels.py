@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrl import _core
+from pyrl._core.loss import PolicyLossTotals
 from pyrl.logits.kernels import column_addresses, device_of
+from pyrl.loss.spec import LossSpec
 
 
 def host_array(tensor: Tensor) -> NDArray[Any]:
@@ -29,18 +31,25 @@ def has_kernel(device: torch.device) -> bool:
 class PolicyInputs:
     """What the kernels read, T tokens in N responses."""
 
-    logprob: Tensor
-    columns: Sequence[Tensor | None]
-    """[T] in the order of TOKEN_COLUMNS, float32 or float64 each; the first is `logprob`."""
+    columns: Mapping[str, Tensor | None]
+    """[T] by the names of TOKEN_COLUMNS and in their order, float32 or float64 each."""
     mask: Tensor | None
     """bool [T]"""
     offset: Tensor
     """int64 [N + 1]"""
     weight: Tensor
     """float64 [N]"""
-    spec: Sequence[float]
-    scan: int
-    position: Sequence[float]
+    spec: LossSpec
+
+    @property
+    def logprob(self) -> Tensor:
+        logprob = self.columns["logprob"]
+        assert logprob is not None
+        return logprob
+
+    def responses(self) -> dict[str, Any]:
+        """What the host reads, as the kernels take it."""
+        return {"offset_N1": host_array(self.offset), "weight_N": host_array(self.weight)}
 
     @property
     def device(self) -> torch.device:
@@ -54,34 +63,31 @@ def policy_sums(
     loss_T: Tensor | None,
     logprob_grad_T: Tensor,
     entropy_grad_T: Tensor | None,
-) -> tuple[float, ...]:
-    """Write the outputs, of the log-probs' type, where they are asked for.
+) -> PolicyLossTotals:
+    """Write the outputs, of the log-probs' type, where they are asked for; the sums.
 
-    Returns the sums in the order of PolicyLossTotals. ValueError: a column has another length or
+    ValueError: a column has another length or
     type, offsets do not divide the tokens, an advantage is not finite or a radius below 0.
     """
     if has_kernel(inputs.logprob.device):
         return _on_device(inputs, (loss_T, logprob_grad_T, entropy_grad_T))
     return _core.loss.policy_loss(
-        columns=[None if column is None else host_array(column) for column in inputs.columns],
+        columns=[None if c is None else host_array(c) for c in inputs.columns.values()],
         mask_T=None if inputs.mask is None else host_array(inputs.mask),
-        offset_N1=host_array(inputs.offset),
-        weight_N=host_array(inputs.weight),
-        spec=inputs.spec,
-        scan=inputs.scan,
-        position=inputs.position,
+        **inputs.responses(),
+        **inputs.spec.kernel_arguments(),
         loss_T=None if loss_T is None else loss_T.numpy(),
         logprob_grad_T=logprob_grad_T.numpy(),
         entropy_grad_T=None if entropy_grad_T is None else entropy_grad_T.numpy(),
     )
 
 
-def _on_device(inputs: PolicyInputs, outputs: tuple[Tensor | None, ...]) -> tuple[float, ...]:
+def _on_device(inputs: PolicyInputs, outputs: tuple[Tensor | None, ...]) -> PolicyLossTotals:
     """What lies on the CPU of [T] is copied to the device; nothing of [T] comes back."""
     like_T = inputs.logprob
     columns = [
         None if column is None else _resident(f"columns[{c}]", column, like_T)
-        for c, column in enumerate(inputs.columns)
+        for c, column in enumerate(inputs.columns.values())
     ]
     for column in columns:
         if column is not None and column.dtype not in (torch.float32, torch.float64):
@@ -92,11 +98,8 @@ def _on_device(inputs: PolicyInputs, outputs: tuple[Tensor | None, ...]) -> tupl
         tokens=len(like_T),
         columns=column_addresses(columns),
         mask=_address(mask_T),
-        offset_N1=host_array(inputs.offset),
-        weight_N=host_array(inputs.weight),
-        spec=inputs.spec,
-        scan=inputs.scan,
-        position=inputs.position,
+        **inputs.responses(),
+        **inputs.spec.kernel_arguments(),
         loss=_address(loss_T),
         logprob_grad=_address(logprob_grad_T),
         entropy_grad=_address(entropy_grad_T),

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pyrl.checks import check_axes
-from pyrl.loss.aggregate import Aggregate, TokenMean
-from pyrl.loss.axis import Factor, Keep, Reshape
+from pyrl.loss.aggregate import RESPONSES, Aggregate, TokenMean
+from pyrl.loss.axis import Factor, Keep, Need, Reshape, needs_of
 from pyrl.loss.bounds import (
+    RADII,
     BinaryKL,
     Bounds,
     Clip,
@@ -49,6 +50,11 @@ class Ratio:
             got = f"{self.pre_clip} of {self.of}"
             raise ValueError(f"Ratio.pre_clip: expected > 0, and a ratio of responses, got {got}")
 
+    @property
+    def anchor(self) -> str:
+        """The log-probability in the denominator."""
+        return f"{self.to}_logprob_T"
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -70,7 +76,7 @@ class Loss:
         default_factory=Clipped
     )
     reshape: tuple[Reshape, ...] = ()
-    """Of the advantages, in order."""
+    """Changes of the advantages, in order."""
     redistribute: float = 0.0
     """HAPO: A (1 + redistribute heat), for positive heat outside half the bounds, for negative heat
     inside (`EntropyClip` says what heat is)."""
@@ -96,6 +102,56 @@ class Loss:
         """A penalty is measured from the frozen initial model."""
         targets = [p.target for p in self.penalties if isinstance(p, Penalty)]
         return self.kl.coef != 0 or "ref" in targets
+
+    @property
+    def reads_heat(self) -> bool:
+        """Bounds or advantages move with `entropy_heat`."""
+        return isinstance(self.bounds, EntropyClip) or self.redistribute != 0
+
+    @property
+    def reads_anchor(self) -> bool:
+        """The kernels read the log-probability in the ratio's denominator."""
+        return self.ratio.of != "one" or isinstance(self.bounds, TotalVariation | BinaryKL)
+
+    @property
+    def terms_needs(self) -> list[Need]:
+        """What the terms of a mini-batch are computed from, beside the advantages."""
+        needs = needs_of(self.aggregate, RESPONSES)
+        for axis in (*self.reshape, self.behaviour, self.weight, *self.keep):
+            needs += needs_of(axis)
+        needs += needs_of(self.bounds, RADII)
+        if self.redistribute:
+            needs.append(Need("loss.redistribute", "entropy_T"))
+        for penalty in self.penalties:
+            if isinstance(penalty, Penalty):
+                needs += needs_of(penalty.select)
+            else:
+                needs += needs_of(penalty)
+            if isinstance(penalty, Penalty | ExpertLeak) and penalty.aggregate is not None:
+                needs += needs_of(penalty.aggregate, RESPONSES)
+        return needs
+
+    @property
+    def token_needs(self) -> list[Need]:
+        """What the loss of each token is computed from, beside the terms."""
+        needs = []
+        if self.reads_anchor:
+            needs.append(Need("loss.ratio", self.ratio.anchor))
+        if self.trust == "old":
+            needs.append(Need("loss.trust", "old_logprob_T"))
+        if self.kl.coef:
+            needs.append(Need("loss.kl", "ref_logprob_T"))
+        for penalty in self.penalties:
+            if isinstance(penalty, Penalty | ExpertLeak):
+                needs.append(Need("loss.penalties", penalty.column))
+            elif isinstance(penalty, NucleusAnchor):
+                needs.append(Need("NucleusAnchor", penalty.column))
+        return needs
+
+    @property
+    def needs(self) -> list[Need]:
+        """Everything that the axes read."""
+        return [*self.terms_needs, *self.token_needs]
 
     @property
     def needs_advantage(self) -> bool:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import exp, inf
 from typing import Literal
 
-import numpy as np
+import torch
+from torch import Tensor
 
 from pyrl.checks import finite
 from pyrl.loss.aggregate import Aggregate
-from pyrl.loss.axis import Select
+from pyrl.loss.axis import LossState, Select
+from pyrl.loss.columns import LossColumns, one_part
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,15 @@ class Penalty:
     def __post_init__(self) -> None:
         finite(self, "coef")
 
+    @property
+    def column(self) -> str:
+        """The log-probability that the distance is measured from."""
+        return f"{self.target}_logprob_T"
+
+    def scale(self, columns: LossColumns, state: LossState) -> Tensor | None:
+        """1 for the selected tokens, bool [T]; None: all."""
+        return None if self.select is None else self.select(columns, state)
+
 
 @dataclass(frozen=True)
 class ExpertLeak:
@@ -53,6 +65,13 @@ class ExpertLeak:
     slope: float = 0.5
     passed: float = 0.1
     aggregate: Aggregate | None = None
+    column = "expert_logprob_T"
+    needs = ("advantage_T", "reward_T")
+
+    def scale(self, columns: LossColumns, state: LossState) -> Tensor:
+        """s |A|, which the kernels multiply the distance by."""
+        size_T = columns["advantage_T"].abs()
+        return torch.where(columns["reward_T"] > self.passed, -size_T, size_T)
 
 
 @dataclass(frozen=True)
@@ -69,13 +88,33 @@ class EntropySmoothing:
     high: float = 1.2
     level: Literal["token", "sequence"] = "token"
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("entropy_T",) if self.level == "token" else ("entropy_T", "offset_N1")
+
+    def __call__(self, columns: LossColumns, state: LossState) -> Tensor:
+        """Addends [T] to the loss."""
+        weight, entropy_T = self.coef * self.epoch_weight(state.epoch), columns["entropy_T"]
+        if state.entropy is None:  # no history: outside
+            low, high = inf, -inf
+        else:
+            low, high = self.low * state.entropy, self.high * state.entropy
+            weight *= self.height
+
+        def outside(entropy: Tensor) -> Tensor:
+            return torch.where((low < entropy) & (entropy < high), 0.0, weight).double()
+
+        if self.level == "token":
+            return outside(entropy_T)
+        return columns.responses.spread(outside(columns.responses.mean(entropy_T)))
+
     def epoch_weight(self, epoch: float | None) -> float:
-        """Of the released schedule over 150 epochs; 1 without an epoch."""
+        """The weight in the released schedule over 150 epochs; 1 without an epoch."""
         if epoch is None:
             return 1.0
         if epoch <= 75:
-            return float(1 - 0.2 * (1 - np.exp(-2 * epoch / 75)))
-        return float(0.8 * np.exp(-3 * (epoch - 75) / 75))
+            return 1 - 0.2 * (1 - exp(-2 * epoch / 75))
+        return 0.8 * exp(-3 * (epoch - 75) / 75)
 
 
 @dataclass(frozen=True)
@@ -88,3 +127,18 @@ class NucleusAnchor:
 
     coef: float = 0.005
     quantile: float = 0.8
+    column = "nucleus_entropy_T"
+    needs = ("state.nucleus_entropy", column, "offset_N1")
+
+    def __call__(self, columns: LossColumns, state: LossState) -> tuple[Tensor, Tensor]:
+        """d loss / d nucleus entropy [T], and how far the peaks are from the first value (nats)."""
+        assert state.nucleus_entropy is not None
+        nucleus_T, responses = columns[self.column], columns.responses
+        threshold_N = responses.quantile(self.column, nucleus_T, self.quantile)
+        peak_T = columns.used(nucleus_T > responses.spread(threshold_N)).double()
+        peaks_N = responses.sum(peak_T)
+        mean_N = responses.sum(torch.where(peak_T > 0, nucleus_T, 0.0)) / peaks_N
+        of_responses = one_part(mean_N, peaks_N > 0)
+        gap = of_responses.mean(mean_N)[0] - state.nucleus_entropy
+        share_N = torch.where(peaks_N > 0, 1 / peaks_N, 0.0) / of_responses.count_P.clamp(min=1)
+        return 2 * self.coef * gap * peak_T * responses.spread(share_N), gap

@@ -1,56 +1,29 @@
 """Policy loss of tokens: its value, and the coefficients that its gradient needs.
 
 Each token's loss, its gradients and the sums are computed on the device of the tensors, a CPU or
-CUDA. With `terms` nothing of [T] leaves a GPU; the columns of the terms go there with every call,
-which waits for its stream, since the totals are the host's. The terms themselves numpy computes:
-without `terms` the columns, but the reference's and the expert's, are copied to the CPU. On another
-device, or in a build without CUDA kernels (`pyrl info`), all columns are, and the results back.
+CUDA, and so are the terms of the mini-batch: nothing of [T] leaves a GPU. A call waits for its
+stream, since the totals are the host's. On another device, or in a build without CUDA kernels
+(`pyrl info`), the kernels read copies of all columns on the CPU, and the results go back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pyrl.logits.graph import traced, untraced
-from pyrl.loss import BinaryKL, Loss, LossState, TotalVariation
-from pyrl.loss.kernels import PolicyInputs, host_array, policy_sums
-from pyrl.loss.result import PolicyLoss
-from pyrl.loss.spec import TOKEN_COLUMNS, Lowered, lower
-from pyrl.loss.terms import Terms, loss_terms
+from pyrl.logits.graph import traced
+from pyrl.loss.axis import LossState, check_needs
+from pyrl.loss.columns import Columns
+from pyrl.loss.kernels import PolicyInputs, policy_sums
+from pyrl.loss.loss import Loss
+from pyrl.loss.result import TOTALS, PolicyLoss
+from pyrl.loss.spec import TOKEN_COLUMNS, LossSpec, Lowered, lower
+from pyrl.loss.terms import Terms, reduced
 
 _SCALES = ("scale_0", "scale_1", "scale_2")
-
-
-class Columns(TypedDict, total=False):
-    """Columns [T] of a policy loss, float32 or float64; which are read is up to its axes."""
-
-    advantage_T: Tensor | None
-    old_logprob_T: Tensor | None
-    """Of the policy before the update."""
-    rollout_logprob_T: Tensor | None
-    """As the rollout engine reported it."""
-    ref_logprob_T: Tensor | None
-    """Of the frozen initial model."""
-    proxy_logprob_T: Tensor | None
-    """Of the old policy without its least probable tokens; -inf for such a token."""
-    expert_logprob_T: Tensor | None
-    """Of an expert's response at the same position."""
-    second_logprob_T: Tensor | None
-    """Of the old policy at a second temperature."""
-    nucleus_entropy_T: Tensor | None
-    """Differentiable, as the entropy is."""
-    reward_T: Tensor | None
-    """Of the token's response."""
-    sum_p2_T: Tensor | None
-    sum_p2_logp_T: Tensor | None
-    clip_low_T: Tensor | None
-    """Radii of bounds in Python."""
-    clip_high_T: Tensor | None
 
 
 def policy_loss(
@@ -72,9 +45,9 @@ def policy_loss(
     `offset_N1` (int64) is where each response begins, and the end of the last; it may be left out
     where nothing depends on responses. Tokens outside `mask_T` (bool) take no part, whatever they
     hold. `terms` (`loss_terms`) stands for what is computed once per mini-batch when these tokens
-    are a part of it: advantages, mask, offsets, groups and state are its own, and torch.compile
-    finds no graph break. `per_token` asks for `PolicyLoss.loss_T`. Columns are float32 or float64,
-    each, and read in place where contiguous. Sums run in float64 in a fixed order.
+    are a part of it: advantages, mask, offsets, groups and state are its own. `per_token` asks for
+    `PolicyLoss.loss_T`. Columns are float32 or float64, each, and read in place where contiguous.
+    Sums run in float64 in a fixed order. torch.compile finds no graph break.
 
     Raises ValueError for a column that is missing, or of another dtype, length or device, for an
     advantage that is not finite or a radius below 0, and for a mask, offsets, groups or a state
@@ -82,34 +55,33 @@ def policy_loss(
     """
     named = given_columns(logprob_T, entropy_T, columns)
     if terms is None:
-        terms = tensor_terms(loss, named, mask_T, offset_N1, group_N, state)
+        if "advantage_T" not in named:
+            raise ValueError("policy_loss: needs the column advantage_T, or terms")
+        terms = reduced(loss, named, mask_T, offset_N1, group_N, state)
     else:
         own = {"mask_T": mask_T, "offset_N1": offset_N1, "group_N": group_N, "state": state}
         check_terms(terms, len(logprob_T), own)
     lowered = lower(loss, "ref_logprob_T" in named)
-    nucleus = terms.nucleus_T is not None
-    compute = _loss_op if traced(logprob_T) else _eager
-    loss_value, loss_T, logprob_grad_T, entropy_grad_T, totals = compute(
-        logprob_T,
-        entropy_T,
-        _given(named, "NucleusAnchor", "nucleus_entropy_T") if nucleus else None,
-        token_columns(loss, lowered, terms, named),
-        _tensor(terms.mask_T),
-        torch.from_numpy(terms.offset_N1),
-        torch.from_numpy(terms.weight_N),
-        _tensor(terms.nucleus_T),
-        _tensor(terms.nucleus_gap),
-        lowered.spec,
-        lowered.scan,
-        lowered.position,
-        per_token,
+    inputs = _Inputs(
+        logprob=logprob_T,
+        columns=token_columns(loss, lowered, terms, named),
+        entropy=entropy_T,
+        nucleus_entropy=None if terms.nucleus_T is None else named["nucleus_entropy_T"],
+        mask=terms.mask_T,
+        offset=terms.offset_N1,
+        weight=terms.weight_N,
+        nucleus=terms.nucleus_T,
+        nucleus_gap=terms.nucleus_gap,
+        spec=lowered.spec,
+        per_token=per_token,
     )
+    loss_value, loss_T, logprob_grad_T, entropy_grad_T, totals = inputs.outputs()
     return PolicyLoss(
         loss=loss_value,
         loss_T=loss_T if per_token else None,
         logprob_grad_T=logprob_grad_T,
         entropy_grad_T=entropy_grad_T if loss.entropy else _zeros_like(logprob_grad_T),
-        nucleus_grad_T=_tensor(terms.nucleus_T),
+        nucleus_grad_T=terms.nucleus_T,
         totals=totals,
         has_reference="ref_logprob_T" in named,
     )
@@ -123,19 +95,13 @@ def token_columns(
     Those of this moment (logprob, entropy and a scanned log_ratio) and the weight, which is one per
     response, are None. ValueError names an axis and the column that it needs.
     """
-
+    check_needs(loss.token_needs, columns)
     found: dict[str, Tensor | None] = {
-        name: _tensor(vars(terms)[f"{name}_T"])
+        name: vars(terms)[f"{name}_T"]
         for name in ("advantage", "low", "high", "factor", "heat", "addend", *_SCALES)
     }
-    if loss.ratio.of != "one" or isinstance(loss.bounds, TotalVariation | BinaryKL):
-        found["anchor"] = _given(columns, "loss.ratio", lowered.anchor).detach()
-    if loss.trust == "old":
-        found["trust"] = _given(columns, "loss.trust", "old_logprob_T").detach()
-    for slot, name in enumerate(lowered.targets):
-        if name is not None:
-            axis = "loss.kl" if slot == 0 else "loss.penalties"
-            found[f"target_{slot}"] = _given(columns, axis, name).detach()
+    for column, name in lowered.sources.items():
+        found[column] = columns[name].detach()
     return [found.get(name) for name in TOKEN_COLUMNS]
 
 
@@ -162,38 +128,6 @@ def check_terms(terms: Terms, tokens: int, own: Mapping[str, object]) -> None:
             raise ValueError(f"{name}: expected None with terms, which have their own")
 
 
-def _given(columns: Mapping[str, Tensor], axis: str, name: str) -> Tensor:
-    if name not in columns:
-        raise ValueError(f"{axis}: needs the column {name}")
-    return columns[name]
-
-
-@untraced
-def tensor_terms(
-    loss: Loss,
-    columns: Mapping[str, Tensor],
-    mask_T: Tensor | None,
-    offset_N1: Tensor | None,
-    group_N: Tensor | None,
-    state: LossState | None,
-) -> Terms:
-    """`loss_terms` of tensors, which numpy computes."""
-    if "advantage_T" not in columns:
-        raise ValueError("policy_loss: needs the column advantage_T, or terms")
-    return loss_terms(
-        loss,
-        {name: host_array(tensor) for name, tensor in columns.items() if name not in _LATER},
-        mask_T=None if mask_T is None else host_array(mask_T),
-        offset_N1=None if offset_N1 is None else host_array(offset_N1),
-        group_N=None if group_N is None else host_array(group_N),
-        state=state,
-    )
-
-
-_LATER = ("ref_logprob_T", "expert_logprob_T")
-"""Columns that no statistic of the mini-batch reads."""
-
-
 def _check(columns: Mapping[str, Tensor]) -> None:
     like_T = columns["logprob_T"]
     for name, tensor in columns.items():
@@ -209,66 +143,75 @@ def _check(columns: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{name}: expected a tensor on {like_T.device}, got {tensor.device}")
 
 
-def _tensor(values: NDArray[Any] | None) -> Tensor | None:
-    return None if values is None else torch.from_numpy(values)
-
-
 def _zeros_like(tensor: Tensor) -> Tensor:
-    """Without memory."""
+    """One zero, seen as many."""
     return tensor.new_zeros(()).expand(tensor.shape)
 
 
 # -- the op --
 
 
-def _compute(
-    logprob: Tensor,
-    entropy: Tensor,
-    nucleus_entropy: Tensor | None,
-    columns: Sequence[Tensor | None],
-    mask: Tensor | None,
-    offset: Tensor,
-    weight: Tensor,
-    nucleus: Tensor | None,
-    nucleus_gap: Tensor | None,
-    spec: Sequence[float],
-    scan: int,
-    position: Sequence[float],
-    per_token: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    given = [logprob, entropy, *columns[2:]]
-    inputs = PolicyInputs(logprob, given, mask, offset, weight, spec, scan, position)
+class _Inputs(NamedTuple):
+    """The arguments of the op, and in a backward pass their gradients."""
+
+    logprob: Any = None
+    entropy: Any = None
+    nucleus_entropy: Any = None
+    columns: Any = None
+    """[T] in the order of TOKEN_COLUMNS; logprob and entropy are the arguments of these names."""
+    mask: Any = None
+    offset: Any = None
+    weight: Any = None
+    nucleus: Any = None
+    nucleus_gap: Any = None
+    spec: Any = None
+    """A LossSpec, or its numbers where torch.library has to know the type."""
+    per_token: Any = None
+
+    def outputs(self) -> tuple[Tensor, ...]:
+        """What the op returns, of the op itself only where somebody is to see it."""
+        if traced(self.logprob):
+            return tuple(_loss_op(*self._replace(spec=self.spec.numbers())))
+        return _eager(*self)
+
+
+def _compute(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    given = _Inputs(*arguments)
+    logprob = given.logprob
+    columns = dict(zip(TOKEN_COLUMNS, given.columns, strict=True))
+    columns |= {"logprob": logprob, "entropy": given.entropy}
+    inputs = PolicyInputs(columns, given.mask, given.offset, given.weight, given.spec)
     loss_T, logprob_grad_T, entropy_grad_T = (
         torch.empty(size, dtype=logprob.dtype, device=inputs.device)
-        for size in _sizes(logprob, per_token, spec)
+        for size in _sizes(len(logprob), given.per_token, given.spec)
     )
-    loss, *totals = policy_sums(
-        inputs, loss_T if per_token else None, logprob_grad_T, entropy_grad_T if spec[-1] else None
+    sums = policy_sums(
+        inputs,
+        loss_T if given.per_token else None,
+        logprob_grad_T,
+        entropy_grad_T if given.spec.token.entropy_coef else None,
     )
-    if nucleus is not None and nucleus_gap is not None:
+    loss = sums.loss
+    if given.nucleus is not None:
         # coef gap^2 = the sum of 2 coef gap weight, times gap / 2
-        loss += 0.5 * float(nucleus_gap) * float(nucleus.sum())
+        loss += 0.5 * float(given.nucleus_gap) * float(given.nucleus.sum())
     device = logprob.device
     return (
         torch.tensor(loss, dtype=logprob.dtype, device=device),
         loss_T.to(device),
         logprob_grad_T.to(device),
         entropy_grad_T.to(device),
-        torch.tensor(totals, dtype=torch.float64, device="cpu"),
+        torch.tensor([getattr(sums, name) for name in TOTALS], dtype=torch.float64, device="cpu"),
     )
 
 
-def _sizes(logprob: Tensor, per_token: bool, spec: Sequence[float]) -> tuple[int, int, int]:
-    """Of loss_T, logprob_grad_T and entropy_grad_T, empty where not asked for."""
-    tokens = logprob.shape[0]
-    return tokens * per_token, tokens, tokens * (spec[-1] != 0)
+def _sizes(tokens: int, per_token: bool, spec: LossSpec) -> tuple[int, int, int]:
+    """Lengths of loss_T, logprob_grad_T and entropy_grad_T, 0 where not asked for."""
+    return tokens * per_token, tokens, tokens * (spec.token.entropy_coef != 0)
 
 
-_loss_op = torch.library.custom_op("pyrl::policy_loss", mutates_args=())(_compute)
-
-
-@_loss_op.register_fake
-def _(
+@torch.library.custom_op("pyrl::policy_loss", mutates_args=())
+def _loss_op(
     logprob: Tensor,
     entropy: Tensor,
     nucleus_entropy: Tensor | None,
@@ -279,41 +222,48 @@ def _(
     nucleus: Tensor | None,
     nucleus_gap: Tensor | None,
     spec: Sequence[float],
-    scan: int,
-    position: Sequence[float],
     per_token: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    totals = torch.empty(8, dtype=torch.float64, device="cpu")
-    loss_T, logprob_grad_T, entropy_grad_T = (
-        logprob.new_empty(size) for size in _sizes(logprob, per_token, spec)
-    )
-    return logprob.new_empty(()), loss_T, logprob_grad_T, entropy_grad_T, totals
+    arguments = (logprob, entropy, nucleus_entropy, columns, mask, offset, weight)
+    return _compute(*arguments, nucleus, nucleus_gap, LossSpec.of(spec), per_token)
+
+
+@_loss_op.register_fake
+def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    given = _Inputs(*arguments)
+    totals = torch.empty(len(TOTALS), dtype=torch.float64, device="cpu")
+    sizes = _sizes(given.logprob.shape[0], given.per_token, LossSpec.of(given.spec))
+    loss_T, logprob_grad_T, entropy_grad_T = (given.logprob.new_empty(size) for size in sizes)
+    return given.logprob.new_empty(()), loss_T, logprob_grad_T, entropy_grad_T, totals
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(output[2], output[3], inputs[7])
+    _, _, logprob_grad_T, entropy_grad_T, _ = output
+    ctx.save_for_backward(logprob_grad_T, entropy_grad_T, _Inputs(*inputs).nucleus)
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # else each other output gets a gradient of zeros
 
 
-def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor) -> tuple[Any, ...]:
     if grad_loss is None:
-        return (None,) * 13
+        return tuple(_Inputs())
     if torch.is_grad_enabled():  # create_graph=True
         raise NotImplementedError(
             "policy_loss: expected to be differentiated once, got a request for second derivatives"
         )
     logprob_grad_T, entropy_grad_T, nucleus_T = ctx.saved_tensors
-    logprob_grad = _times(grad_loss, logprob_grad_T)
-    entropy_grad = _times(grad_loss, entropy_grad_T) if len(entropy_grad_T) else None
-    nucleus_grad = None if nucleus_T is None else grad_loss * nucleus_T.to(grad_loss)
+    gradients = _Inputs(
+        logprob=_times(grad_loss, logprob_grad_T),
+        entropy=_times(grad_loss, entropy_grad_T) if len(entropy_grad_T) else None,
+        nucleus_entropy=None if nucleus_T is None else grad_loss * nucleus_T.to(grad_loss),
+    )
     # Autograd makes a tensor that nobody else refers to the `grad` of a leaf, and adds to it.
-    ctx.handed_out = logprob_grad, entropy_grad
-    return logprob_grad, entropy_grad, nucleus_grad, *[None] * 10
+    ctx.handed_out = gradients.logprob, gradients.entropy
+    return tuple(gradients)
 
 
 def _times(factor: Tensor, gradient: Tensor) -> Tensor:
-    """Without a pass over memory where the loss itself is differentiated.
+    """The product, with no pass over memory where the loss itself is differentiated.
 
     What is handed out is the memory of PolicyLoss.logprob_grad_T, and shares its version: after a
     write to it, a second backward pass through a retained graph is refused by autograd. Not while
@@ -328,10 +278,14 @@ _loss_op.register_autograd(_backward, setup_context=_save)
 
 
 class _Eager(torch.autograd.Function):
-    """The op without torch.library's dispatch."""
+    """The op without torch.library's dispatch, nor the binding of arguments of a setup_context."""
 
-    forward = staticmethod(_compute)
-    setup_context = staticmethod(_save)
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        output = _compute(*arguments)
+        _save(ctx, arguments, output)
+        return output
+
     backward = staticmethod(_backward)
 
 

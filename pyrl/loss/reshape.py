@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from math import cos, pi
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
-from pyrl._core.loss import LossColumns
 from pyrl.loss.axis import LossState
+from pyrl.loss.columns import LossColumns, checked, segments
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,13 @@ class EntropyZ:
     """A (1 + scale z), z the entropy standardised over the batch (arXiv:2510.14545)."""
 
     scale: float = 0.2
+    needs = ("advantage_T", "entropy_T")
 
-    def __call__(self, columns: LossColumns, state: LossState) -> NDArray[np.float64]:
-        """Columns: advantage_T, entropy_T."""
-        return columns.entropy_advantage(self.scale)
+    def __call__(self, columns: LossColumns, state: LossState) -> Tensor:
+        entropy_T, whole = columns["entropy_T"], columns.whole
+        deviation = whole.deviation(entropy_T, unbiased=True)
+        slope = torch.where(deviation > 1e-12, self.scale / deviation, 0.0)
+        return columns["advantage_T"] * (1 + slope * (entropy_T - whole.mean(entropy_T)))
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,21 @@ class Blend:
     target: float = 0.5
     """Wanted entropy (nats)."""
     limit: float = 0.1
+    needs = (
+        *("state.entropy", "advantage_T", "reward_T", "second_logprob_T", "old_logprob_T"),
+        "offset_N1",
+    )
 
-    def __call__(self, columns: LossColumns, state: LossState) -> NDArray[np.float64]:
-        """Columns: advantage_T, reward_T, second_logprob_T, old_logprob_T; state.entropy."""
-        if state.entropy is None:
-            raise ValueError("Blend: needs state.entropy, the entropy of the last update")
-        return columns.blend_advantage(self.target, self.limit, state.entropy)
+    def __call__(self, columns: LossColumns, state: LossState) -> Tensor:
+        assert state.entropy is not None
+        reward_T, responses = columns["reward_T"], columns.responses
+        rewarded = (responses.largest(reward_T) > 0).sum()
+        share = rewarded / responses.any_P.sum().double()
+        distance = min(abs(self.target - state.entropy), self.limit)
+        a = torch.where(rewarded > 0, distance / share, 0.0)
+        alpha = a / (1 + a)
+        ratio_T = (columns["second_logprob_T"] - columns["old_logprob_T"]).clamp(-20, 20).exp()
+        return (1 - alpha) * columns["advantage_T"] + alpha * reward_T * ratio_T
 
 
 @dataclass(frozen=True)
@@ -51,10 +63,27 @@ class TokenGroup:
     """
 
     limit: float = 5.0
+    needs = ("advantage_T", "reward_T", "offset_N1", "group_N")
 
-    def __call__(self, columns: LossColumns, state: LossState) -> NDArray[np.float64]:
-        """Columns: advantage_T, reward_T, group_N."""
-        return columns.token_group_advantage(self.limit)
+    def __call__(self, columns: LossColumns, state: LossState) -> Tensor:
+        assert columns.group_N is not None
+        reward_T, responses, group_N = columns["reward_T"], columns.responses, columns.group_N
+        ordered_N, order_N = group_N.sort(stable=True)
+        groups = torch.arange(len(group_N) + 1, device=group_N.device)
+        offset_G1 = torch.searchsorted(ordered_N, groups)
+
+        def of_group(value_N: Tensor, reduce: str = "sum") -> Tensor:
+            """Reduced over the responses of each one's question."""
+            return segments(value_N[order_N], reduce, offset_G1)[group_N]
+
+        count_N = of_group(responses.count_P).clamp(min=1)
+        mean_N = of_group(responses.sum(reward_T)) / count_N
+        centred_T = reward_T - responses.spread(mean_N)
+        deviation_N = (of_group(responses.sum(centred_T.square())) / count_N).sqrt()
+        scale_N = 1 / (deviation_N + 1e-6)  # the released code's epsilon
+        most_N = of_group(responses.largest(centred_T.abs()), "max")
+        kept_T = responses.spread(most_N * scale_N >= self.limit)
+        return torch.where(kept_T, columns["advantage_T"], centred_T * responses.spread(scale_N))
 
 
 @dataclass(frozen=True)
@@ -67,16 +96,25 @@ class EntropyBand:
     low: tuple[float, float] = (0.6, 0.4)
     high: tuple[float, float] = (0.7, 0.5)
     cosine: bool = False
+    needs = ("advantage_T", "entropy_T", "reward_T")
 
     def band(self, progress: float) -> tuple[float, float]:
-        """Of a share of the run (nats)."""
+        """Ends of the band at a share of the run (nats)."""
         share = 0.5 * (1 - cos(pi * progress)) if self.cosine else progress
         low, high = (start + (end - start) * share for start, end in (self.low, self.high))
         return low, high
 
-    def __call__(self, columns: LossColumns, state: LossState) -> NDArray[np.float64]:
-        """Columns: advantage_T, reward_T, entropy_T."""
-        return columns.band_advantage(*self.band(state.progress))
+    def __call__(self, columns: LossColumns, state: LossState) -> Tensor:
+        low, high = self.band(state.progress)
+        reward_T = columns["reward_T"]
+        reward_T = checked(
+            reward_T,
+            columns.used(reward_T.abs() != 1),
+            "EntropyBand: expected rewards of -1 or 1, got {} at {}",
+        )
+        entropy = columns.whole.mean(columns["entropy_T"])
+        negative_T = torch.where(entropy < low, reward_T.clamp(max=0), columns["advantage_T"])
+        return torch.where(entropy > high, reward_T.clamp(min=0), negative_T)
 
 
 @dataclass(frozen=True)
@@ -84,7 +122,8 @@ class SignFilter:
     """Keeps advantages of one sign; the others become 0."""
 
     keep: Literal["positive", "negative"] = "positive"
+    needs = ("advantage_T",)
 
-    def __call__(self, columns: LossColumns, state: LossState) -> NDArray[np.float64]:
-        """Columns: advantage_T."""
-        return columns.sign_advantage(self.keep == "positive")
+    def __call__(self, columns: LossColumns, state: LossState) -> Tensor:
+        advantage_T = columns["advantage_T"]
+        return advantage_T.clamp(min=0) if self.keep == "positive" else advantage_T.clamp(max=0)

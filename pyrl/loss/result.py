@@ -7,6 +7,12 @@ from math import nan
 
 from torch import Tensor
 
+TOTALS = (
+    *("weight", "clipped_low", "clipped_high", "clipped_dual", "kl_old", "penalty", "ratio"),
+    "ratio_max",
+)
+"""Fields of the core's PolicyLossTotals, in the order of `PolicyLoss.totals`."""
+
 
 @dataclass(frozen=True)
 class PolicyLoss:
@@ -35,22 +41,22 @@ class PolicyLoss:
     @property
     def weight(self) -> float:
         """Sum of the weights: what to weigh these numbers by when micro-batches are combined."""
-        return self.totals[0].item()
+        return self._total("weight")
 
     @property
     def clipped_low(self) -> float:
         """Share with a negative advantage and a ratio below the bounds."""
-        return self._mean(1)
+        return self._mean("clipped_low")
 
     @property
     def clipped_high(self) -> float:
         """Share with a positive advantage and a ratio above the bounds."""
-        return self._mean(2)
+        return self._mean("clipped_high")
 
     @property
     def clipped_dual(self) -> float:
         """Share with a negative advantage whose loss is capped by the dual clip."""
-        return self._mean(3)
+        return self._mean("clipped_dual")
 
     @property
     def kl_old(self) -> float:
@@ -58,23 +64,26 @@ class PolicyLoss:
 
         Of the policy, the response or the prefix that `Loss.ratio` names; 0 where it names none.
         """
-        return self._mean(4)
+        return self._mean("kl_old")
 
     @property
     def kl_ref(self) -> float:
         """Mean of the estimator of the KL divergence to the reference (nats); NaN without."""
-        return self._mean(5) if self.has_reference else nan
+        return self._mean("penalty") if self.has_reference else nan
 
     @property
     def ratio_mean(self) -> float:
-        """Of the loss's ratio."""
-        return self._mean(6)
+        """Mean of the loss's ratio."""
+        return self._mean("ratio")
 
     @property
     def ratio_max(self) -> float:
         """Over tokens with a positive weight."""
-        return self.totals[7].item() if self.weight else nan
+        return self._total("ratio_max") if self.weight else nan
 
-    def _mean(self, total: int) -> float:
+    def _total(self, name: str) -> float:
+        return self.totals[TOTALS.index(name)].item()
+
+    def _mean(self, name: str) -> float:
         weight = self.weight
-        return self.totals[total].item() / weight if weight else nan
+        return self._total(name) / weight if weight else nan

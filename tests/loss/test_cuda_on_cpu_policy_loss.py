@@ -21,6 +21,7 @@ from pyrl import _core
 from pyrl.loss import Loss, PositionClip, Ratio, Unbounded
 from pyrl.loss.aggregate import SeqMeanTokenMean, TokenSum
 from pyrl.loss.policy_loss import PolicyLoss, policy_loss
+from pyrl.loss.spec import LossSpec
 
 kernels = pytest.fixture(scope="module", autouse=True)(cuda_on_cpu.in_place_of_the_core)
 
@@ -217,11 +218,11 @@ def test_the_op_reads_no_column_out_of_bounds(column: int, changed: Tensor, mess
     logprob_T = COLUMNS["logprob_T"]  # noqa: F405
     columns: list[Tensor | None] = [None] * 19
     columns[column] = changed
-    weight_N, spec = torch.ones(2, dtype=torch.float64), [0.0] * 26
+    weight_N, spec = torch.ones(2, dtype=torch.float64), LossSpec().numbers()
     with pytest.raises(ValueError, match=message):
         torch.ops.pyrl.policy_loss(
             *(logprob_T, logprob_T, None, columns, None, torch.tensor([0, 4, 7]), weight_N),
-            *(None, None, spec, 0, [0.0] * 4, False),
+            *(None, None, spec, False),
         )
 
 

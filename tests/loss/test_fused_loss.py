@@ -6,7 +6,6 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -67,14 +66,12 @@ RESPONSES = {"mask_T": MASK_T, "offset_N1": OFFSET_N1}
 
 def terms_of(loss: Loss, columns: dict[str, Tensor], before: dict[str, Tensor]) -> Terms:
     """Of the policy before the update."""
-    later = ("ref_logprob_T", "expert_logprob_T")  # which no statistic of a mini-batch reads
-    arrays = {k: v.numpy() for k, v in (columns | before).items() if k not in later}
     return loss_terms(
         loss,
-        arrays,
-        mask_T=MASK_T.numpy(),
-        offset_N1=OFFSET_N1.numpy(),
-        group_N=np.array([0, 0, 1]),
+        columns | before,
+        mask_T=MASK_T,
+        offset_N1=OFFSET_N1,
+        group_N=torch.tensor([0, 0, 1]),
         state=LossState(entropy=2.0, nucleus_entropy=1.0, seed=3),
     )
 

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from policy_fixture import COLUMNS, PPO, RESPONSES, STATE, fixture_loss
+from torch import Tensor
 
 from pyrl import _core
+from pyrl._core.loss import Scan
 from pyrl.loss import (
     KL,
     TIS,
@@ -37,6 +38,7 @@ from pyrl.loss import (
     TopCovariance,
     TopEntropy,
 )
+from pyrl.loss.columns import LossColumns
 from pyrl.loss.fused import fused_policy_loss, linear_policy_loss
 from pyrl.loss.presets import PRESETS
 from pyrl.loss.spec import TOKEN_COLUMNS, lower
@@ -115,8 +117,8 @@ def test_every_preset_and_axes_of_ones_own_pass() -> None:
     class Half:
         share: float = 0.5
 
-        def __call__(self, columns: Any, state: Any) -> NDArray[np.float64]:
-            return np.full(7, self.share)
+        def __call__(self, columns: Any, state: Any) -> Tensor:
+            return torch.full((7,), self.share, dtype=torch.float64)
 
     for preset in PRESETS.values():
         assert replace(preset(), weight=Half()).weight == Half()
@@ -128,20 +130,18 @@ def test_every_preset_and_axes_of_ones_own_pass() -> None:
 
 
 def test_the_core_refuses_what_would_be_read_out_of_bounds() -> None:
-    columns = {k: COLUMNS[k].numpy() for k in ("entropy_T", "advantage_T", "logprob_T")}
-    core = _core.loss.LossColumns(7, columns)
-    for choose in (core.keep_top_entropy, core.choose_covariance):
+    for choose in (TopEntropy, TopCovariance):
         for share in (-1.0, 1e9, math.nan):
             with pytest.raises(ValueError, match=r"expected a number in \[0, 1\]"):
-                choose(share)
+                choose(share)(LossColumns(COLUMNS), STATE)
     given: list[Any] = [None] * len(TOKEN_COLUMNS)
-    given[0] = given[2] = given[5] = columns["logprob_T"]
-    sequence = lower(with_ratio("seq_geo"), has_reference=False)
+    given[0] = given[2] = given[5] = COLUMNS["logprob_T"].numpy()
+    sequence = lower(with_ratio("seq_geo"), has_reference=False).spec.kernel_arguments()
     with pytest.raises(ValueError, match="scan: expected one for a ratio along a response"):
         _core.loss.policy_loss(
             columns=given, mask_T=None, offset_N1=np.array([0, 7]), weight_N=np.ones(1),
-            spec=sequence.spec, scan=0, position=[0.0] * 4, loss_T=None, logprob_grad_T=None,
-            entropy_grad_T=None,
+            spec=sequence["spec"], scan=Scan.none, position=sequence["position"], loss_T=None,
+            logprob_grad_T=None, entropy_grad_T=None,
         )  # fmt: skip
 
 
@@ -151,21 +151,24 @@ def test_the_core_refuses_what_would_be_read_out_of_bounds() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mask_T": np.ones(7)}, "mask_T: expected bool with one axis, got float64[7]"),
-        ({"mask_T": np.ones((1, 7), bool)}, "mask_T: expected bool with one axis, got bool[1, 7]"),
-        ({"offset_N1": np.array([0, 7], np.int32)}, "offset_N1: expected int64 with one axis, got"),
-        ({"group_N": np.array([[0, 0]])}, "group_N: expected int64 with one axis, got int64[1, 2]"),
+        ({"mask_T": torch.ones(7).double()}, "mask_T: expected bool with one axis, got float64[7]"),
+        ({"mask_T": torch.ones(1, 7) > 0}, "mask_T: expected bool with one axis, got bool[1, 7]"),
+        ({"offset_N1": torch.tensor([0, 7]).int()}, "offset_N1: expected int64 with one axis, got"),
+        (
+            {"group_N": torch.tensor([[0, 0]])},
+            "group_N: expected int64 with one axis, got int64[1, 2]",
+        ),
         ({"columns": {}}, "loss_terms: needs the column advantage_T"),
     ],
 )
 def test_terms_say_what_was_expected(changes: dict[str, Any], message: str) -> None:
-    given = {"columns": {"advantage_T": np.ones(7)}, "offset_N1": np.array([0, 4, 7])}
+    given = {"columns": {"advantage_T": torch.ones(7)}, "offset_N1": torch.tensor([0, 4, 7])}
     with pytest.raises(ValueError, match=re.escape(message)):
         loss_terms(PPO, **(given | changes))
 
 
 def test_terms_have_their_own_mask_and_state() -> None:
-    terms = loss_terms(PPO, {"advantage_T": COLUMNS["advantage_T"].numpy()})
+    terms = loss_terms(PPO, {"advantage_T": COLUMNS["advantage_T"]})
     for name, value in {
         "mask_T": torch.ones(7, dtype=torch.bool), "state": STATE, **RESPONSES,
     }.items():  # fmt: skip
@@ -193,9 +196,13 @@ def rows() -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize(
     "returned",
-    [np.full(1, 1e6), np.full(8, 2.0), np.full(7, 2), np.full(7, 2, np.float16), np.ones((7, 1))],
+    [
+        *(torch.full((n,), 2.0, dtype=torch.float64) for n in (1, 8)),
+        *(torch.full((7,), 2, dtype=dtype) for dtype in (torch.int64, torch.float16)),
+        torch.ones(7, 1, dtype=torch.float64),
+    ],
 )
-def test_nothing_is_overwritten_for_a_factor_of_another_shape(returned: NDArray[Any]) -> None:
+def test_nothing_is_overwritten_for_a_factor_of_another_shape(returned: Tensor) -> None:
     logits_TV, label_T, columns = rows()
     leaf_TV = logits_TV.clone().requires_grad_()
     whole_TV = leaf_TV * 1
@@ -203,7 +210,7 @@ def test_nothing_is_overwritten_for_a_factor_of_another_shape(returned: NDArray[
     with pytest.raises(ValueError, match=r"expected it to return float64\[7\], got"):
         fused_policy_loss(whole_TV, label_T, loss=loss, inplace=True, **columns)
     assert whole_TV.equal(logits_TV)
-    terms = replace(loss_terms(PPO, {"advantage_T": np.ones(7)}), factor_T=returned)
+    terms = replace(loss_terms(PPO, {"advantage_T": torch.ones(7)}), factor_T=returned)
     with pytest.raises(ValueError, match=r"factor_T: expected float32\[7\] or float64\[7\], got"):
         fused_policy_loss(
             whole_TV, label_T, loss=PPO, inplace=True, terms=terms,

@@ -26,12 +26,10 @@ def test_compiled_with_terms_it_is_one_graph_with_the_same_results(name: str) ->
 
     def terms_of(advantage_T: Tensor) -> Terms:
         columns = COLUMNS | {"advantage_T": advantage_T}
-        del columns["ref_logprob_T"], columns["expert_logprob_T"]
         return loss_terms(
             loss,
-            {k: v.numpy() for k, v in columns.items()},
-            offset_N1=RESPONSES["offset_N1"].numpy(),
-            group_N=RESPONSES["group_N"].numpy(),
+            columns,
+            **RESPONSES,
             state=STATE,
         )
 
@@ -53,8 +51,6 @@ def test_compiled_with_terms_it_is_one_graph_with_the_same_results(name: str) ->
 
 def test_one_graph_serves_all_mini_batches_of_siren() -> None:
     loss = PRESETS["siren"]()
-    unread = ("ref_logprob_T", "expert_logprob_T")
-    columns = {k: v.numpy() for k, v in COLUMNS.items() if k not in unread}
 
     def step(logprob_T: Tensor, entropy_T: Tensor, nucleus_T: Tensor, terms: Terms) -> Tensor:
         old_T = COLUMNS["old_logprob_T"]
@@ -71,9 +67,8 @@ def test_one_graph_serves_all_mini_batches_of_siren() -> None:
     for batch in range(torch._dynamo.config.recompile_limit + 2):
         terms = loss_terms(
             loss,
-            columns,
-            offset_N1=RESPONSES["offset_N1"].numpy(),
-            group_N=RESPONSES["group_N"].numpy(),
+            COLUMNS,
+            **RESPONSES,
             state=replace(STATE, nucleus_entropy=0.1 * batch),
         )
         leaf_T = COLUMNS["nucleus_entropy_T"].clone().requires_grad_()
@@ -109,15 +104,34 @@ def test_compiled_one_go_with_terms_is_one_graph_with_the_same_results(how: str)
         assert compiled_ours.equal(ours)
 
 
-def test_compiled_without_terms_the_graph_breaks_and_the_results_stay() -> None:
+@pytest.mark.parametrize("name", PRESETS)
+def test_compiled_without_terms_it_is_one_graph_with_the_same_results(name: str) -> None:
     def step(logprob_T: Tensor) -> Tensor:
-        columns = {k: COLUMNS[k] for k in ("entropy_T", "old_logprob_T", "advantage_T")}
-        return policy_loss(logprob_T, loss=PPO, **columns).loss
+        return fixture_loss(loss, logprob_T=logprob_T, mask_T=mask_T).loss
 
+    loss, mask_T = PRESETS[name](), torch.tensor([True] * 6 + [False])
     logprob_T = COLUMNS["logprob_T"].clone().requires_grad_()
-    expected, value = step(logprob_T), torch.compile(step, backend="aot_eager")(logprob_T)
+    torch._dynamo.reset()  # each preset is another graph of one function
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    expected, value = step(logprob_T), compiled(logprob_T)
     assert value.equal(expected)
     assert grad(value, logprob_T)[0].equal(grad(expected, logprob_T)[0])
+
+
+def test_what_is_refused_is_refused_in_a_graph() -> None:
+    def step(**changes: Tensor) -> Tensor:
+        return fixture_loss(loss, **changes).loss
+
+    loss, entropy_T = PRESETS["hapo"](), COLUMNS["entropy_T"].clone()
+    entropy_T[3] = torch.nan
+    for changes, message in (
+        ({"entropy_T": entropy_T}, "entropy_T: expected numbers, got nan at 3"),
+        ({"offset_N1": torch.tensor([0, 8, 7])}, "offsets that do not fall, got 8 before 7"),
+        ({"group_N": torch.tensor([0, 2])}, r"expected numbers from 0 below 2 .*, got 2"),
+    ):
+        for run in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+            with pytest.raises(ValueError, match=message):
+                run(**changes)
 
 
 def test_the_handed_out_gradient_is_not_spoiled_unnoticed() -> None:
@@ -134,7 +148,7 @@ def test_the_handed_out_gradient_is_not_spoiled_unnoticed() -> None:
 def test_whoever_traces_sees_the_op_and_others_get_the_same_numbers() -> None:
     """Outside a trace the op is not dispatched: that takes longer than a short batch's loss."""
     columns = {k: COLUMNS[k] for k in ("entropy_T", "old_logprob_T")}
-    terms = loss_terms(PPO, {"advantage_T": COLUMNS["advantage_T"].numpy()})
+    terms = loss_terms(PPO, {"advantage_T": COLUMNS["advantage_T"]})
 
     def value(logprob_T: Tensor) -> Tensor:
         return policy_loss(logprob_T, loss=PPO, terms=terms, **columns).loss

@@ -9,10 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from policy_fixture import COLUMNS, NOUGHT_OR_ONE_T, PPO, fixture_loss, near, tensor, unit
+from policy_fixture import (
+    COLUMNS,
+    NOUGHT_OR_ONE_T,
+    PPO,
+    RESPONSES,
+    fixture_loss,
+    near,
+    tensor,
+    unit,
+)
 from torch import Tensor
 
-from pyrl import _core
 from pyrl.loss import (
     KL,
     TIS,
@@ -37,23 +45,20 @@ from pyrl.loss import (
     TopEntropy,
 )
 from pyrl.loss.aggregate import SeqMeanTokenMean, SeqMeanTokenSumNorm, TokenMean
+from pyrl.loss.bounds import entropy_heat
+from pyrl.loss.columns import LossColumns
 from pyrl.loss.policy_loss import policy_loss
 from pyrl.loss.presets import PRESETS
 from pyrl.loss.terms import loss_terms
 
 
-def core(**changes: Any) -> _core.loss.LossColumns:
-    columns = {
-        name: value.numpy() for name, value in COLUMNS.items() if name[:3] not in ("ref", "exp")
-    }
-    return _core.loss.LossColumns(
-        7, columns | changes, offset_N1=np.array([0, 4, 7]), group_N=np.array([0, 0])
-    )
+def core(**changes: Any) -> LossColumns:
+    return LossColumns(COLUMNS | changes, **RESPONSES)
 
 
 def test_tokens_of_low_entropy_have_a_negative_heat() -> None:
     heat = [-0.448607, -0.192224, 0, -1.0, -0.347890, 1.0, -0.574742]
-    np.testing.assert_allclose(core().entropy_heat(), heat, atol=1e-6)
+    np.testing.assert_allclose(entropy_heat(core()), heat, atol=1e-6)
 
 
 def test_hapo_widens_its_bounds_and_redistributes_as_intended() -> None:
@@ -68,7 +73,7 @@ def test_hapo_widens_its_bounds_and_redistributes_as_intended() -> None:
 
 
 def test_group_advantages_count_tokens() -> None:
-    advantage_T = TokenGroup()(core(reward_T=NOUGHT_OR_ONE_T.numpy()), LossState())
+    advantage_T = TokenGroup()(core(reward_T=NOUGHT_OR_ONE_T), LossState())
     np.testing.assert_allclose(advantage_T, [0.866024] * 4 + [-1.154698] * 3, atol=1e-6)
     fallback_T = TokenGroup(limit=1.0)(core(), LossState())
     np.testing.assert_array_equal(fallback_T, COLUMNS["advantage_T"])
@@ -114,15 +119,17 @@ def test_a_quantile_of_many_tokens_is_that_of_the_sorted(
     threshold = np.quantile(entropy_T[mask_T], 1 - share)
     kept_T = mask_T & (entropy_T >= threshold)
     entropy_T[~mask_T] = np.nan
-    columns = _core.loss.LossColumns(tokens, {"entropy_T": entropy_T}, mask_T if masked else None)
-    np.testing.assert_array_equal(columns.keep_top_entropy(share), kept_T)
+    used_T = torch.from_numpy(mask_T) if masked else None
+    columns = LossColumns({"entropy_T": torch.from_numpy(entropy_T)}, used_T)
+    np.testing.assert_array_equal(TopEntropy(share)(columns, LossState()), kept_T)
 
 
 def test_a_quantile_between_infinities_keeps_none() -> None:
-    entropy_T = np.full(20_000, -np.inf)
+    entropy_T = torch.full((20_000,), -math.inf)
     entropy_T[:10] = 1.0
-    columns = _core.loss.LossColumns(len(entropy_T), {"entropy_T": entropy_T}, None)
-    assert not columns.keep_top_entropy(0.5).any()  # -inf and a share of -inf - -inf: not a number
+    columns = LossColumns({"entropy_T": entropy_T})
+    # -inf and a share of -inf - -inf: not a number
+    assert not TopEntropy(0.5)(columns, LossState()).any()
 
 
 def test_the_constant_length_divides_by_the_responses_too() -> None:
@@ -154,14 +161,10 @@ def test_results_do_not_depend_on_the_passes(name: str) -> None:
     if name == "lp_reg":
         loss = replace(loss, penalties=(Penalty(1.0, "k3", "proxy", Improbable(0.7)),))
     whole = fixture_loss(loss)
-    columns = {
-        k: v.numpy() for k, v in COLUMNS.items() if k not in ("ref_logprob_T", "expert_logprob_T")
-    }
     terms = loss_terms(
         loss,
-        columns,
-        offset_N1=np.array([0, 4, 7]),
-        group_N=np.array([0, 0]),
+        COLUMNS,
+        **RESPONSES,
         state=LossState(entropy=0.3, nucleus_entropy=2.0),
     )
     total, parts = 0.0, []
@@ -276,7 +279,7 @@ def test_rewards_of_entrocraft_are_signs() -> None:
     assert band.band(0.25) == pytest.approx((0.55, 0.65))
     assert EntropyBand(cosine=True).band(0.25) == pytest.approx((0.570711, 0.670711), abs=1e-6)
     """0/1 rewards, of which the branch without positive ones is all zeros, are refused."""
-    signs = np.array([1.0, 1, -1, -1, 1, -1, -1])
+    signs = tensor([1.0, 1, -1, -1, 1, -1, -1])
     above = band(core(reward_T=signs), LossState())
     below = EntropyBand((9, 9), (10, 10))(core(reward_T=signs), LossState())
     between = EntropyBand((0, 0), (10, 10))(core(reward_T=signs), LossState())
@@ -284,25 +287,25 @@ def test_rewards_of_entrocraft_are_signs() -> None:
     assert below.tolist() == [0, 0, -1, -1, 0, -1, -1]
     assert between.tolist() == COLUMNS["advantage_T"].tolist()
     with pytest.raises(ValueError, match="EntropyBand: expected rewards of -1 or 1, got 0 at 2"):
-        band(core(reward_T=np.maximum(signs, 0)), LossState())
+        band(core(reward_T=signs.clamp(min=0)), LossState())
 
 
 def test_scores_of_clip_b_and_clip_v_are_the_published_ones() -> None:
     assert ClipB(2.5)(core(), LossState()).all()
     assert ClipB(0.5)(core(), LossState()).tolist() == [True] * 5 + [False] * 2
     p = tensor([2.0, 1.0, 0.5, 0.0, -1.0, -4.0]).softmax(0)
-    chosen = p.log()[torch.tensor([0, 2, 4, 1])].numpy()
+    chosen = p.log()[torch.tensor([0, 2, 4, 1])]
     entropy = float(-(p * p.log()).sum())
     four = {
-        "advantage_T": np.array([-1.0, -1.0, 1.0, -1.0]),
+        "advantage_T": tensor([-1.0, -1.0, 1.0, -1.0]),
         "old_logprob_T": chosen,
-        "entropy_T": np.full(4, entropy),
-        "sum_p2_T": np.full(4, float((p**2).sum())),
-        "sum_p2_logp_T": np.full(4, float((p**2 * p.log()).sum())),
+        "entropy_T": tensor([entropy] * 4),
+        "sum_p2_T": tensor([float((p**2).sum())] * 4),
+        "sum_p2_logp_T": tensor([float((p**2 * p.log()).sum())] * 4),
     }
-    columns = _core.loss.LossColumns(4, four)
-    assert columns.keep_by_centred_score(False, 1.2, 1.0).tolist() == [True, False, True, False]
-    assert columns.keep_by_centred_score(False, 1.2, 0.25).tolist() == [True, False, True, True]
+    columns = LossColumns(four)
+    assert ClipV(1.2, 1.0)(columns, LossState()).tolist() == [True, False, True, False]
+    assert ClipV(1.2, 0.25)(columns, LossState()).tolist() == [True, False, True, True]
     assert ClipV(8.5)(columns, LossState()).all()
 
 
@@ -318,7 +321,7 @@ def test_dropped_tokens_leave_the_denominator_only_where_they_shrink_it() -> Non
 
 
 def test_far_responses_of_positive_advantage_stay() -> None:
-    far = COLUMNS["old_logprob_T"].numpy() + 20.0
+    far = COLUMNS["old_logprob_T"] + 20.0
     keep = NearGenerator(50.0)
     assert keep(core(rollout_logprob_T=far), LossState()).tolist() == [True] * 4 + [False] * 3
     assert keep(core(), LossState()).all()
@@ -336,10 +339,10 @@ def test_mismatch_statistics_are_the_published_ones() -> None:
 
 
 def test_dcpo_blends_by_the_share_of_rewards() -> None:
-    advantage_T = Blend()(core(reward_T=NOUGHT_OR_ONE_T.numpy()), LossState(entropy=0.3))
+    advantage_T = Blend()(core(reward_T=NOUGHT_OR_ONE_T), LossState(entropy=0.3))
     expected = [0.969788, 0.976785, 1.058310, 0.979683] + [-0.666667] * 3
     np.testing.assert_allclose(advantage_T, expected, atol=1e-6)
-    without = Blend()(core(reward_T=np.zeros(7)), LossState(entropy=0.3))
+    without = Blend()(core(reward_T=torch.zeros(7)), LossState(entropy=0.3))
     assert without.tolist() == COLUMNS["advantage_T"].tolist()  # nothing to divide by
 
 
@@ -352,9 +355,9 @@ def test_random_choices_are_a_function_of_seed_and_token() -> None:
     keep = ClipCov(-1.0, 1.0, 0.25)
 
     def kept(seed: int, tokens: int = 400) -> Tensor:
-        held = {k: v[:tokens].numpy() for k, v in columns.items()}
-        core = _core.loss.LossColumns(tokens, held | {"logprob_T": held["old_logprob_T"]})
-        return torch.from_numpy(keep(core, LossState(seed=seed)))
+        held = {k: v[:tokens] for k, v in columns.items()}
+        core = LossColumns(held | {"logprob_T": held["old_logprob_T"]})
+        return keep(core, LossState(seed=seed))
 
     assert int((~kept(1)).sum()) == 100
     assert torch.equal(kept(1), kept(1))

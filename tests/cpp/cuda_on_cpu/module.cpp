@@ -40,10 +40,6 @@ PolicyLossTotals policy_loss(const PolicyLossArgs&) { no_cpu_kernels(); }
 void fused_loss(const FusedLossArgs&, int) { no_cpu_kernels(); }
 }  // namespace loss
 
-namespace bindings {
-void bind_policy_terms(py::module_&) {}  // of the CPU alone
-}  // namespace bindings
-
 }  // namespace pyrl
 
 PYBIND11_MODULE(cuda_on_cpu, m) {
