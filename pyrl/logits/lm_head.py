@@ -140,5 +140,5 @@ def _add_product(sum_VH: Tensor, keep: int, dlogits_CV: Tensor, hidden_CH: Tenso
     hidden_CH = hidden_CH.to(sum_VH.dtype)
     for begin in range(0, sum_VH.shape[0], SLICE):
         rows = slice(begin, begin + SLICE)
-        dlogits_SC = dlogits_CV[:, rows].to(sum_VH.dtype).T
-        sum_VH[rows].addmm_(dlogits_SC, hidden_CH, beta=keep)
+        dlogits_VC = dlogits_CV[:, rows].to(sum_VH.dtype).T
+        sum_VH[rows].addmm_(dlogits_VC, hidden_CH, beta=keep)
