@@ -71,17 +71,10 @@ class Trainer:
             self.model, self.tokenizer, run.data, run.extractor, run.stop
         )
         self.equivalence = EQUIVALENCES[run.equivalence]()
-        self.engine, self.sync = ENGINES[run.engine](
-            Request(
-                model=self.model,
-                source=run.model,
-                eos=eos,
-                max_rows=run.max_rows,
-                dtype=run.dtype,
-                probe_T=self.prompts[0].tokens,
-                vllm=run.vllm,
-            )
+        request = Request(
+            self.model, run.model, eos, run.max_rows, run.dtype, self.prompts[0].tokens, run.vllm
         )
+        self.engine, self.sync = ENGINES[run.engine](request)
         self.learner.sampler_dtype = self.engine.dtype
         self.signals = make_signals(self.algorithm.fork, self.algorithm.prune)
         self.evaluator = Evaluator(
