@@ -159,6 +159,10 @@ def test_a_model_with_nan_in_its_weights(
         (["train", "ttrl", "--model", "demo", "--data", "d", "--steps", "0"], "expected >= 1"),
         (["demo", "--steps", "0"], "steps: expected >= 1, got 0"),
         (["eval", "--model", "demo", "--dat", "d"], "--data"),
+        (
+            ["eval", "--model", "demo", "--data", "d", "--engine", "vlm"],
+            "there is no engine 'vlm'; the nearest is 'vllm'",
+        ),
     ],
 )
 def test_mistyped_settings_are_answered_with_the_nearest_right_one(
