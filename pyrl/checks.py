@@ -63,7 +63,7 @@ def check_axes(record: Any) -> None:
     """ValueError unless the record and those in it hold what their fields are declared to hold.
 
     Numbers are finite or bounds, shares in [0, 1], names among those that there are, and axes
-    instances of their classes. Fields of axes of one's own are checked for their numbers alone.
+    instances of their classes. Of axes from outside the package only the numbers are checked.
     """
     of_class: Any = type(record)
     for name, kinds in _kinds(of_class).items():

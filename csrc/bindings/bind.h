@@ -29,7 +29,7 @@ void bind_loss_records(py::module_& m);
 template <typename T>
 using array = py::array_t<T, py::array::c_style>;
 
-// Of one axis: a padded matrix would pass for a longer row.
+// An array with one axis: a padded matrix would pass for a longer row.
 template <typename T>
 std::span<const T> view(const array<T>& values) {
   PYRL_CHECK(values.ndim() == 1, "expected an array with one axis, got ", values.ndim());

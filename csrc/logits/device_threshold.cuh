@@ -14,7 +14,7 @@ struct Above {
   double sum, moment, smallest, largest_below;
 };
 
-// Of all threads, in every thread of a block of kThreads.
+// Merges what all threads of a block of kThreads have; every thread gets the result.
 __device__ inline Above merge_block(Above above) {
   __shared__ Above of_warp[kWarps];
   above.sum = warp_sum(above.sum);
@@ -34,8 +34,8 @@ __device__ inline Above merge_block(Above above) {
   return above;
 }
 
-// Of the sets {z >= a logit of the row}, the smallest with an amount of `enough` and the largest
-// with less, which is empty (sum 0) if the most probable tokens are enough.
+// Two of the sets {z >= a logit of the row}: the smallest with an amount of `enough`, and the
+// largest with less, which is empty (sum 0) if the most probable tokens are enough.
 struct Crossing {
   Above with, without;
 };

@@ -13,7 +13,7 @@ namespace {
 struct Group {
   const Column* columns;
   std::size_t t;
-  // Of these tokens, in place of a column; null: none.
+  // Numbers of these tokens that take the place of a column; null: none.
   const double* log_ratio;
   const double* low;
   const double* high;

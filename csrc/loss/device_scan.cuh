@@ -10,7 +10,7 @@ namespace pyrl::loss::device {
 
 using namespace pyrl::device;
 
-// Of tokens that take part, with d as in policy_scan.h.
+// Sums over tokens that take part, with d as in scan.h.
 struct Prefix {
   double sum;  // of d
   double least;
@@ -21,7 +21,7 @@ __device__ inline Prefix combine(const Prefix& a, const Prefix& b) {
   return {a.sum + b.sum, smaller(a.least, b.least), a.count + b.count};
 }
 
-// Of the lane so many before this one; without one, this lane's.
+// The prefix of the lane that is `lanes` before this one; without one, this lane's.
 __device__ inline Prefix from_before(const Prefix& own, unsigned lanes) {
   return {__shfl_up_sync(kAllLanes, own.sum, lanes), __shfl_up_sync(kAllLanes, own.least, lanes),
           __shfl_up_sync(kAllLanes, own.count, lanes)};

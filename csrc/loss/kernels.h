@@ -17,7 +17,7 @@ struct PolicyChunk {
   const double* dual;
 };
 
-// As PolicyLossTotals, in lanes.
+// The sums of PolicyLossTotals, in lanes.
 struct PolicySums {
   LaneSum loss, weight, clipped_low, clipped_high, clipped_dual, kl_old, penalty, ratio, ratio_max;
   bool refused = false;  // an advantage is not finite, or a radius negative

@@ -110,7 +110,7 @@ PYRL_INLINE Real expm1_of(Real x) {
   return fused(e.scale, e.rest, e.scale - 1.0);
 }
 
-// Of a normal number > 0.
+// The logarithm of a normal number > 0.
 template <typename Real>
 PYRL_INLINE Real log_of(Real x) {
   const Scientific<Real> parts = scientific(x);

@@ -5,7 +5,7 @@
 
 namespace pyrl::loss {
 
-// Of D = logprob - target.
+// The estimate of a distance, from D = logprob - target.
 enum class PenaltyKind : int {
   none,
   k1,       // D

@@ -55,7 +55,7 @@ __device__ void set_position_bounds(const PositionBounds& bounds, Token& token) 
   token.dual = exp(bounds.dual * grown);
 }
 
-// Of the response that the token lies in; 0 outside the mask.
+// The weight of the response that the token lies in; 0 outside the mask.
 __device__ double weight_of(const PolicyLossArgs& args, std::int64_t t) {
   if (!args.responses.used(static_cast<std::size_t>(t))) return 0;
   std::size_t leaf = 0, stop = args.responses.leaves;  // offset_N1[leaf] <= t < offset_N1[stop]

@@ -50,7 +50,7 @@ PolicyLossTotals policy_loss(const PolicyLossArgs& args);
 // device pointers; offset_N1 and weight_N are the host's.
 PolicyLossTotals policy_loss_cuda(const PolicyLossArgs& args, int device, void* stream);
 
-// Of token t, which takes part; low and high are 0 without columns of radii.
+// Checks token t, which takes part; low and high are 0 without columns of radii.
 inline void check_token(std::int64_t t, double advantage, double low, double high) {
   PYRL_CHECK(std::isfinite(advantage), "advantage_T: expected finite numbers, got ", advantage,
              " at ", t);

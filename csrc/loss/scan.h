@@ -25,7 +25,7 @@ PYRL_INLINE double pre_clipped(double d, double advantage, double pre_clip) {
   return advantage == 0 ? 0.0 : cut;
 }
 
-// Of the tokens of leaves first to last (exclusive).
+// What a scan reads: the tokens of leaves first to last (exclusive).
 struct ScanArgs {
   Scan scan;
   double pre_clip;

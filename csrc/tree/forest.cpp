@@ -164,7 +164,8 @@ std::vector<std::int64_t> Forest::fork(std::int64_t branch, std::int64_t at,
   return forks;
 }
 
-// Divides what lies below a place anew, for so many more branches there; the weight of each.
+// Divides the weight below a place anew when `siblings` more branches open there; the weight of
+// each.
 double Forest::share_weight(std::int32_t place, std::size_t siblings) {
   double width = 0, sum = 0;
   for (std::int32_t s = segments_[place].children.first; s != kNone; s = segments_[s].sibling.next)

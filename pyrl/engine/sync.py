@@ -26,7 +26,7 @@ class SyncError(EngineFailure):
 
 
 class Remote(Engine, Protocol):
-    """An engine with weights of its own."""
+    """An engine that has a copy of the weights."""
 
     @property
     def block_size(self) -> int:

@@ -33,7 +33,7 @@ def empty_stats(rows: Tensor, asked: Sequence[str]) -> Tensor:
 
 
 def apart(stats_KT: Tensor) -> tuple[Tensor, ...]:
-    """The rows as tensors of their own in the same memory: a write to one is none to the others."""
+    """The rows as separate tensors in the same memory: a write to one is none to the others."""
     memory, (rows, tokens) = stats_KT.untyped_storage(), stats_KT.shape
     return tuple(
         stats_KT.new_empty(0).set_(memory, k * tokens, (tokens,), (1,)) for k in range(rows)

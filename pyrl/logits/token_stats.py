@@ -353,7 +353,7 @@ def _inplace_grad_op(
 
 
 def contiguous(upstream_K: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """As `grad_into` reads them: autograd's may be expanded."""
+    """The gradients as `grad_into` reads them, since autograd may have expanded them."""
     return [None if row_T is None else row_T.contiguous() for row_T in upstream_K]
 
 

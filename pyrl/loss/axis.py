@@ -22,7 +22,7 @@ class LossState:
     """What an axis takes from the run, beside the tokens."""
 
     seed: int = 0
-    """Of random choices; a token's number depends on it and on its index alone."""
+    """The seed of random choices; a token's number depends on it and on its index alone."""
     progress: float = 0.0
     """Share of the run that is done, in [0, 1]."""
     entropy: float | None = None

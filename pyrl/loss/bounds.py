@@ -141,7 +141,7 @@ class TotalVariation:
 
 @dataclass(frozen=True)
 class BinaryKL:
-    """As `TotalVariation`, by the KL divergence of {this token, any other} (DPPO)."""
+    """Cuts where `TotalVariation` would, by the KL divergence of {this token, any other} (DPPO)."""
 
     delta: float = 0.05
     needs = ()

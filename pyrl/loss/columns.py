@@ -23,21 +23,21 @@ class Columns(TypedDict, total=False):
 
     advantage_T: Tensor | None
     old_logprob_T: Tensor | None
-    """Of the policy before the update."""
+    """Log-probs by the policy before the update."""
     rollout_logprob_T: Tensor | None
-    """As the rollout engine reported it."""
+    """Log-probs as the rollout engine reported them."""
     ref_logprob_T: Tensor | None
-    """Of the frozen initial model."""
+    """Log-probs by the frozen initial model."""
     proxy_logprob_T: Tensor | None
-    """Of the old policy without its least probable tokens; -inf for such a token."""
+    """Log-probs by the old policy without its least probable tokens; -inf for such a token."""
     expert_logprob_T: Tensor | None
-    """Of an expert's response at the same position."""
+    """Log-probs of an expert's response at the same position."""
     second_logprob_T: Tensor | None
-    """Of the old policy at a second temperature."""
+    """Log-probs by the old policy at a second temperature."""
     nucleus_entropy_T: Tensor | None
     """Differentiable, as the entropy is."""
     reward_T: Tensor | None
-    """Of the token's response."""
+    """The reward of the token's response."""
     sum_p2_T: Tensor | None
     sum_p2_logp_T: Tensor | None
     clip_low_T: Tensor | None
@@ -181,7 +181,7 @@ class LossColumns:
         return Parts(self.tokens, self.offset_N1, self.used_T)
 
     def used(self, chosen_T: Tensor) -> Tensor:
-        """Those of the chosen tokens that take part."""
+        """The chosen tokens that take part."""
         return chosen_T if self.used_T is None else chosen_T & self.used_T
 
     def used_or_zero(self, value_T: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class Matched:
         return columns.used(responses.spread(self._within(value_N)))
 
     def _statistic(self, x_T: Tensor) -> Tensor:
-        """Of each token; rho as its logarithm."""
+        """The statistic of each token; rho as its logarithm."""
         if self.statistic == "k2":
             return 0.5 * x_T * x_T
         if self.statistic == "k3":

@@ -21,7 +21,7 @@ class KL:
 
     coef: float = 0.001
     estimator: Literal["k1", "abs", "k2", "k3", "k1+", "k2+", "k3+"] = "k3"
-    """Of D = logprob - ref_logprob: D, |D|, D^2 / 2, exp(-D) + D - 1 (arXiv:2402.03300 uses k3);
+    """From D = logprob - ref_logprob: D, |D|, D^2 / 2, exp(-D) + D - 1 (arXiv:2402.03300 uses k3);
     with "+" the gradient is k2's, which is that of the reverse KL on policy."""
 
     def __post_init__(self) -> None:
@@ -34,7 +34,7 @@ class Penalty:
 
     coef: float = 1.0
     estimator: Literal["k1", "abs", "k2", "k3", "k1+", "k2+", "k3+"] = "k3"
-    """As in `KL`."""
+    """The estimates of `KL`."""
     target: Literal["ref", "old", "proxy"] = "ref"
     select: Select | None = None
     aggregate: Aggregate | None = None

@@ -108,7 +108,7 @@ def token_columns(
 def given_columns(
     logprob_T: Tensor, entropy_T: Tensor, columns: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """Those that are not None, checked; TypeError or ValueError names one that cannot be used."""
+    """The given columns, checked; TypeError or ValueError names one that cannot be used."""
     unknown = sorted(set(columns) - set(Columns.__annotations__))
     if unknown:
         expected = ", ".join(Columns.__annotations__)
@@ -120,7 +120,7 @@ def given_columns(
 
 
 def check_terms(terms: Terms, tokens: int, own: Mapping[str, object]) -> None:
-    """ValueError unless they are of so many tokens and nothing is given of what is their own."""
+    """ValueError unless the terms have `tokens` tokens and nothing is given that they contain."""
     if len(terms.advantage_T) != tokens:
         raise ValueError(f"terms: expected those of {tokens} tokens, got {len(terms.advantage_T)}")
     for name, given in own.items():

@@ -60,8 +60,8 @@ struct SampledRow {
   double floor;
   std::int64_t ties_end;
 
-  // Of the kept tokens with z >= least before column `end`: `sum` of 2^t, and in `moment` their
-  // number. The other two are of kept tokens as well.
+  // The kept tokens with z >= least before column `end`: the sum of 2^t, and in `moment` their
+  // number. The other two fields are about kept tokens as well.
   // Not inlined: it is called from every bisection.
   __attribute__((noinline)) __device__ Above kept(double least, std::int64_t end) const {
     using R = typename DeviceReal<Element>::type;

@@ -202,7 +202,7 @@ class SampleRow {
     return sum;
   }
 
-  // Of a part; its tokens are weighed when they are first asked.
+  // The tokens of a part with z >= floor; its tokens are weighed when they are first asked for.
   Above<R> above(RowPart<R>& part, R floor) {
     if (part.z == nullptr) {
       space_.weight.resize(static_cast<std::size_t>(vocabulary_));

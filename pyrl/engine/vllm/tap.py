@@ -24,7 +24,7 @@ from pyrl.logits.sampling import Sampling
 KEY = "pyrl"
 """Key in a request's extra arguments: [ticket, seed, first token's position, prompt's tokens]."""
 NOBODY = (-1, 0, 0, 0)
-"""Those arguments for vLLM's own requests, by which it warms up; their tokens are not read."""
+"""The arguments of vLLM's own requests, by which it warms up; their tokens are not read."""
 
 
 @dataclass(frozen=True)
