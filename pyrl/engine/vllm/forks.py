@@ -58,7 +58,7 @@ class ForkCopies(release.KVConnectorBase_V1, release.SupportsHMA):
         self._fresh: set[int] = set()
         """Blocks of requests that enter in this step: they are hashed, but not computed yet."""
         self._entered: dict[str, Any] = {}
-        """Requests that copy: vLLM counts tokens that they copy, or have found cached, as computed."""
+        """Requests that copy: vLLM counts what they copy, or have found cached, as computed."""
         self._unread: list[Any] = []
         """Requests that entered earlier, and whose prompts are read in parts."""
         self._copies: list[tuple[int, int]] = []
