@@ -63,7 +63,7 @@ def positions(like: Tensor) -> Tensor:
 
 def heat_of(entropy: Tensor) -> Tensor:
     x = entropy.clamp(min=1e-8).log()
-    pivot = x.flatten().kthvalue(-(-8 * x.numel() // 10)).values
+    pivot = x.flatten().kthvalue(1 + round(0.8 * (x.numel() - 1))).values
     h = x - pivot
     return torch.where(h > 0, h / h.max(), h / h.min().abs())
 

@@ -159,7 +159,7 @@ def entropy_heat(columns: LossColumns) -> Tensor:
     """HAPO's heat [T]: the log-entropy about its 0.8 quantile, scaled to [-1, 1] on each side."""
     entropy_T, whole = columns["entropy_T"], columns.whole
     # The logarithm grows: its quantile and ends are those of the entropy.
-    pivot = _log(whole.nearest_rank("entropy_T", entropy_T, 0.8))
+    pivot = _log(whole.nearest_quantile("entropy_T", entropy_T, 0.8))
     up = _log(whole.largest(entropy_T)) - pivot
     down = pivot - _log(whole.smallest(entropy_T))
     # The scale by the deviation about the pivot cancels when both sides are scaled to 1.

@@ -114,9 +114,12 @@ class Parts:
         )
         return below_P + (position_P - low_P) * (above_P - below_P)
 
-    def nearest_rank(self, name: str, value_T: Tensor, q: float) -> Tensor:
-        """The smallest value with at least a share q of the values at or below it."""
-        rank_P = (q * self.count_P - 1e-9).ceil().clamp(min=1).long() - 1
+    def nearest_quantile(self, name: str, value_T: Tensor, q: float) -> Tensor:
+        """The order statistic that lies nearest to the quantile, of two equally near the even one.
+
+        It is torch.quantile's with interpolation="nearest".
+        """
+        rank_P = (q * (self.count_P - 1)).round().clamp(min=0).long()
         return self._ordered(name, value_T)[self.offset_P1[:-1] + rank_P]
 
     def spread(self, value_P: Tensor) -> Tensor:

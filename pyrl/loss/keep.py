@@ -158,10 +158,14 @@ class ClipV:
 
 @dataclass(frozen=True)
 class TopEntropy:
-    """Keeps tokens at or above the quantile 1 - share of entropy (arXiv:2506.01939)."""
+    """Keeps tokens at or above the quantile 1 - share of entropy (arXiv:2506.01939).
+
+    The others still count in the mean over tokens, as in the paper: with `shrink` the loss and its
+    gradient are 1 / share times as large.
+    """
 
     share: float = 0.2
-    shrink: bool = True
+    shrink: bool = False
     needs = ("entropy_T",)
 
     def __call__(self, columns: LossColumns, state: LossState) -> Tensor:

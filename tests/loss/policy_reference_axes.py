@@ -104,7 +104,7 @@ def reshaped(axis, batch: Batch) -> Tensor:
 
 def heat_of(entropy: Tensor) -> Tensor:
     x = entropy.detach().clamp(min=1e-8).log()
-    pivot = sorted(x.tolist())[max(math.ceil(0.8 * len(x) - 1e-9), 1) - 1]
+    pivot = sorted(x.tolist())[round(0.8 * (len(x) - 1))]
     sigma = math.sqrt(number(((x - pivot) ** 2).mean())) or 1.0
     h = (x - pivot) / sigma
     return torch.where(h > 0, h / (number(h.max()) or 1.0), h / (abs(number(h.min())) or 1.0))

@@ -61,6 +61,16 @@ def test_tokens_of_low_entropy_have_a_negative_heat() -> None:
     np.testing.assert_allclose(entropy_heat(core()), heat, atol=1e-6)
 
 
+@pytest.mark.parametrize("tokens", [4, 5, 9, 14, 100])
+def test_the_pivot_of_heat_is_the_nearest_order_statistic(tokens: int) -> None:
+    entropy_T = torch.arange(1.0, tokens + 1, dtype=torch.float64)
+    heat_T = entropy_heat(LossColumns({"entropy_T": entropy_T}))
+    pivot = entropy_T.quantile(0.8, interpolation="nearest")
+    assert entropy_T[heat_T == 0].tolist() == [pivot.item()]
+    if tokens == 9:
+        near(heat_T[6:], [0, 0.531332, 1])
+
+
 def test_hapo_widens_its_bounds_and_redistributes_as_intended() -> None:
     loss = replace(PPO, bounds=EntropyClip(), dual=10.0, redistribute=1.0)
     near(fixture_loss(loss).loss_T, [-1.105171, -0.818731, -1.2, 0, 0.472043, 1.28, 1.135254])
@@ -312,10 +322,12 @@ def test_scores_of_clip_b_and_clip_v_are_the_published_ones() -> None:
 def test_dropped_tokens_leave_the_denominator_only_where_they_shrink_it() -> None:
     keep = TopEntropy(0.2)
     near(fixture_loss(replace(PPO, keep=(keep,))).loss_T, [0, 0, -1.2, 0, 0, 0.64, 0])
-    shrunk = fixture_loss(replace(PPO, keep=(keep,))).loss.item()
+    shrunk = fixture_loss(replace(PPO, keep=(replace(keep, shrink=True),))).loss.item()
     constant = fixture_loss(replace(PPO, keep=(replace(keep, shrink=False),))).loss.item()
     assert shrunk == pytest.approx(-0.56 / 2)
     assert constant == pytest.approx(-0.56 / 7)
+    # The published one divides by all tokens: else it would learn 1 / share times as fast.
+    assert fixture_loss(PRESETS["top_entropy"]()).loss.item() == constant
     half = TopEntropy(0.5)(core(), LossState())
     assert half.tolist() == [False, True, True, False, True, True, False]
 
