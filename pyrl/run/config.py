@@ -157,6 +157,10 @@ _LEAST = {
 }
 
 
+CHOICES = "choices"
+"""Where a settings file has the class of each choice: PPO and CISPO can have the same numbers."""
+
+
 def parse_run(argv: Sequence[str], method: str, algorithm: object) -> Run:
     """Settings from the options of `pyrl train METHOD`; `algorithm` holds the method's defaults.
 
@@ -187,6 +191,7 @@ def save_run(run: Run, path: Path) -> None:
         for group in groups:
             target = target.setdefault(group, {})
         target[last] = _plain(value)
+    nested[CHOICES] = dict(_choices(run.algorithm))
     part = path.with_name(path.name + ".part")
     # Escaped beyond ASCII: YAML folds raw line separators such as U+0085 into spaces.
     part.write_text(yaml.safe_dump(nested, sort_keys=False, allow_unicode=False), "utf-8")
@@ -297,6 +302,23 @@ def _leaves(record: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
+def _choices(record: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted name, class) of all choices below a record."""
+    for field in (field for field in dataclasses.fields(record) if field.init):
+        value, name = getattr(record, field.name), prefix + field.name
+        parts = _stages(value) if _has_stages(value) else [("", value)]
+        for part, choice in parts:
+            if _is_record(choice):
+                dotted = f"{name}.{part}" if part else name
+                yield dotted, _class_name(type(choice))
+                yield from _choices(choice, f"{dotted}.")
+
+
+def _class_name(of: type) -> str:
+    inside = of.__module__.startswith("pyrl.")
+    return of.__qualname__ if inside else f"{of.__module__}.{of.__qualname__}"
+
+
 def _read(path: Path) -> dict[str, Any]:
     """Dotted names and values of a YAML file."""
     try:
@@ -321,9 +343,17 @@ def _flatten(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str
 
 def _apply(run: Run, settings: Mapping[str, Any], path: Path) -> Run:
     """The run with the settings of a file, read by the same parser as options."""
-    current = dict(_leaves(run))
+    current, classes = dict(_leaves(run)), dict(_choices(run.algorithm))
     options = []
     for name, value in settings.items():
+        head, _, choice = name.partition(".")
+        if head == CHOICES:
+            if value != classes.get(choice):
+                raise ConfigError(
+                    f"{path}: {choice}: expected {classes.get(choice)}, as the method "
+                    f"{run.method!r} has it, got {value}"
+                )
+            continue
         if name not in current:
             near = difflib.get_close_matches(name, current, n=1, cutoff=0)[0]
             raise ConfigError(f"{path}: there is no setting {name!r}; the nearest is {near!r}")

@@ -15,7 +15,7 @@ from pyrl.engine import EngineFailure
 from pyrl.prompts import Prompt
 from pyrl.run import checkpoint
 from pyrl.run.checkpoint import Checkpoint
-from pyrl.run.config import Run, save_run
+from pyrl.run.config import CHOICES, Run, save_run
 
 SETTINGS = "run.yaml"
 
@@ -82,6 +82,9 @@ def _check_same(run: Run, path: Path) -> None:
         save_run(run, Path(folder) / SETTINGS)
         given = _read(Path(folder) / SETTINGS)
     before = _read(path)
+    if not any(name.startswith(f"{CHOICES}.") for name in before):
+        # A run that began before classes were recorded: its numbers are compared.
+        given = {name: value for name, value in given.items() if not name.startswith(CHOICES)}
     different = [
         f"{name} (was {before.get(name)!r}, is {given.get(name)!r})"
         for name in {**before, **given}

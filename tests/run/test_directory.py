@@ -1,0 +1,55 @@
+"""A run's directory: whose it is, and what a resumed run may not change."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_run import tiny, tiny_run
+
+from pyrl.demo.run import ttrl
+from pyrl.loss import TIS, ClampedLogp, TopEntropy
+from pyrl.methods import METHODS
+from pyrl.run.config import ConfigError, load_run, parse_run
+from pyrl.run.directory import SETTINGS, RunError, claim, find_start
+
+
+def test_a_run_resumes_with_the_classes_that_it_began_with(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, tiny(ttrl()), resume=True)
+    claim(run)
+    assert find_start(run) is None
+    loss = run.algorithm.loss
+    for changed, message in (
+        ({"surrogate": ClampedLogp()}, "choices.loss.surrogate (was 'Clipped', is 'ClampedLogp')"),
+        ({"behaviour": TIS()}, "choices.loss.behaviour (was None, is 'TIS')"),
+        ({"keep": (TopEntropy(),)}, "choices.loss.keep.top_entropy (was None, is 'TopEntropy')"),
+    ):
+        other = replace(run.algorithm, loss=replace(loss, **changed))
+        with pytest.raises(RunError) as error:
+            find_start(replace(run, algorithm=other))
+        assert message in str(error.value)
+
+
+def test_settings_without_classes_are_compared_by_their_numbers(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, tiny(ttrl()), resume=True)
+    claim(run)
+    path = run.output / SETTINGS
+    content = yaml.safe_load(path.read_text())
+    del content["choices"]
+    path.write_text(yaml.safe_dump(content))
+    assert find_start(run) is None
+
+
+def test_a_settings_file_of_other_classes_is_refused_with_both_names(tmp_path: Path) -> None:
+    method = METHODS["ttrl"]()
+    other = replace(method, loss=replace(method.loss, surrogate=ClampedLogp()))
+    run = tiny_run(tmp_path, other)
+    claim(run)
+    path = run.output / SETTINGS
+    message = "loss.surrogate: expected Clipped, as the method 'ttrl' has it, got ClampedLogp"
+    with pytest.raises(ConfigError, match=message):
+        load_run(path, METHODS)
+    with pytest.raises(ConfigError, match=message):
+        parse_run(["--config", str(path)], "ttrl", method)
