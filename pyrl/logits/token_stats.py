@@ -431,7 +431,8 @@ class _Eager(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _save(ctx, inputs, output)
         ctx.set_materialize_grads(False)
-        asked = zip(inputs[2].asked, output, strict=True)
+        _, _, request, _ = inputs
+        asked = zip(request.asked, output, strict=True)
         ctx.mark_non_differentiable(*(row for name, row in asked if name not in DIFFERENTIABLE))
 
     @staticmethod
