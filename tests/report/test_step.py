@@ -34,6 +34,17 @@ def test_rewards_are_reported_whatever_stage_comes_first(tmp_path: Path) -> None
     assert row["reward"] == 1
 
 
+def test_sampled_tokens_add_up_over_the_steps_of_a_run(tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_run(tmp_path))
+    rows, sampled = [], []
+    for _ in range(2):
+        step = trainer.train_step()
+        sampled.append(step.rollout.counts.sampled_tokens)
+        rows.append(trainer.observe(step))
+    assert [row["num_tokens"] for row in rows] == [sampled[0], sum(sampled)]
+    assert trainer.observer.state_dict()["tokens"] == sum(sampled)
+
+
 def test_unknown_rewards_take_no_part_in_the_metrics() -> None:
     nan = np.nan
     metrics = reward_metrics(

@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from tiny_run import tiny, tiny_run
 
 from pyrl.demo.run import ttrl
+from pyrl.engine import EngineFailure
+from pyrl.forest import Forest
 from pyrl.loss import TIS, ClampedLogp, TopEntropy
 from pyrl.methods import METHODS
 from pyrl.run.config import ConfigError, load_run, parse_run
-from pyrl.run.directory import SETTINGS, RunError, claim, find_start
+from pyrl.run.directory import SETTINGS, RunError, claim, find_start, keeping_forest
 
 
 def test_a_run_resumes_with_the_classes_that_it_began_with(tmp_path: Path) -> None:
@@ -53,3 +56,17 @@ def test_a_settings_file_of_other_classes_is_refused_with_both_names(tmp_path: P
         load_run(path, METHODS)
     with pytest.raises(ConfigError, match=message):
         parse_run(["--config", str(path)], "ttrl", method)
+
+
+def test_trees_that_a_failed_engine_leaves_are_kept_until_a_step_succeeds(tmp_path: Path) -> None:
+    forest, path = Forest(), tmp_path / "forest_in_flight"
+    forest.add_tree(np.array([1, 2, 3], np.int32))
+    with (
+        pytest.raises(EngineFailure, match=r"step 7: it died\. What had grown is in .*--resume"),
+        keeping_forest(tmp_path, forest, 7),
+    ):
+        raise EngineFailure("it died")
+    assert Forest.load(path.read_bytes()) == forest
+    with keeping_forest(tmp_path, forest, 7):
+        assert path.exists()
+    assert not path.exists()
