@@ -90,15 +90,21 @@ def attempt(options: list[str], connection: Connection) -> None:
 
 
 @pytest.fixture(scope="module")
-def processes() -> Any:
-    """Children are forked off a server that has imported everything once."""
-    before = os.environ.get("OMP_NUM_THREADS")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Children are forked off a server that has imported everything once.
+
+    The server looks for modules in its working directory first: it starts away from the source
+    tree, whose pyrl/ has no compiled part after an install from a wheel.
+    """
+    before, directory = os.environ.get("OMP_NUM_THREADS"), Path.cwd()
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.chdir(tmp_path_factory.mktemp("elsewhere"))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     first = context.Process(target=int)
     first.start()
     first.join()
+    os.chdir(directory)
     if before is None:
         del os.environ["OMP_NUM_THREADS"]
     else:
