@@ -1,12 +1,16 @@
 """One attention function: packed rows equal lone sequences, and what it lacks it refuses."""
 
+import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -16,7 +20,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from pyrl.attention import use_pyrl_attention
+from pyrl._core.tree import pack_rows
+from pyrl.attention import Layout, layout, use_pyrl_attention
+from pyrl.pack import offsets
 
 SHAPE = {
     "vocab_size": 37,
@@ -48,12 +54,11 @@ def pair(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedMode
 
 
 def packed(model: PreTrainedModel, sequences: list[torch.Tensor]) -> torch.Tensor:
-    offsets = torch.tensor([0, *(len(s) for s in sequences)]).cumsum(0)
-    positions = torch.cat([torch.arange(len(s)) for s in sequences])
+    layout = Layout.of_rows(np.array([len(s) for s in sequences]))
     return model(
         input_ids=torch.cat(sequences)[None],
-        position_ids=positions[None],
-        cu_seq_lens_q=offsets.to(torch.int32),
+        position_ids=torch.from_numpy(layout.position_J)[None],
+        layout=layout,
         use_cache=False,
     ).logits[0]
 
@@ -117,7 +122,7 @@ def test_padding_is_refused() -> None:
 
 def test_positions_that_restart_without_offsets_are_refused() -> None:
     ours, _ = pair("llama", torch.float64)
-    with pytest.raises(ValueError, match="pass cu_seq_lens_q"):
+    with pytest.raises(ValueError, match="pass a layout"):
         ours(
             input_ids=torch.tensor([[1, 2, 3, 4]]),
             position_ids=torch.tensor([[0, 1, 0, 1]]),
@@ -130,22 +135,87 @@ def test_offsets_that_do_not_cover_the_row_are_refused() -> None:
     with pytest.raises(ValueError, match="expected one row of 3 queries"):
         ours(
             input_ids=torch.tensor([[1, 2, 3, 4]]),
-            cu_seq_lens_q=torch.tensor([0, 3]),
+            layout=Layout.of_rows(np.array([3])),
             use_cache=False,
         )
 
 
-def test_a_sliding_window_holds_for_shorter_sequences_and_refuses_longer_ones() -> None:
+WINDOWED = {
+    "full": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=4)),
+    "gemma3": lambda: Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            **SHAPE,
+            head_dim=8,
+            sliding_window=4,
+            layer_types=["sliding_attention", "full_attention"],
+        )
+    ),
+}
+"""A window in no layer, in every one, and in some."""
+
+
+def exact_norms(model: PreTrainedModel) -> PreTrainedModel:
+    """transformers' norms round to float32 on the way: gradients that meet there differ by 1e-7."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child).__name__.endswith("RMSNorm"):
+                gain = child.weight + 1 if "Gemma" in type(child).__name__ else child.weight
+                norm = torch.nn.RMSNorm(len(gain), eps=1e-6, dtype=torch.float64)
+                norm.weight.data.copy_(gain.detach())
+                setattr(parent, name, norm)
+    return model
+
+
+@pytest.mark.parametrize("name", list(WINDOWED))
+@pytest.mark.parametrize("block", [2, 5, 128])
+def test_a_tree_of_rows_has_the_logits_and_gradients_of_its_rows(
+    name: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "BLOCK", block)
+    rng = np.random.default_rng(block)
+    rows = [[7, 8, 9, *rng.integers(0, 3, rng.integers(1, 12)), 5] for _ in range(12)]
+    rows += [[1, 2, 3], [1, 2, 4, 4], [6] * 9]
+    length_N = np.array([len(row) for row in rows])
+    token_I = np.concatenate(rows).astype(np.int64)
+    tree = pack_rows(token_I, offsets(length_N), np.full(len(rows), 2))
+    assert len(tree.input_J) < len(token_I) - len(rows)
     torch.manual_seed(0)
-    model = MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=4)).double()
-    rows = torch.tensor([[1, 2, 3, 4]])
+    model = exact_norms(WINDOWED[name]().double())
+    plain = copy.deepcopy(model)
+    use_pyrl_attention(model)
+    logits = model(
+        input_ids=torch.from_numpy(tree.input_J)[None],
+        position_ids=torch.from_numpy(tree.position_J)[None],
+        layout=Layout.of_tree(tree),
+        use_cache=False,
+    ).logits[0]
+    of_T = torch.stack(
+        [logits[p].log_softmax(-1)[y] for p, y in zip(tree.predictor_U, tree.label_U, strict=True)]
+    )[torch.from_numpy(tree.unique_T)]
+    alone = []
+    for row in rows:
+        logprob = plain(input_ids=torch.tensor([row]), use_cache=False).logits[0].log_softmax(-1)
+        alone.append(logprob[1:-1].gather(1, torch.tensor(row[2:])[:, None])[:, 0])
+    expected = torch.cat(alone)
+    torch.testing.assert_close(of_T, expected, rtol=1e-11, atol=1e-11)
+    weight = torch.randn(len(expected), dtype=torch.float64)
+    (of_T * weight).sum().backward()
+    (expected * weight).sum().backward()
+    for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        scale = float(theirs.grad.abs().max())
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=0, atol=1e-11 * max(scale, 1))
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma3"])
+def test_a_sliding_window_holds_for_packed_and_for_equal_rows(name: str) -> None:
+    torch.manual_seed(0)
+    model = WINDOWED[name]().double()
+    rows = torch.randint(0, 37, (3, 11))
     expected = model(input_ids=rows, use_cache=False).logits
     use_pyrl_attention(model)
     torch.testing.assert_close(model(input_ids=rows, use_cache=False).logits, expected)
-    short = [torch.tensor([1, 2, 3, 4]), torch.tensor([1, 2, 3, 4])]
-    torch.testing.assert_close(packed(model, short)[:4], expected[0])
-    with pytest.raises(ValueError, match="exceed the sliding window of 4"):
-        packed(model, [torch.tensor([1, 2, 3, 4, 5])])
+    torch.testing.assert_close(packed(model, list(rows)), expected.flatten(0, 1))
 
 
 def test_soft_capped_attention_is_refused() -> None:

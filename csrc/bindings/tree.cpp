@@ -7,6 +7,7 @@
 #include "tree/advantage.h"
 #include "tree/forest.h"
 #include "tree/pack.h"
+#include "tree/pack_tree.h"
 #include "tree/signals.h"
 
 namespace pyrl::bindings {
@@ -292,6 +293,43 @@ static void bind_pack(py::module_& m) {
       "forest"_a, "leaf_N"_a, py::call_guard<py::gil_scoped_release>());
 }
 
+static void bind_pack_tree(py::module_& m) {
+  py::class_<PackedTree>(m, "PackedTree")
+      .def_property_readonly("input_J", column(&PackedTree::input))
+      .def_property_readonly("position_J", column(&PackedTree::position))
+      .def_property_readonly("begin_S", column(&PackedTree::begin))
+      .def_property_readonly("end_S", column(&PackedTree::end))
+      .def_property_readonly("parent_S", column(&PackedTree::parent))
+      .def_property_readonly("predictor_U", column(&PackedTree::predictor))
+      .def_property_readonly("label_U", column(&PackedTree::label))
+      .def_property_readonly("unique_T", column(&PackedTree::unique))
+      .def_property_readonly("order_N", column(&PackedTree::order))
+      .def_property_readonly("added_N", column(&PackedTree::added));
+  m.def(
+      "pack_tree",
+      [](const Forest& forest, const array<std::int64_t>& leaf) {
+        return pack_tree(forest, view(leaf));
+      },
+      "forest"_a, "leaf_N"_a, Release());
+  m.def(
+      "pack_rows",
+      [](const array<std::int64_t>& token, const array<std::int64_t>& offset,
+         const array<std::int64_t>& prompt,
+         bool share) { return pack_rows(view(token), view(offset), view(prompt), share); },
+      "token_I"_a, "offset_N1"_a, "prompt_N"_a, "share"_a = true, Release());
+  py::class_<BlockMask>(m, "BlockMask")
+      .def_property_readonly("partial_count_B", column(&BlockMask::partial_count))
+      .def_property_readonly("full_count_B", column(&BlockMask::full_count))
+      .def_property_readonly("partial_BB", column(&BlockMask::partial))
+      .def_property_readonly("full_BB", column(&BlockMask::full));
+  m.def(
+      "block_mask",
+      [](const array<std::int64_t>& end, std::int64_t block) {
+        return block_mask(view(end), block);
+      },
+      "end_J"_a, "block"_a = 128, Release());
+}
+
 namespace {
 
 using Int = array<std::int64_t>;
@@ -362,6 +400,7 @@ void bind_tree(py::module_& m) {
   bind_forest(m);
   bind_signals(m);
   bind_pack(m);
+  bind_pack_tree(m);
   bind_advantage(m);
 }
 

@@ -303,6 +303,78 @@ class PackedRows:
 
 def pack_flat(forest: Forest, leaf_N: NDArray[np.int64]) -> PackedRows: ...
 
+class PackedTree:
+    """N rows as a tree: what rows have in common from their first token on is stored once.
+
+    J inputs of a forward pass, depth first, in S segments without a fork inside; U response tokens
+    that differ in their place; the T response tokens of the rows. The last token of a row that no
+    row goes beyond predicts nothing: it is a label, not an input.
+    """
+
+    @property
+    def input_J(self) -> NDArray[np.int64]: ...
+    @property
+    def position_J(self) -> NDArray[np.int64]:
+        """Tokens above each, the prompt's included."""
+    @property
+    def begin_S(self) -> NDArray[np.int64]:
+        """The first input of each segment; ascending."""
+    @property
+    def end_S(self) -> NDArray[np.int64]:
+        """One past the last input in or below each segment: input k is seen from k to there."""
+    @property
+    def parent_S(self) -> NDArray[np.int64]:
+        """The segment above each, -1 for a root."""
+    @property
+    def predictor_U(self) -> NDArray[np.int64]:
+        """The input whose logits predict each response token; at a fork it has several."""
+    @property
+    def label_U(self) -> NDArray[np.int64]: ...
+    @property
+    def unique_T(self) -> NDArray[np.int64]:
+        """Which of the U each response token of the rows is: `column_U[unique_T]` is [T]."""
+    @property
+    def order_N(self) -> NDArray[np.int64]:
+        """The rows, depth first."""
+    @property
+    def added_N(self) -> NDArray[np.int64]:
+        """Tokens of each row that no row before it in `order_N` has."""
+
+def pack_tree(forest: Forest, leaf_N: NDArray[np.int64]) -> PackedTree:
+    """Leaves of a forest, which share what it stores once."""
+
+def pack_rows(
+    token_I: NDArray[np.int64],
+    offset_N1: NDArray[np.int64],
+    prompt_N: NDArray[np.int64],
+    share: bool = True,
+) -> PackedTree:
+    """Rows of token ids, which share what they have in common, whatever question they belong to.
+
+    Row n is `token_I[offset_N1[n]:offset_N1[n + 1]]`, of which the first `prompt_N[n]` (at least 1)
+    are its prompt. Rows that do not `share` are trees of their own, equal ones too.
+    """
+
+class BlockMask:
+    """Which of B blocks of keys each of B blocks of queries sees.
+
+    A row of a [B * B] column begins with the indices that count, ascending.
+    """
+
+    @property
+    def partial_count_B(self) -> NDArray[np.int32]: ...
+    @property
+    def full_count_B(self) -> NDArray[np.int32]: ...
+    @property
+    def partial_BB(self) -> NDArray[np.int32]:
+        """Blocks of which some pairs are seen."""
+    @property
+    def full_BB(self) -> NDArray[np.int32]:
+        """Blocks of which every pair is seen."""
+
+def block_mask(end_J: NDArray[np.int64], block: int = 128) -> BlockMask:
+    """The blocks of the rule "key k is seen by the queries from k to end_J[k] - 1"."""
+
 # -- advantage --
 
 class BaselineOptions:

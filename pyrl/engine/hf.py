@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pyrl.attention import use_pyrl_attention
+from pyrl.attention import Layout, use_pyrl_attention
 from pyrl.engine import RUNNING, STOPPED, TRUNCATED, Branches, Dtype, Sampled, Work
 from pyrl.engine.admission import Admission, check_fork, find
 from pyrl.engine.kv_cache import Prefill, Prefix, SlotCache, detached, part
@@ -298,14 +298,14 @@ class HFEngine:
 
     def _compute(self, prompts: list[NDArray[np.int32]], cu_seqlens: list[int]) -> list[Prefix]:
         device = self._model.device
-        position_I = np.concatenate([np.arange(prompt.size) for prompt in prompts])
+        layout = Layout.of_rows(np.diff(cu_seqlens))
         cache = Prefill()
         hidden = self._decoder(
             input_ids=torch.from_numpy(np.concatenate(prompts)).to(device, torch.int64)[None],
-            position_ids=torch.from_numpy(position_I).to(device)[None],
+            position_ids=torch.from_numpy(layout.position_J).to(device)[None],
             past_key_values=cache,
             use_cache=True,
-            cu_seq_lens_q=torch.tensor(cu_seqlens, dtype=torch.int32),
+            layout=layout,
         ).last_hidden_state
         return cache.prefixes(hidden, cu_seqlens)
 
