@@ -6,8 +6,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -39,6 +43,20 @@ def llama(dtype: torch.dtype = torch.float64, **more: object) -> PreTrainedModel
 def qwen2(dtype: torch.dtype = torch.float64) -> PreTrainedModel:
     torch.manual_seed(0)
     return Qwen2ForCausalLM(Qwen2Config(**SHAPE)).to(dtype)
+
+
+def mistral(dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+    """Sees 6 tokens back, fewer than a prompt and its response have."""
+    torch.manual_seed(0)
+    return MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=6)).to(dtype)
+
+
+def gemma3(dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+    """Layers with a window of 4, and others without one."""
+    torch.manual_seed(0)
+    kinds = ["sliding_attention", "full_attention"]
+    config = Gemma3TextConfig(**SHAPE, head_dim=8, sliding_window=4, layer_types=kinds)
+    return Gemma3ForCausalLM(config).to(dtype)
 
 
 @dataclass

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from driven_engine import EOS, Driver, assert_as_a_fresh_forward, llama, qwen2
+from driven_engine import EOS, Driver, assert_as_a_fresh_forward, gemma3, llama, mistral, qwen2
 from transformers import (
     PreTrainedModel,
 )
@@ -41,7 +41,7 @@ def test_greedy_tokens_equal_those_of_generate(
     assert TRUNCATED in reasons
 
 
-@pytest.mark.parametrize("make", [llama, qwen2])
+@pytest.mark.parametrize("make", [llama, qwen2, mistral, gemma3])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 2e-6)])
 def test_sampled_statistics_equal_a_fresh_forward(
     make: Callable[..., PreTrainedModel], dtype: torch.dtype, tolerance: float
