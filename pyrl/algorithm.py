@@ -90,8 +90,13 @@ class Algorithm:
     reward: Reward = field(default_factory=VoteReward)
     select: Select = field(default_factory=First)
     loss: Loss = field(default_factory=Loss)
+    updates_per_step: int = 1
+    """Optimizer updates that share the samples of a step, each of them for as many of its
+    questions; the second and later ones are off-policy, and only there do ratios meet bounds."""
 
     def __post_init__(self) -> None:
+        if self.updates_per_step < 1:
+            raise ValueError(f"updates_per_step: expected >= 1, got {self.updates_per_step}")
         if self.sample.stop_when_decided and not isinstance(self.vote, Majority):
             raise ValueError(
                 f"sample.stop_when_decided: expected vote=Majority(), got {self.vote}: "

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,14 +16,24 @@ from transformers import PreTrainedModel
 
 from pyrl.attention import use_pyrl_attention
 from pyrl.engine import Dtype
-from pyrl.logits.token_stats import TokenStats, token_stats
+from pyrl.engine.hf import DTYPES
+from pyrl.logits.token_stats import Options, TokenStats, token_stats
 from pyrl.loss.axis import LossState, check_needs
 from pyrl.loss.bounds import has_radii
-from pyrl.loss.loss import Loss
+from pyrl.loss.loss import LEARNED, Loss
+from pyrl.loss.old_policy import (
+    Memory,
+    expert_column,
+    learned_columns,
+    loss_columns,
+    loss_mask,
+    nucleus_level,
+    tensors,
+)
 from pyrl.loss.policy_loss import policy_loss
 from pyrl.loss.result import PolicyLoss
 from pyrl.loss.terms import Terms, loss_terms, slots
-from pyrl.pack import TokenBatch
+from pyrl.pack import TokenBatch, gather
 
 if TYPE_CHECKING:
     from pyrl.run.config import Run
@@ -55,15 +67,21 @@ class Learner:
     def __init__(self, model: PreTrainedModel, initial: PreTrainedModel | None, run: Run) -> None:
         """`initial` is the frozen reference of a penalty; without such a one it is not used.
 
-        ValueError: the loss needs a column that a run of this engine does not have.
+        ValueError: the loss needs a column that a run does not have, or that its setting of
+        `old_logprobs` does not let the learner compute.
         """
         self.model, self.run = model, run
         self.loss: Loss = run.algorithm.loss
         self.temperature: float = run.algorithm.sample.temperature
         self.reference = initial if self.loss.has_reference else None
-        self.sampler_dtype: Dtype = "float32"
+        self.sampler_dtype = self.dtype
         """What the engine that samples computes in; the trainer sets it."""
-        check_columns(self.loss)
+        self.sampler_shares = True
+        """The engine computes with the learner's own tensors; the trainer sets it."""
+        self.memory = Memory()
+        self.exact = False
+        """The weights are still those of the old policy, which is the learner's."""
+        check_columns(self.loss, run)
         use_pyrl_attention(model)
         if self.reference is not None:
             use_pyrl_attention(self.reference)
@@ -83,10 +101,42 @@ class Learner:
             weight_decay=run.weight_decay,
         )
 
-    def update(self, batch: TokenBatch, group_N: NDArray[np.int64], step: int) -> dict[str, float]:
+    @property
+    def dtype(self) -> Dtype:
+        """What the forward pass computes in."""
+        return "bfloat16" if self.run.dtype == "bfloat16" else DTYPES[self.model.dtype]
+
+    @property
+    def looks(self) -> bool:
+        """Whether the old policy's log-probs are the learner's, and not those of the engine."""
+        if self.run.old_logprobs != "auto":
+            return self.run.old_logprobs == "learner"
+        return bool(self.loss.learner_needs) or self.loss.follows_signs or self._samples_differ
+
+    @property
+    def _samples_differ(self) -> bool:
+        """The engine does not compute as the learner does, so that its log-probs are others."""
+        return not self.sampler_shares or self.sampler_dtype != self.dtype
+
+    @property
+    def never_acts(self) -> list[str]:
+        """Fields of the loss that can do nothing in this run, in which no ratio leaves 1."""
+        updates = min(self.run.algorithm.updates_per_step, self.run.prompts_per_step)
+        to_rollout = self.loss.ratio.to == "rollout" and self.loss.trust == "ratio"
+        moves = self._samples_differ and (to_rollout or not self.looks)
+        return [] if updates > 1 or moves else self.loss.off_policy_parts
+
+    def update(
+        self,
+        batch: TokenBatch,
+        group_N: NDArray[np.int64],
+        step: int,
+        experts: TokenBatch | None = None,
+    ) -> dict[str, float]:
         """Optimizer steps over the batch's questions; metrics averaged over them.
 
-        `group_N` [N] is the question of each leaf: a mini-batch never splits one.
+        `group_N` [N] is the question of each leaf: a mini-batch never splits one. `experts` has an
+        expert's response to each of them, in their order.
         NonFiniteError before the optimizer step that it would spoil; SamplerMismatchError before
         the first that has moved the weights: until then sampler and learner are the same policy.
         """
@@ -94,19 +144,58 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         questions = np.unique(group_N)
-        parts = np.array_split(questions, min(self.run.updates_per_step, len(questions)))
+        updates = min(self.run.algorithm.updates_per_step, len(questions))
+        state = self.memory.state(batch, (self.run.seed << 32) + step, step / self.run.steps)
+        batch, cost = self._look(replace(batch, group_N=group_N), state, updates, experts)
+        if state.nucleus_entropy is None:
+            self.memory.nucleus_entropy = nucleus_level(self.loss, batch)
+            state = replace(state, nucleus_entropy=self.memory.nucleus_entropy)
         rows: list[dict[str, float]] = []
         moved = False
-        for part in parts:
-            state = LossState(seed=(self.run.seed << 32) + step, progress=step / self.run.steps)
+        for part in np.array_split(questions, updates):
+            self.exact = self.looks and not moved
             tally = self.gradient(batch.take(np.flatnonzero(np.isin(group_N, part))), state)
             norm = float(nn.utils.clip_grad_norm_(self.parameters, self.run.clip_grad_norm))
             self._check(tally, norm, on_policy=not moved)
             self.optimizer.step()
             moved = moved or tally.weight > 0
             rows.append(tally.metrics() | {"grad_norm": norm})
+        self.exact = False
         self.optimizer.zero_grad(set_to_none=True)
-        return _averaged(rows) | {"learning_rate": rate}
+        self.memory.add(batch)
+        return _averaged(rows) | {"learning_rate": rate} | cost
+
+    def _look(
+        self, batch: TokenBatch, state: LossState, updates: int, experts: TokenBatch | None
+    ) -> tuple[TokenBatch, dict[str, float]]:
+        """The batch with the columns of a pass over it before any update, and what that cost.
+
+        A first update alone needs no pass, unless the terms of the loss read its columns: the old
+        policy is then the one that learns.
+        """
+        if not self.looks or (updates == 1 and not self.loss.learner_needs):
+            return batch, {}
+        started = time.monotonic()
+        asked = self.loss.asks(self.temperature, state)
+        columns = self._read(batch, asked)
+        tokens = len(batch.input_I)
+        if experts is not None:
+            theirs_T = self._read(experts, Options())["logprob_T"]
+            columns["expert_logprob_T"] = expert_column(batch, experts, theirs_T)
+            tokens += len(experts.input_I)
+        cost = {"old_logprobs/seconds": time.monotonic() - started, "old_logprobs/tokens": tokens}
+        return replace(batch, columns=columns), cost
+
+    def _read(self, batch: TokenBatch, asked: Options) -> dict[str, NDArray[np.float64]]:
+        """What the model says of each response token [T], in passes and without a gradient."""
+        read: dict[str, NDArray[np.float64]] = {}
+        for leaf_N in batch.passes(self.run.tokens_per_pass):
+            with torch.no_grad():
+                stats = self.stats(self.model, batch.take(leaf_N), asked)
+            row_T = gather(batch.token_offset_N1, leaf_N)
+            for name, column_T in learned_columns(stats, asked.get("kept_share")).items():
+                read.setdefault(name, np.empty(len(batch.label_T)))[row_T] = column_T.cpu().numpy()
+        return read
 
     def gradient(self, batch: TokenBatch, state: LossState | None = None) -> Tally:
         """Leave the gradient of the whole batch's loss in the parameters; nothing else changes."""
@@ -150,46 +239,52 @@ class Learner:
 
     def _terms(self, batch: TokenBatch, state: LossState | None) -> Terms:
         """What a token's loss takes from the whole mini-batch, from the policy that sampled it."""
-        columns: dict[str, NDArray[Any]] = sampled_columns(batch) | {
-            "logprob_T": batch.old_logprob_T,
-            "entropy_T": batch.entropy_T,
-            "advantage_T": batch.advantage_T,
-        }
+        columns = loss_columns(batch)
         if has_radii(self.loss.bounds):
             columns["clip_low_T"], columns["clip_high_T"] = self.loss.bounds(batch)
+        group_N = None
+        if batch.group_N is not None:
+            group_N = torch.from_numpy(np.unique(batch.group_N, return_inverse=True)[1])
         return loss_terms(
             self.loss,
-            self._tensors(columns),
-            mask_T=torch.from_numpy(batch.mask_T),
+            tensors(columns, self.model.device),
+            mask_T=loss_mask(self.loss, batch),
             offset_N1=torch.from_numpy(batch.token_offset_N1),
+            group_N=group_N,
             state=state,
         )
 
-    def _tensors(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
-        """The columns on the model's device."""
-        return {k: torch.from_numpy(v).to(self.model.device) for k, v in columns.items()}
-
     def _loss(self, batch: TokenBatch, terms: Terms, tally: Tally) -> Tensor:
-        stats = self.stats(self.model, batch)
+        nucleus = self.loss.nucleus
+        asked = None if nucleus is None else nucleus.asks(self.temperature, LossState())
+        stats = self.stats(self.model, batch, asked)
         reference = None
         if self.reference is not None:
             with torch.no_grad():
                 reference = self.stats(self.reference, batch).logprob
-        columns = self._tensors(sampled_columns(batch))
+        columns = tensors(loss_columns(batch), self.model.device)
         out = policy_loss(
             stats.logprob,
             stats.entropy,
             loss=self.loss,
-            old_logprob_T=columns["old_logprob_T"],
+            old_logprob_T=stats.logprob.detach() if self.exact else columns["old_logprob_T"],
             rollout_logprob_T=columns["rollout_logprob_T"],
             ref_logprob_T=reference,
+            proxy_logprob_T=columns.get("proxy_logprob_T"),
+            expert_logprob_T=columns.get("expert_logprob_T"),
+            nucleus_entropy_T=stats.nucleus_entropy,
             terms=terms,
         )
         tally.add(out, stats, batch, terms)
         return out.loss
 
-    def stats(self, model: PreTrainedModel, batch: TokenBatch) -> TokenStats:
-        """Log-prob and entropy of each response token [T] at the sampling temperature."""
+    def stats(
+        self, model: PreTrainedModel, batch: TokenBatch, asked: Options | None = None
+    ) -> TokenStats:
+        """Log-prob, entropy and what is asked for of each response token [T].
+
+        All are of the distribution at the sampling temperature.
+        """
         device = model.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.run.dtype == "bfloat16"):
             logits_TV = model(
@@ -201,7 +296,7 @@ class Learner:
             ).logits[0]
         label_T = torch.from_numpy(batch.label_T).to(device)
         # The head's product does not need its result again: the gradient takes its place.
-        return token_stats(logits_TV, label_T, self.temperature, inplace=True)
+        return token_stats(logits_TV, label_T, self.temperature, inplace=True, **(asked or {}))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """The optimizer's tensors and step counts by parameter name, for a checkpoint."""
@@ -244,27 +339,26 @@ def _checkpoint_activations(model: PreTrainedModel) -> None:
         model.gradient_checkpointing_enable()
 
 
-def sampled_columns(batch: TokenBatch) -> dict[str, NDArray[np.float32]]:
-    """Log-probs by the policy that sampled: it is the old policy, and its engine is the rollout."""
-    return {"old_logprob_T": batch.old_logprob_T, "rollout_logprob_T": batch.old_logprob_T}
+KNOWN = LEARNED | {
+    *("advantage_T", "logprob_T", "entropy_T", "old_logprob_T", "rollout_logprob_T"),
+    *("ref_logprob_T", "reward_T", "clip_low_T", "clip_high_T", "offset_N1", "group_N"),
+    *("state.entropy", "state.mean_entropy", "state.nucleus_entropy"),
+}
+"""What a run has for the axes of a loss."""
 
 
-SAMPLED = frozenset(
-    {
-        *("advantage_T", "logprob_T", "entropy_T", "old_logprob_T", "rollout_logprob_T"),
-        *("ref_logprob_T", "clip_low_T", "clip_high_T", "offset_N1"),
-    }
-)
-"""What a batch of samples has for the axes of a loss."""
-
-
-def check_columns(loss: Loss) -> None:
-    """ValueError names a column that the loss needs and that a batch of samples does not have."""
+def check_columns(loss: Loss, run: Run) -> None:
+    """ValueError names what the loss needs and the run does not have."""
     try:
-        check_needs(loss.needs, SAMPLED)
+        check_needs(loss.needs, KNOWN)
         slots(loss)
     except ValueError as error:
         raise ValueError(f"loss: a run cannot train with it: {error}") from error
+    if run.old_logprobs == "engine" and loss.learner_needs:
+        raise ValueError(
+            f"old_logprobs: expected 'auto' or 'learner' for this loss, got 'engine': "
+            f"{loss.learner_needs[0]}, beside what the engine reports"
+        )
 
 
 class Tally:

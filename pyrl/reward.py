@@ -56,12 +56,14 @@ class Reward(Protocol):
 class VoteReward:
     """1 for the leaves in the class of the label, 0 for the others (arXiv:2504.16084).
 
-    A prompt without a label gives 0 to all, hence no advantage. NaN, which takes no part in the
+    A prompt without a label has no right leaf, hence no advantage. NaN, which takes no part in the
     baseline, where a comparison with the label ran into a limit.
     """
 
     no_answer: float | None = 0.0
     """For a leaf without an answer; None: unknown, it takes no part in the baseline."""
+    wrong: float = 0.0
+    """For a leaf with another answer than the label."""
 
     def __call__(
         self, leaves: Leaves, answers: Answers, votes: Votes, prompts: Sequence[Question]
@@ -69,7 +71,7 @@ class VoteReward:
         silent_N = answers.class_N < 0
         label_N = votes.class_G[leaves.group_N]
         no_answer = math.nan if self.no_answer is None else self.no_answer
-        reward_N = np.where(answers.class_N == label_N, 1.0, 0.0)
+        reward_N = np.where(answers.class_N == label_N, 1.0, self.wrong)
         reward_N[_undecided(leaves, answers, votes)] = math.nan
         return np.where(silent_N, no_answer, reward_N)
 

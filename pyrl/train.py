@@ -72,7 +72,7 @@ class Trainer:
         self.run, self.progress = run, progress
         self.interrupt = Interrupt()
         parts = assemble(run, eval_sets)
-        self.algorithm, self.prompts = parts.algorithm, parts.prompts
+        self.algorithm, self.prompts, self.experts = parts.algorithm, parts.prompts, parts.experts
         self.model, self.tokenizer, self.learner = parts.model, parts.tokenizer, parts.learner
         self.engine, self.sync, self.signals = parts.engine, parts.sync, parts.signals
         self.decode, self.extractor = parts.decode, parts.extractor
@@ -102,7 +102,9 @@ class Trainer:
         """The signals at the end of that step; sampling moves them on."""
         if parts.start:
             self.step = parts.start.step
-            self.unlogged = restore(parts.start.record, self.observer, self.evaluations)
+            self.unlogged = restore(
+                parts.start.record, self.observer, self.evaluations, self.learner.memory
+            )
         self.sync(self.step)
 
     def train_step(self) -> Step:
@@ -126,7 +128,9 @@ class Trainer:
             advantage_T, shaping = advantages(algorithm.advantage, scored)
             update = None
             if algorithm.reward.usable(answers, votes, reward_N):
-                update = self.learner.update(pack(rows, advantage_T), scored.group_N, self.step)
+                batch = pack(rows, advantage_T, scored.reward_N)
+                experts = self.experts(prompts)
+                update = self.learner.update(batch, scored.group_N, self.step, experts)
             self.step += 1
             sync = self.sync(self.step)
         return Step(
@@ -151,6 +155,12 @@ class Trainer:
         claim(self.run)
         resume_at = self.step + (self.unlogged is None) if self.run.resume else None
         alarms = Alarms(self.run.steps)
+        if idle := self.learner.never_acts:
+            self.progress.alarm(
+                f"{' and '.join(idle)} can never act: one update takes all samples of a step, so "
+                f"that the policy that learns is the one that sampled. --updates-per-step 2 or "
+                f"more lets it move away."
+            )
         with (
             MetricsLog(self.run.output, self.run.loggers, resume_at=resume_at) as log,
             self.interrupt,
@@ -193,7 +203,7 @@ class Trainer:
             self.tokenizer,
             self.learner.state(),
             self.sketches,
-            record_of(self.observer, self.evaluations, self.unlogged),
+            record_of(self.observer, self.evaluations, self.learner.memory, self.unlogged),
             self.run.keep_checkpoints,
         )
 

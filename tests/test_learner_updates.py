@@ -79,7 +79,7 @@ def test_the_entropy_bonus_raises_the_entropy() -> None:
 def test_mini_batches_split_the_questions_and_follow_each_other() -> None:
     batch = on_policy(off_policy(), demo_model(torch.float32))
     learner, slow = (
-        Learner(demo_model(torch.float32), None, settings(learning_rate=1e-6, updates_per_step=n))
+        Learner(demo_model(torch.float32), None, settings(learning_rate=1e-6, updates=n))
         for n in (2, 1)
     )
     metrics = learner.update(batch, GROUP_N, 0)
@@ -100,7 +100,7 @@ def test_no_mini_batch_splits_a_question(updates: int, monkeypatch: pytest.Monke
     batch = on_policy(off_policy(), demo_model(torch.float32))
     # The first token of each leaf tells which leaves a mini-batch holds.
     starts = batch.old_logprob_T[batch.token_offset_N1[:-1]].tolist()
-    run = settings(learning_rate=1e-6, updates_per_step=updates)
+    run = settings(learning_rate=1e-6, updates=updates)
     learner = Learner(demo_model(torch.float32), None, run)
     seen: list[list[int]] = []
     inner = learner.gradient
@@ -275,11 +275,11 @@ def test_a_mini_batch_without_a_gradient_is_no_update() -> None:
         old_logprob_T=batch.old_logprob_T - np.float32(3),
         advantage_T=np.where(GROUP_N[batch.leaf_T] < 2, 0, batch.advantage_T).astype(np.float32),
     )
-    learner = Learner(demo_model(torch.float32), None, settings(updates_per_step=2))
+    learner = Learner(demo_model(torch.float32), None, settings(updates=2))
     with pytest.raises(SamplerMismatchError, match=r"at most 0\.01"):
         learner.update(shifted, GROUP_N, 0)
     honest = replace(shifted, old_logprob_T=batch.old_logprob_T)
-    learner = Learner(demo_model(torch.float32), None, settings(updates_per_step=2))
+    learner = Learner(demo_model(torch.float32), None, settings(updates=2))
     assert learner.update(honest, GROUP_N, 0)["sampling/sampling_logp_difference/max"] < 1e-2
 
 
@@ -293,7 +293,7 @@ def test_forced_tokens_are_not_compared() -> None:
 
 def test_later_updates_of_a_step_may_be_off_policy() -> None:
     batch = on_policy(off_policy(), demo_model(torch.float32))
-    run = settings(learning_rate=3e-3, updates_per_step=3, warmup_steps=0)
+    run = settings(learning_rate=3e-3, updates=3, warmup_steps=0)
     metrics = Learner(demo_model(torch.float32), None, run).update(batch, GROUP_N, 0)
     assert metrics["sampling/sampling_logp_difference/max"] < 1e-4
     assert abs(metrics["sampling/importance_sampling_ratio/max"] - 1) > 0.02

@@ -48,8 +48,8 @@ PYTHON = {
         "answers checks engine fork leaves logits models prompts prune report rollout vote"
     ),
     "run": (
-        "algorithm answers checks engine evaluate learner leaves models prompts report reward "
-        "rollout"
+        "algorithm answers checks engine evaluate learner leaves loss models pack prompts report "
+        "reward rollout"
     ),
     "train": "advantage answers evaluate leaves pack prompts report rollout run vote",
     "demo": ("algorithm evaluate fork loss methods models prune reward run sources"),

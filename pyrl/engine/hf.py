@@ -28,7 +28,7 @@ from pyrl.models import positions
 PREFILL_TOKENS = 8192
 """Prompt tokens per forward at most (a longer prompt goes alone): bounds the memory of prefills."""
 
-_DTYPES: dict[torch.dtype, Dtype] = {
+DTYPES: dict[torch.dtype, Dtype] = {
     torch.float64: "float64",
     torch.float32: "float32",
     torch.bfloat16: "bfloat16",
@@ -110,7 +110,7 @@ class HFEngine:
 
     @property
     def dtype(self) -> Dtype:
-        return _DTYPES[self._model.dtype]
+        return DTYPES[self._model.dtype]
 
     def start(self, sampling: Sampling) -> None:
         if self._running:

@@ -42,6 +42,8 @@ MEANING = {
     "sampling/importance_sampling_ratio/max": "its largest value",
     "sampling/sampling_logp_difference/mean": "mean |log-prob at sampling - at training| (nats)",
     "sampling/sampling_logp_difference/max": "its largest value in the step (nats)",
+    "old_logprobs/seconds": "seconds of the learner's pass over the samples before its updates",
+    "old_logprobs/tokens": "tokens that this pass read",
     "vote/majority_ratio": "share of votes for the label, mean over prompts",
     "vote/majority_ratio_min": "its smallest value over the prompts",
     "vote/majority_voting_reward": "mean reward of the leaves, mean over prompts",

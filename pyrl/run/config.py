@@ -71,8 +71,11 @@ class Run:
     """What it falls towards, as a share of the peak; one step after the last it would be there."""
     clip_grad_norm: float = 1.0
     """Largest norm of the gradient; larger ones are scaled down to it."""
-    updates_per_step: int = 1
-    """Optimizer updates that share the samples of a step; above 1 they are off-policy."""
+    old_logprobs: Literal["auto", "learner", "engine"] = "auto"
+    """Whose log-probs the policy before the update has: "learner" (a pass over the samples before
+    a step's updates) or "engine" (what it reported while sampling). "auto": the learner's where the
+    loss compares both, reads what no engine reports, or follows the sign of a difference, and where
+    the engine is another one or computes in another precision."""
     tokens_per_pass: int = 16_384
     """Tokens in one forward and backward pass: the memory knob. It does not change the result."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -146,7 +149,6 @@ _LEAST = {
     "seed": 0,
     "weight_decay": 0,
     "warmup_steps": 0,
-    "updates_per_step": 1,
     "tokens_per_pass": 1,
     "threads": 1,
     "max_rows": 1,

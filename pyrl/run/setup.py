@@ -15,6 +15,7 @@ from pyrl.answers import EQUIVALENCES, Equivalence, Extractor
 from pyrl.answers.reading import answer_format, check_formats, decoder
 from pyrl.engine import Engine
 from pyrl.engine.launch import ENGINES, Carry, Request
+from pyrl.engine.sync import Shared
 from pyrl.learner import Learner
 from pyrl.leaves import Decode
 from pyrl.models import find_device, load_model, positions
@@ -24,6 +25,7 @@ from pyrl.rollout import make_signals
 from pyrl.run.checkpoint import Checkpoint
 from pyrl.run.config import Run
 from pyrl.run.directory import find_start
+from pyrl.run.expert import Experts
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Parts:
     learner: Learner
     prompts: list[Prompt]
     """The training questions."""
+    experts: Experts
+    """What an expert says to them, for a loss that reads it."""
     eval_sets: dict[str, list[Prompt]]
     """Questions with true answers, by the names that the report gives them."""
     decode: Decode
@@ -77,10 +81,17 @@ def assemble(run: Run, eval_sets: Mapping[str, str] | None = None) -> Parts:
         suffix=run.suffix,
     )
     prompts = check_answers(algorithm.reward, load(run.data), run.data)
+    experts = Experts(
+        algorithm.loss,
+        prompts,
+        tokenizer,
+        max_tokens=algorithm.sample.max_tokens,
+        data=run.data,
+    )
     sets = _eval_sets(run, prompts, load, eval_sets)
     extractor, eos = answer_format(model, tokenizer, run.data, run.extractor, run.stop)
     engine, sync = _engine(run, model, eos, prompts[0])
-    learner.sampler_dtype = engine.dtype
+    learner.sampler_dtype, learner.sampler_shares = engine.dtype, isinstance(sync, Shared)
     signals = make_signals(algorithm.fork, algorithm.prune)
     if start:
         learner.load_state(start.optimizer(), start.counts)
@@ -93,6 +104,7 @@ def assemble(run: Run, eval_sets: Mapping[str, str] | None = None) -> Parts:
         tokenizer=tokenizer,
         learner=learner,
         prompts=prompts,
+        experts=experts,
         eval_sets=sets,
         decode=decoder(tokenizer),
         extractor=extractor,
