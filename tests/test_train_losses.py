@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,16 @@ from learner_batch import (
     on_policy,
     settings,
 )
-from tiny_run import make_trainer, same_bits, stepped, tiny, tiny_run, weights
+from tiny_run import make_trainer, same_bits, stepped, tiny, tiny_run, weights, write_questions
 
 from pyrl import demo, learner
 from pyrl.algorithm import Algorithm
-from pyrl.demo.run import ttrl
+from pyrl.demo.run import echo, ttrl
 from pyrl.learner import Learner
 from pyrl.loss import (
     KL,
     Blend,
+    Clip,
     ClipV,
     EntropySmoothing,
     Loss,
@@ -207,6 +209,20 @@ def test_methods_state_the_updates_of_their_papers() -> None:
     }
     with pytest.raises(ValueError, match="updates_per_step: expected >= 1, got 0"):
         replace(METHODS["grpo"](), updates_per_step=0)
+
+
+def test_the_bounds_of_the_demo_s_echo_act(tmp_path: Path) -> None:
+    method = echo()
+    assert method.updates_per_step > 1
+    found = []
+    for bounds in (method.loss.bounds, Clip(0.2, 0.2), Clip(1e-3, 1e-3)):
+        algorithm = tiny(method, votes=8, updates=method.updates_per_step)
+        algorithm = replace(algorithm, loss=replace(method.loss, bounds=bounds))
+        trainer = make_trainer(tiny_run(tmp_path, algorithm, learning_rate=3e-3))
+        clipped = [stepped(trainer)["clip_ratio/high_mean"] for _ in range(2)]
+        assert max(clipped) > 0
+        found.append(weights(trainer))
+    assert not any(same_bits(a, b) for a, b in combinations(found, 2))
 
 
 def alarms(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[str]:
