@@ -70,6 +70,9 @@ class EvalSettings:
     extractor: str | None = None
     """How the answer is read: "boxed", "whole", "number" or "regex:PATTERN"; None: as the
     questions ask for."""
+    answer_after: str = ""
+    """Read the answer only from what follows the last such text, as "</think>"; a response
+    without it has none. Empty: from all of the response."""
     equivalence: Literal["math", "exact"] = "math"
     """When two answers are the same: as mathematics (math-verify), or as text."""
     stop: str | None = None
@@ -201,7 +204,12 @@ def evaluate_model(settings: EvalSettings, progress: Progress) -> Evaluation:
     )
     answered(prompts, settings.data)
     extractor, eos = answer_format(
-        model, tokenizer, settings.data, settings.extractor, settings.stop
+        model,
+        tokenizer,
+        settings.data,
+        settings.extractor,
+        settings.stop,
+        settings.answer_after,
     )
     engine, sync = ENGINES[settings.engine](
         Request(

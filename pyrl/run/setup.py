@@ -78,7 +78,9 @@ def assemble(run: Run, eval_sets: Mapping[str, str] | None = None) -> Parts:
     )
     prompts = check_answers(algorithm.reward, load(run.data), run.data)
     sets = _eval_sets(run, prompts, load, eval_sets)
-    extractor, eos = answer_format(model, tokenizer, run.data, run.extractor, run.stop)
+    extractor, eos = answer_format(
+        model, tokenizer, run.data, run.extractor, run.stop, run.answer_after
+    )
     engine, sync = _engine(run, model, eos, prompts[0])
     learner.sampler_dtype = engine.dtype
     signals = make_signals(algorithm.fork, algorithm.prune)
