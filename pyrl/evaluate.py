@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pyrl.answers import EQUIVALENCES, Equivalence, Extractor, classify
 from pyrl.answers.reading import answer_format, decoder
+from pyrl.answers.truth import has_truth, right
 from pyrl.checks import one_of
 from pyrl.engine import Engine
 from pyrl.engine.launch import ENGINES, Request
@@ -31,7 +32,7 @@ from pyrl.vote import Majority
 def answered(prompts: Sequence[Prompt], name: str) -> Sequence[Prompt]:
     """The prompts, all of which have a true answer; ValueError names the first that has none."""
     for prompt in prompts:
-        if prompt.answer is None:
+        if not has_truth(prompt):
             raise ValueError(
                 f"{name}: expected a true answer for each question, {prompt.index} has none"
             )
@@ -167,25 +168,13 @@ class Evaluator:
     def _right(self, leaves: Leaves, prompts: Sequence[Prompt]) -> NDArray[np.bool_]:
         """Which leaves are right [N]; one whose comparison ran out of time is not."""
         answers = classify(leaves, self.extractor, self.equivalence)
-        return np.array(
-            [
-                answer is not None and self._same(answer, prompts[group])
-                for answer, group in zip(answers.answer_N, leaves.group_N.tolist(), strict=True)
-            ]
-        )
+        asked = [prompts[group] for group in leaves.group_N.tolist()]
+        return np.equal(right(answers.answer_N, asked, self.equivalence), 1)
 
     def _majority(self, leaves: Leaves, prompts: Sequence[Prompt]) -> float:
         answers = classify(leaves, self.extractor, self.equivalence)
         label_G = Majority()(leaves, answers).label_G
-        right = [
-            label is not None and self._same(label, prompt)
-            for label, prompt in zip(label_G, prompts, strict=True)
-        ]
-        return float(np.mean(right))
-
-    def _same(self, answer: str, prompt: Prompt) -> bool:
-        assert prompt.answer is not None
-        return self.equivalence.same(answer, prompt.answer) is True
+        return float((right(label_G, prompts, self.equivalence) == 1).mean())
 
 
 def evaluate_model(settings: EvalSettings, progress: Progress) -> Evaluation:

@@ -155,10 +155,10 @@ def _plain_form(answer: str) -> _Form | None:
     choice = _CHOICE.fullmatch(body)
     if choice is not None:
         return _Form("text", choice[choice.lastindex or 0].lower(), body)
-    return _text_form(body, unit) if _is_text(body) else None
+    return _text_form(body, unit) if _is_words(body) else None
 
 
-def _is_text(body: str) -> bool:
+def _is_words(body: str) -> bool:
     """Whether an answer is no mathematics: as LaTeX a word equals its anagrams.
 
     Three letters and more are a product only beside what multiplies, adds or groups them, as in
@@ -170,6 +170,12 @@ def _is_text(body: str) -> bool:
         and not _FACTOR_BEHIND.match(bare, word.end())
         for word in _WORD.finditer(bare)
     )
+
+
+def is_text(answer: str) -> bool:
+    """Whether an answer is compared as text, and not as mathematics."""
+    form = _plain_form(answer)
+    return form is not None and form.kind == "text"
 
 
 def _text_form(body: str, unit: str) -> _Form:

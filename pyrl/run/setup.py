@@ -13,6 +13,7 @@ from pyrl._core.tree import Signals
 from pyrl.algorithm import Algorithm
 from pyrl.answers import EQUIVALENCES, Equivalence, Extractor
 from pyrl.answers.reading import answer_format, check_formats, decoder
+from pyrl.answers.truth import has_truth
 from pyrl.engine import Engine
 from pyrl.engine.launch import ENGINES, Carry, Request
 from pyrl.learner import Learner
@@ -130,6 +131,6 @@ def _eval_sets(
         sources = {"evaluation": run.eval_data} if run.eval_data else {}
     check_formats(run.data, sources.values(), run.extractor, run.stop)
     sets = {name: load(source) for name, source in sources.items()}
-    if all(prompt.answer is not None for prompt in prompts):
+    if all(map(has_truth, prompts)):
         sets = {"trained questions": prompts} | sets
     return sets
