@@ -179,9 +179,9 @@ def is_text(answer: str) -> bool:
 
 
 def _text_form(body: str, unit: str) -> _Form:
-    """Words: alike up to case and white space; short ones may be points, and keep their case."""
+    """Words: alike up to case and white space; formulas and short words keep their case."""
     text = _BASE.sub(r"\1_\2", _clock(_TEXT.sub(r" \1 ", body).rstrip(". ")))
-    if len(text) > 2 or text.casefold() == "no":
+    if text.casefold() == "no" or (len(text) > 2 and not re.search(r"[\\^_=]", text)):
         text = text.casefold()
     return _Form("text", re.sub(r"(?<=\W) | (?=\W)", "", " ".join(text.split())), body, None, unit)
 

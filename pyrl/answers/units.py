@@ -78,11 +78,15 @@ sevenths eighth eighths ninth ninths tenth tenths hundredth hundredths thousandt
 dozen dozens score gross lakh crore hundreds thousands millions billions trillions percents
 permille ppm mod modulo base binary octal hex hexadecimal decimal factorial root roots divided
 multiplied remainder bc bce ad ce am pm noon midnight zero one two three four five six seven
-eight nine ten eleven twelve abc abcd xyz uvw pqr rst mnp sin cos tan csc cot log exp
+eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen
+twenty thirty forty fifty sixty seventy eighty ninety squared cubed doubled tripled halved inverse
+abc abcd xyz uvw pqr rst mnp sin cos tan csc cot log exp
 """
 _NOT_UNITS = frozenset(_OTHER_WORDS.split())
 """Words behind a number that change it, and letters that are multiplied with it."""
 
+_PART = re.compile("(?:ieth|teenth|elfth|leventh)$")
+"""Of a whole: 3 twentieths."""
 _BEFORE = re.compile(
     r"([-+]?) ?(?:US ?)?(\\\$|\$|\\(?:euro|pounds|yen|rupee)(?![A-Za-z])) ?(?=[-+]?[\d.\\])"
 )
@@ -188,7 +192,7 @@ def _name(word: str, after: list[str]) -> str | None:
     lower = _singular(word.lower())
     if len(word) == 1:
         return _UNIT_OF[word] if word in _LETTERS else None
-    if {word.lower(), lower} & _NOT_UNITS:
+    if {word.lower(), lower} & _NOT_UNITS or _PART.search(lower):
         return None
     for spelling in (word, word.lower(), lower):
         if spelling in _UNIT_OF:

@@ -8,8 +8,11 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pyrl.answers import MathEquivalence, VerifierPool
+from pyrl.answers.notation import read
 
 CASES = Path(__file__).with_name("cases")
 JUDGE = Path(__file__).parents[2] / "pyrl" / "answers" / "math_judge.py"
@@ -54,6 +57,30 @@ def test_answers_of_different_kinds_are_different(equivalence: MathEquivalence) 
         if KIND[a] != KIND[b] and equivalence.same(a, b) is not False
     ]
     assert alike == []
+
+
+def test_a_class_has_the_unit_of_its_first_member_that_has_one(
+    equivalence: MathEquivalence,
+) -> None:
+    assert equivalence.classes(["5", "5 cm", "5 m", "5", "5 centimeters"]).tolist() == [
+        0,
+        0,
+        1,
+        0,
+        0,
+    ]
+    assert equivalence.classes(["5 m", "5 cm", "5"]).tolist() == [0, 1, 0]
+
+
+PIECES = st.sampled_from(
+    [*"0123456789.,:/^_{}()[]$%&*'~ –-+=√½²°€xX", "\\frac", "\\text{ cm}", "sqrt(", " hours", "\\["]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(PIECES, max_size=40).map("".join))
+def test_any_text_can_be_read_whatever_space_is_around_it(answer: str) -> None:
+    assert read(f" {answer}\n") == read(answer)
 
 
 def test_nothing_ran_into_a_limit(equivalence: MathEquivalence) -> None:
