@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pyrl.answers import EQUIVALENCES, Equivalence, Extractor, classify
 from pyrl.answers.reading import answer_format, decoder
+from pyrl.answers.truth import has_truth, right
 from pyrl.checks import one_of
 from pyrl.engine import Engine
 from pyrl.engine.launch import ENGINES, Request
@@ -31,7 +32,7 @@ from pyrl.vote import Majority
 def answered(prompts: Sequence[Prompt], name: str) -> Sequence[Prompt]:
     """The prompts, all of which have a true answer; ValueError names the first that has none."""
     for prompt in prompts:
-        if prompt.answer is None:
+        if not has_truth(prompt):
             raise ValueError(
                 f"{name}: expected a true answer for each question, {prompt.index} has none"
             )
@@ -70,6 +71,9 @@ class EvalSettings:
     extractor: str | None = None
     """How the answer is read: "boxed", "whole", "number" or "regex:PATTERN"; None: as the
     questions ask for."""
+    answer_after: str = ""
+    """Read the answer only from what follows the last such text, as "</think>"; a response
+    without it has none. Empty: from all of the response."""
     equivalence: Literal["math", "exact"] = "math"
     """When two answers are the same: as mathematics (math-verify), or as text."""
     stop: str | None = None
@@ -164,25 +168,13 @@ class Evaluator:
     def _right(self, leaves: Leaves, prompts: Sequence[Prompt]) -> NDArray[np.bool_]:
         """Which leaves are right [N]; one whose comparison ran out of time is not."""
         answers = classify(leaves, self.extractor, self.equivalence)
-        return np.array(
-            [
-                answer is not None and self._same(answer, prompts[group])
-                for answer, group in zip(answers.answer_N, leaves.group_N.tolist(), strict=True)
-            ]
-        )
+        asked = [prompts[group] for group in leaves.group_N.tolist()]
+        return np.equal(right(answers.answer_N, asked, self.equivalence), 1)
 
     def _majority(self, leaves: Leaves, prompts: Sequence[Prompt]) -> float:
         answers = classify(leaves, self.extractor, self.equivalence)
         label_G = Majority()(leaves, answers).label_G
-        right = [
-            label is not None and self._same(label, prompt)
-            for label, prompt in zip(label_G, prompts, strict=True)
-        ]
-        return float(np.mean(right))
-
-    def _same(self, answer: str, prompt: Prompt) -> bool:
-        assert prompt.answer is not None
-        return self.equivalence.same(answer, prompt.answer) is True
+        return float((right(label_G, prompts, self.equivalence) == 1).mean())
 
 
 def evaluate_model(settings: EvalSettings, progress: Progress) -> Evaluation:
@@ -201,7 +193,12 @@ def evaluate_model(settings: EvalSettings, progress: Progress) -> Evaluation:
     )
     answered(prompts, settings.data)
     extractor, eos = answer_format(
-        model, tokenizer, settings.data, settings.extractor, settings.stop
+        model,
+        tokenizer,
+        settings.data,
+        settings.extractor,
+        settings.stop,
+        settings.answer_after,
     )
     engine, sync = ENGINES[settings.engine](
         Request(

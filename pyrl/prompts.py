@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -11,7 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from pyrl.sources import DataError, Row, open_source
+from pyrl.answers.truth import final_answer, is_long_text
+from pyrl.sources import DataError, Row, Task, open_source
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["DataError", "Prompt", "load_prompts"]
 
@@ -33,6 +37,8 @@ class Prompt:
     """For metrics; no other reward than `TrueReward`, or a function that asks for it, sees it."""
     columns: Mapping[str, Any]
     """All other columns of the row, for reward functions."""
+    task: Task | None = None
+    """Whose scorer says which answers are right, in place of `answer`."""
 
 
 def step_prompts(prompts: Sequence[Prompt], step: int, count: int, seed: int) -> list[Prompt]:
@@ -78,7 +84,7 @@ def load_prompts(
         raise DataError(f"{source}: chat is on, but the tokenizer has no chat template")
     if limit is not None and limit < 1:
         raise DataError(f"{source}: limit: expected at least 1, got {limit}")
-    encode = Encoder(tokenizer, max_tokens, chat, opened.prefix + prefix, suffix)
+    encode = Encoder(tokenizer, max_tokens, chat, opened.prefix + prefix, suffix, opened.task)
     try:
         prompts = [encode(i, row) for i, row in enumerate(islice(opened.rows, limit))]
     finally:
@@ -86,7 +92,19 @@ def load_prompts(
             opened.rows.close()  # its file too, though a row was refused or the limit met
     if not prompts:
         raise DataError(f"{source}: the data set is empty")
+    _name_long_truths(source, prompts)
     return prompts
+
+
+def _name_long_truths(source: str, prompts: Sequence[Prompt]) -> None:
+    """Say which true answers no response will ever repeat."""
+    long = [p for p in prompts if p.answer and not p.task and is_long_text(p.answer)]
+    if long:
+        logger.warning(
+            "%s: %d of %d true answers can only be compared as a long text, such as that of "
+            "question %d, %r: expected a short answer, one behind #### or one in \\boxed{}",
+            *(source, len(long), len(prompts), long[0].index, (long[0].answer or "")[:80]),
+        )
 
 
 @dataclass(frozen=True)
@@ -98,6 +116,7 @@ class Encoder:
     chat: bool
     prefix: str
     suffix: str
+    task: Task | None
 
     def __call__(self, index: int, row: Row) -> Prompt:
         columns = dict(row.columns)
@@ -118,7 +137,7 @@ class Encoder:
         if unknown in ids and self.tokenizer.unk_token not in rendered:
             raise DataError(f"{row.where}: the tokenizer has no token for a part of {rendered!r}")
         answer = _take_answer(columns)
-        return Prompt(index, text, np.array(ids, dtype=np.int32), answer, columns)
+        return Prompt(index, text, np.array(ids, dtype=np.int32), answer, columns, self.task)
 
     def _render(self, value: Any, where: str) -> tuple[str, str]:
         """The question, and the whole text that the model reads."""
@@ -161,10 +180,14 @@ def _is_message(value: Any) -> bool:
 
 
 def _take_answer(columns: dict[str, Any]) -> str | None:
-    """Remove whatever column holds an answer from `columns`; the first one's value, as text."""
+    """Remove whatever column holds an answer from `columns`; the first one's value, as text.
+
+    Of a whole solution, its final answer.
+    """
     given = [columns.pop(name, None) for name in ANSWER_COLUMNS]
     match columns.pop("reward_model", None):
         case {"ground_truth": str() | int() | float() as answer}:
             given.append(answer)
     texts = [str(value) for value in given if value is not None]
-    return next((text for text in texts if text.strip()), None)  # an empty cell is no answer
+    found = next((text for text in texts if text.strip()), None)  # an empty cell is no answer
+    return None if found is None else final_answer(found)

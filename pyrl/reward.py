@@ -10,7 +10,7 @@ import hashlib
 import importlib
 import math
 import runpy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,21 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrl.answers import Answers, Equivalence
+from pyrl.answers.truth import Question, has_truth, right
 from pyrl.vote import Votes
 
 if TYPE_CHECKING:
     from pyrl.leaves import Leaves
-
-
-class Question(Protocol):
-    """What a reward reads of a `pyrl.prompts.Prompt`."""
-
-    @property
-    def text(self) -> str: ...
-    @property
-    def answer(self) -> str | None: ...
-    @property
-    def columns(self) -> Mapping[str, Any]: ...
 
 
 _Q = TypeVar("_Q", bound=Question)
@@ -119,12 +109,7 @@ def grade(
     leaves: Leaves, answers: Answers, prompts: Sequence[Question], equivalence: Equivalence
 ) -> NDArray[np.float64]:
     """Accuracy of each leaf; NaN also where the prompt has no true answer."""
-    grade_N = np.full(len(answers.answer_N), np.nan)
-    for i, (group, answer) in enumerate(zip(leaves.group_N, answers.answer_N, strict=True)):
-        truth = prompts[group].answer
-        if truth is not None:
-            grade_N[i] = accuracy(answer, truth, equivalence)
-    return grade_N
+    return right(answers.answer_N, [prompts[group] for group in leaves.group_N], equivalence)
 
 
 class _Naming:
@@ -264,15 +249,9 @@ def check_answers(reward: Reward, prompts: list[_Q], data: str) -> list[_Q]:
     supervised = isinstance(reward, TrueReward) or (
         isinstance(reward, FunctionReward) and reward.pass_answers
     )
-    if supervised and all(prompt.answer is None for prompt in prompts):
+    if supervised and not any(map(has_truth, prompts)):
         raise ValueError(
             f"{data}: expected questions with true answers (a column answer, solution or "
             f"ground_truth), which the reward {type(reward).__name__} needs, got none"
         )
     return prompts
-
-
-def accuracy(answer: str | None, truth: str, equivalence: Equivalence) -> float:
-    """1 right, 0 wrong, NaN unknown."""
-    verdict = False if answer is None else equivalence.same(answer, truth)
-    return math.nan if verdict is None else float(verdict)

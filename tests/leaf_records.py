@@ -10,6 +10,7 @@ import numpy as np
 
 from pyrl.engine import STOPPED
 from pyrl.leaves import Leaves
+from pyrl.sources import Task
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Question:
     text: str = "What is it?"
     answer: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
+    task: Task | None = None
 
 
 def leaves_of(

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from pyrl.answers import EQUIVALENCES, extractor_named
-from pyrl.answers.reading import check_formats, decoder, stop_tokens
+from pyrl.answers.reading import answer_format, check_formats, decoder, stop_tokens
 from pyrl.demo.run import echo
 from pyrl.engine import STOPPED
 from pyrl.engine.hf import HFEngine
@@ -314,3 +314,12 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
     assert find_device("auto") == find_device("cpu") == torch.device("cpu")
     with pytest.raises(ValueError, match="device: expected one that is here, got 'cuda:1'"):
         find_device("cuda:1")
+
+
+def test_a_tag_before_the_answer_has_to_be_one_that_responses_show(model):
+    lm, tokenizer = model
+    extractor, _ = answer_format(lm, tokenizer, "demo:train", None, None, "=")
+    assert extractor("1=2=3") == "3"
+    assert extractor("123") is None
+    with pytest.raises(ValueError, match="answer_after: expected a text that responses can show"):
+        answer_format(lm, tokenizer, "demo:train", None, None, tokenizer.eos_token)

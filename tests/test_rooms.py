@@ -24,11 +24,11 @@ PYTHON = {
     "pack": "",
     "sources": "",
     # Questions become trees.
-    "prompts": "sources",
     "engine": "attention logits models",
     "fork": "checks",
     "prune": "checks",
     "answers": "engine leaves sources",
+    "prompts": "answers sources",
     "vote": "answers",
     "poll": "answers leaves vote",
     "budget": "forest poll",

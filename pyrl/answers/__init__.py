@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pyrl.answers.equivalence import EQUIVALENCES, Equivalence, Exact, MathEquivalence
 from pyrl.answers.extraction import (
     EXTRACTORS,
+    After,
     Boxed,
     Extractor,
     LastNumber,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EQUIVALENCES",
     "EXTRACTORS",
+    "After",
     "Answers",
     "Boxed",
     "Equivalence",

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pyrl.answers.extraction import Extractor, extractor_named
+from pyrl.answers.extraction import After, Extractor, extractor_named
 from pyrl.leaves import Decode
 from pyrl.sources import open_source
 
@@ -22,11 +22,26 @@ def answer_format(
     data: str,
     extractor: str | None,
     stop: str | None,
+    answer_after: str = "",
 ) -> tuple[Extractor, set[int]]:
-    """How answers are read and which tokens end a response; None: as the questions ask for."""
+    """How answers are read and which tokens end a response; None: as the questions ask for.
+
+    ValueError if no decoded response can contain `answer_after`.
+    """
     source = open_source(data)
     ids = stop_tokens(model, tokenizer, source.stop if stop is None else stop)
-    return extractor_named(source.extractor if extractor is None else extractor), ids
+    read = extractor_named(source.extractor if extractor is None else extractor)
+    if not answer_after:
+        return read, ids
+    seen = tokenizer.decode(
+        tokenizer(answer_after, add_special_tokens=False)["input_ids"], skip_special_tokens=True
+    )
+    if answer_after.strip() not in seen:
+        raise ValueError(
+            f"answer_after: expected a text that responses can show, got {answer_after!r}, of "
+            f"which this tokenizer leaves {seen!r} (a special token is not shown)"
+        )
+    return After(answer_after, read), ids
 
 
 def check_formats(

@@ -102,6 +102,9 @@ class Run:
     extractor: str | None = None
     """How the answer is read from a response: "boxed", "whole", "number" or "regex:PATTERN"; None:
     as the questions ask for (reasoning_gym "whole", others "boxed")."""
+    answer_after: str = ""
+    """Read the answer only from what follows the last such text, as "</think>"; a response
+    without it has none. Empty: from all of the response."""
     equivalence: Literal["math", "exact"] = "math"
     """When two answers are the same: as mathematics (math-verify), or as text."""
     stop: str | None = None

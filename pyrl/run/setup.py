@@ -13,6 +13,7 @@ from pyrl._core.tree import Signals
 from pyrl.algorithm import Algorithm
 from pyrl.answers import EQUIVALENCES, Equivalence, Extractor
 from pyrl.answers.reading import answer_format, check_formats, decoder
+from pyrl.answers.truth import has_truth
 from pyrl.engine import Engine
 from pyrl.engine.launch import ENGINES, Carry, Request
 from pyrl.engine.sync import Shared
@@ -89,7 +90,9 @@ def assemble(run: Run, eval_sets: Mapping[str, str] | None = None) -> Parts:
         data=run.data,
     )
     sets = _eval_sets(run, prompts, load, eval_sets)
-    extractor, eos = answer_format(model, tokenizer, run.data, run.extractor, run.stop)
+    extractor, eos = answer_format(
+        model, tokenizer, run.data, run.extractor, run.stop, run.answer_after
+    )
     engine, sync = _engine(run, model, eos, prompts[0])
     learner.sampler_dtype, learner.sampler_shares = engine.dtype, isinstance(sync, Shared)
     signals = make_signals(algorithm.fork, algorithm.prune)
@@ -140,6 +143,6 @@ def _eval_sets(
         sources = {"evaluation": run.eval_data} if run.eval_data else {}
     check_formats(run.data, sources.values(), run.extractor, run.stop)
     sets = {name: load(source) for name, source in sources.items()}
-    if all(prompt.answer is not None for prompt in prompts):
+    if all(map(has_truth, prompts)):
         sets = {"trained questions": prompts} | sets
     return sets
