@@ -24,7 +24,7 @@ from pyrl.models import find_device, load_model, positions
 from pyrl.prompts import Prompt, load_prompts
 from pyrl.prune import Keep
 from pyrl.report import Evaluation, Progress
-from pyrl.rollout import Rollout, derive_seed
+from pyrl.rollout import Rollout, Stop, derive_seed
 from pyrl.vote import Majority
 
 
@@ -73,7 +73,7 @@ class EvalSettings:
     equivalence: Literal["math", "exact"] = "math"
     """When two answers are the same: as mathematics (math-verify), or as text."""
     stop: str | None = None
-    """A response also ends with any token with this text; None: as the questions ask for."""
+    """A response also ends where it has this text; None: as the questions ask for."""
     chat: bool | None = None
     """Use the chat template; None: if there is one and the data brings no worked examples."""
     prefix: str = ""
@@ -107,10 +107,11 @@ class Evaluator:
         equivalence: Equivalence,
         seed: int,
         on_tokens: Callable[[int], None] = lambda tokens: None,
+        stop: Stop | None = None,
     ) -> None:
         self.engine, self.decode = engine, decode
         self.extractor, self.equivalence = extractor, equivalence
-        self.seed, self.on_tokens = seed, on_tokens
+        self.seed, self.on_tokens, self.stop = seed, on_tokens, stop
 
     def __call__(
         self, name: str, model: Literal["before", "after"], prompts: Sequence[Prompt], how: Scoring
@@ -158,6 +159,7 @@ class Evaluator:
             signals=None,
             seed=derive_seed(self.seed, samples, round(temperature * 1000)),
             on_tokens=self.on_tokens,
+            stop=self.stop,
         )
         return collect(rollout.run(), self.decode), rollout.counts.sampled_tokens
 
@@ -200,14 +202,12 @@ def evaluate_model(settings: EvalSettings, progress: Progress) -> Evaluation:
         limit=settings.limit,
     )
     answered(prompts, settings.data)
-    extractor, eos = answer_format(
-        model, tokenizer, settings.data, settings.extractor, settings.stop
-    )
+    form = answer_format(model, tokenizer, settings.data, settings.extractor, settings.stop)
     engine, sync = ENGINES[settings.engine](
         Request(
             model=model,
             source=settings.model,
-            eos=eos,
+            eos=form.eos,
             max_rows=settings.max_rows,
             dtype="float32",
             probe_T=prompts[0].tokens,
@@ -225,10 +225,11 @@ def evaluate_model(settings: EvalSettings, progress: Progress) -> Evaluation:
         evaluator = Evaluator(
             engine,
             decoder(tokenizer),
-            extractor,
+            form.extractor,
             EQUIVALENCES[settings.equivalence](),
             settings.seed,
             progress.tokens,
+            form.stop,
         )
         progress.phase("evaluating")
         return evaluator(settings.data.replace("/", " "), "before", prompts, how)

@@ -15,6 +15,7 @@ from pyrl.answers.extraction import (
     Extractor,
     LastNumber,
     Pattern,
+    Until,
     Whole,
     extractor_named,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "Outcome",
     "Pattern",
     "Status",
+    "Until",
     "VerifierError",
     "VerifierPool",
     "Whole",

@@ -102,8 +102,8 @@ class Run:
     equivalence: Literal["math", "exact"] = "math"
     """When two answers are the same: as mathematics (math-verify), or as text."""
     stop: str | None = None
-    """A response also ends with any token that contains this text; None: as the questions ask for
-    (reasoning_gym with worked examples a line break, others nothing)."""
+    """A response also ends where it has this text, of one token or several; None: as the questions
+    ask for (reasoning_gym with worked examples a line break, others nothing)."""
     reward_function: str | None = None
     """Reward responses by a function that you write, as TRL calls it, not by the method's reward:
     "module:function" or "file.py:function"."""

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pyrl._core.tree import Signals
 from pyrl.algorithm import Algorithm
 from pyrl.answers import EQUIVALENCES, Equivalence, Extractor
-from pyrl.answers.reading import answer_format, check_formats, decoder
+from pyrl.answers.reading import StopText, answer_format, check_formats, decoder
 from pyrl.engine import Engine
 from pyrl.engine.launch import ENGINES, Carry, Request
 from pyrl.learner import Learner
@@ -43,6 +43,7 @@ class Parts:
     """Questions with true answers, by the names that the report gives them."""
     decode: Decode
     extractor: Extractor
+    stop: StopText | None
     equivalence: Equivalence
     engine: Engine
     sync: Carry
@@ -78,8 +79,8 @@ def assemble(run: Run, eval_sets: Mapping[str, str] | None = None) -> Parts:
     )
     prompts = check_answers(algorithm.reward, load(run.data), run.data)
     sets = _eval_sets(run, prompts, load, eval_sets)
-    extractor, eos = answer_format(model, tokenizer, run.data, run.extractor, run.stop)
-    engine, sync = _engine(run, model, eos, prompts[0])
+    form = answer_format(model, tokenizer, run.data, run.extractor, run.stop)
+    engine, sync = _engine(run, model, form.eos, prompts[0])
     learner.sampler_dtype = engine.dtype
     signals = make_signals(algorithm.fork, algorithm.prune)
     if start:
@@ -95,7 +96,8 @@ def assemble(run: Run, eval_sets: Mapping[str, str] | None = None) -> Parts:
         prompts=prompts,
         eval_sets=sets,
         decode=decoder(tokenizer),
-        extractor=extractor,
+        extractor=form.extractor,
+        stop=form.stop,
         equivalence=EQUIVALENCES[run.equivalence](),
         engine=engine,
         sync=sync,
