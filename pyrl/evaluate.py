@@ -17,6 +17,7 @@ from pyrl.checks import one_of
 from pyrl.engine import Engine
 from pyrl.engine.launch import ENGINES, Request
 from pyrl.engine.vllm.options import VLLMOptions
+from pyrl.foreign import TIME_LIMIT
 from pyrl.fork import Flat
 from pyrl.leaves import Decode, Leaves, collect
 from pyrl.logits.sampling import Sampling
@@ -80,6 +81,17 @@ class EvalSettings:
     """Text before each question."""
     suffix: str = ""
     """Text after each question."""
+    prompt_column: str | None = None
+    """Column of the questions; None: prompt, question, problem or messages."""
+    answer_column: str | None = None
+    """Column of the true answers; None: answer, solution, ground_truth or
+    reward_model.ground_truth."""
+    system: str | None = None
+    """A system message before each question, for the chat template."""
+    chat_arguments: tuple[str, ...] = ()
+    """Variables of the chat template, each NAME=VALUE, such as enable_thinking=False."""
+    call_time_limit: float = TIME_LIMIT
+    """Seconds that the chat template may take for a question."""
     seed: int = 0
     limit: int | None = None
     """Only the first questions."""
@@ -199,6 +211,11 @@ def evaluate_model(settings: EvalSettings, progress: Progress) -> Evaluation:
         chat=settings.chat,
         prefix=settings.prefix,
         suffix=settings.suffix,
+        prompt_column=settings.prompt_column,
+        answer_column=settings.answer_column,
+        system=settings.system,
+        chat_arguments=settings.chat_arguments,
+        time_limit=settings.call_time_limit,
         limit=settings.limit,
     )
     answered(prompts, settings.data)

@@ -23,8 +23,9 @@ PYTHON = {
     "attention": "",
     "pack": "",
     "sources": "",
+    "foreign": "",
     # Questions become trees.
-    "prompts": "sources",
+    "prompts": "foreign sources",
     "engine": "attention logits models",
     "fork": "checks",
     "prune": "checks",
@@ -34,7 +35,7 @@ PYTHON = {
     "budget": "forest poll",
     "rollout": "budget engine fork logits poll prune",
     # Trees become advantages, and these an update.
-    "reward": "answers vote",
+    "reward": "answers foreign vote",
     "select": "leaves",
     "advantage": "leaves",
     "loss": "checks logits pack",
@@ -45,11 +46,11 @@ PYTHON = {
     # A run: it is watched, set up, trained and called.
     "report": "answers budget engine leaves reward rollout vote",
     "evaluate": (
-        "answers checks engine fork leaves logits models prompts prune report rollout vote"
+        "answers checks engine foreign fork leaves logits models prompts prune report rollout vote"
     ),
     "run": (
-        "algorithm answers checks engine evaluate learner leaves models prompts report reward "
-        "rollout"
+        "algorithm answers checks engine evaluate foreign learner leaves models prompts report "
+        "reward rollout"
     ),
     "train": "advantage answers evaluate leaves pack prompts report rollout run vote",
     "demo": ("algorithm evaluate fork loss methods models prune reward run sources"),

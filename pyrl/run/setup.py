@@ -59,7 +59,7 @@ def assemble(run: Run, eval_sets: Mapping[str, str] | None = None) -> Parts:
     """
     algorithm: Algorithm = run.algorithm
     if run.reward_function is not None:
-        reward = FunctionReward(run.reward_function, run.reward_answers)
+        reward = FunctionReward(run.reward_function, run.reward_answers, run.call_time_limit)
         algorithm = replace(algorithm, reward=reward)
     start = find_start(run)
     if run.threads:
@@ -76,6 +76,11 @@ def assemble(run: Run, eval_sets: Mapping[str, str] | None = None) -> Parts:
         chat=run.chat,
         prefix=run.prefix,
         suffix=run.suffix,
+        prompt_column=run.prompt_column,
+        answer_column=run.answer_column,
+        system=run.system,
+        chat_arguments=run.chat_arguments,
+        time_limit=run.call_time_limit,
     )
     prompts = check_answers(algorithm.reward, load(run.data), run.data)
     sets = _eval_sets(run, prompts, load, eval_sets)
