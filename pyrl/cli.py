@@ -63,9 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"pyrl: {error}", file=sys.stderr)
         sys.exit(3)
     except BAD_INPUT as error:
-        # A reward function's own error carries its name in a note.
-        for line in (error, *vars(error).get("__notes__", ())):
-            print(f"pyrl: {line}", file=sys.stderr)
+        print(f"pyrl: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as interrupt:
         print(f"pyrl: interrupted; {str(interrupt) or 'nothing was saved'}", file=sys.stderr)

@@ -18,6 +18,7 @@ from pyrl.checks import one_of
 from pyrl.engine import Engine
 from pyrl.engine.launch import ENGINES, Request
 from pyrl.engine.vllm.options import VLLMOptions
+from pyrl.foreign import TIME_LIMIT
 from pyrl.fork import Flat
 from pyrl.leaves import Decode, Leaves, collect
 from pyrl.logits.sampling import Sampling
@@ -25,7 +26,7 @@ from pyrl.models import find_device, load_model, positions
 from pyrl.prompts import Prompt, load_prompts
 from pyrl.prune import Keep
 from pyrl.report import Evaluation, Progress
-from pyrl.rollout import Rollout, derive_seed
+from pyrl.rollout import Rollout, Stop, derive_seed
 from pyrl.vote import Majority
 
 
@@ -77,13 +78,24 @@ class EvalSettings:
     equivalence: Literal["math", "exact"] = "math"
     """When two answers are the same: as mathematics (math-verify), or as text."""
     stop: str | None = None
-    """A response also ends with any token with this text; None: as the questions ask for."""
+    """A response also ends where it has this text; None: as the questions ask for."""
     chat: bool | None = None
     """Use the chat template; None: if there is one and the data brings no worked examples."""
     prefix: str = ""
     """Text before each question."""
     suffix: str = ""
     """Text after each question."""
+    prompt_column: str | None = None
+    """Column of the questions; None: prompt, question, problem or messages."""
+    answer_column: str | None = None
+    """Column of the true answers; None: answer, solution, ground_truth or
+    reward_model.ground_truth."""
+    system: str | None = None
+    """A system message before each question, for the chat template."""
+    chat_arguments: tuple[str, ...] = ()
+    """Variables of the chat template, each NAME=VALUE, such as enable_thinking=False."""
+    call_time_limit: float = TIME_LIMIT
+    """Seconds that the chat template may take for a question."""
     seed: int = 0
     limit: int | None = None
     """Only the first questions."""
@@ -111,10 +123,11 @@ class Evaluator:
         equivalence: Equivalence,
         seed: int,
         on_tokens: Callable[[int], None] = lambda tokens: None,
+        stop: Stop | None = None,
     ) -> None:
         self.engine, self.decode = engine, decode
         self.extractor, self.equivalence = extractor, equivalence
-        self.seed, self.on_tokens = seed, on_tokens
+        self.seed, self.on_tokens, self.stop = seed, on_tokens, stop
 
     def __call__(
         self, name: str, model: Literal["before", "after"], prompts: Sequence[Prompt], how: Scoring
@@ -162,6 +175,7 @@ class Evaluator:
             signals=None,
             seed=derive_seed(self.seed, samples, round(temperature * 1000)),
             on_tokens=self.on_tokens,
+            stop=self.stop,
         )
         return collect(rollout.run(), self.decode), rollout.counts.sampled_tokens
 
@@ -189,10 +203,15 @@ def evaluate_model(settings: EvalSettings, progress: Progress) -> Evaluation:
         chat=settings.chat,
         prefix=settings.prefix,
         suffix=settings.suffix,
+        prompt_column=settings.prompt_column,
+        answer_column=settings.answer_column,
+        system=settings.system,
+        chat_arguments=settings.chat_arguments,
+        time_limit=settings.call_time_limit,
         limit=settings.limit,
     )
     answered(prompts, settings.data)
-    extractor, eos = answer_format(
+    form = answer_format(
         model,
         tokenizer,
         settings.data,
@@ -204,7 +223,7 @@ def evaluate_model(settings: EvalSettings, progress: Progress) -> Evaluation:
         Request(
             model=model,
             source=settings.model,
-            eos=eos,
+            eos=form.eos,
             max_rows=settings.max_rows,
             dtype="float32",
             probe_T=prompts[0].tokens,
@@ -222,10 +241,11 @@ def evaluate_model(settings: EvalSettings, progress: Progress) -> Evaluation:
         evaluator = Evaluator(
             engine,
             decoder(tokenizer),
-            extractor,
+            form.extractor,
             EQUIVALENCES[settings.equivalence](),
             settings.seed,
             progress.tokens,
+            form.stop,
         )
         progress.phase("evaluating")
         return evaluator(settings.data.replace("/", " "), "before", prompts, how)

@@ -75,7 +75,7 @@ class Trainer:
         self.algorithm, self.prompts, self.experts = parts.algorithm, parts.prompts, parts.experts
         self.model, self.tokenizer, self.learner = parts.model, parts.tokenizer, parts.learner
         self.engine, self.sync, self.signals = parts.engine, parts.sync, parts.signals
-        self.decode, self.extractor = parts.decode, parts.extractor
+        self.decode, self.extractor, self.stop = parts.decode, parts.extractor, parts.stop
         self.equivalence = parts.equivalence
         self.observer = StepObserver(parts.equivalence)
         sample = parts.algorithm.sample
@@ -88,6 +88,7 @@ class Trainer:
                 parts.equivalence,
                 run.seed,
                 self._on_tokens,
+                parts.stop,
             ),
             parts.eval_sets,
             parts.prompts,
@@ -236,6 +237,7 @@ class Trainer:
             seed=derive_seed(self.run.seed, self.step),
             allowance=sample.allowance(),
             poll=self.algorithm.poll(self.decode, self.extractor, self.equivalence),
+            stop=self.stop,
             answer_start=lambda tokens: answer_start(tokens, self.tokenizer),
             on_tokens=self._on_tokens,
         )

@@ -185,7 +185,7 @@ def test_more_leaves_that_train_than_vote(
     ("path", "said"),
     [
         ("score.py:score", "there is no file score.py"),
-        ("no_such_module:score", "cannot import no_such_module"),
+        ("no_such_module:score", "raised ModuleNotFoundError: No module named 'no_such_module'"),
         ("score", "expected module:function or file.py:function"),
     ],
 )

@@ -163,7 +163,7 @@ def test_limit_keeps_the_first_rows_and_reads_no_further(tmp_path, tokenizer):
         (
             "q.jsonl",
             '{"prompt": "1="}\n\n{"promt": "2=", "id": 7}\n',
-            ", line 3: no prompt: expected one of prompt, question, problem; "
+            ", line 3: no prompt: expected one of prompt, question, problem, messages; "
             "the columns are: promt, id",
         ),
         ("q.jsonl", '{"prompt": ["1="]}\n', ", line 1: prompt: expected a string or a list of"),

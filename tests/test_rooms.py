@@ -23,18 +23,19 @@ PYTHON = {
     "attention": "",
     "pack": "",
     "sources": "",
+    "foreign": "",
     # Questions become trees.
     "engine": "attention logits models",
     "fork": "checks",
     "prune": "checks",
     "answers": "engine leaves sources",
-    "prompts": "answers sources",
+    "prompts": "answers foreign sources",
     "vote": "answers",
     "poll": "answers leaves vote",
     "budget": "forest poll",
     "rollout": "budget engine fork logits poll prune",
     # Trees become advantages, and these an update.
-    "reward": "answers vote",
+    "reward": "answers foreign vote",
     "select": "leaves",
     "advantage": "leaves",
     "loss": "checks logits pack",
@@ -45,10 +46,11 @@ PYTHON = {
     # A run: it is watched, set up, trained and called.
     "report": "answers budget engine leaves reward rollout vote",
     "evaluate": (
-        "answers checks engine fork leaves logits models prompts prune report rollout vote"
+        "answers checks engine foreign fork leaves logits models prompts prune report rollout vote"
     ),
     "run": (
-        "algorithm answers checks engine evaluate learner leaves loss models pack prompts report "
+        "algorithm answers checks engine evaluate foreign learner leaves loss models pack prompts "
+        "report "
         "reward rollout"
     ),
     "train": "advantage answers evaluate leaves pack prompts report rollout run vote",

@@ -16,6 +16,7 @@ from pyrl.answers.extraction import (
     Extractor,
     LastNumber,
     Pattern,
+    Until,
     Whole,
     extractor_named,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "Outcome",
     "Pattern",
     "Status",
+    "Until",
     "VerifierError",
     "VerifierPool",
     "Whole",

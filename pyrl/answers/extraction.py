@@ -116,6 +116,24 @@ class After:
 
 
 @dataclass(frozen=True)
+class Until:
+    """The answer that another extractor finds before the first place of a text, or in all of it.
+
+    A response ends with the text that stopped it, which is no part of a whole answer.
+    """
+
+    text: str
+    extractor: Extractor
+
+    @property
+    def needs_end(self) -> bool:
+        return self.extractor.needs_end
+
+    def __call__(self, text: str) -> str | None:
+        return self.extractor(text.partition(self.text)[0])
+
+
+@dataclass(frozen=True)
 class Pattern:
     """The first group of the last match of a regular expression of Python; dot matches newline."""
 

@@ -41,6 +41,7 @@ class Question(Protocol):
 
 
 def has_truth(question: Question) -> bool:
+    """Whether anything says which answers are right: a task's scorer or a true answer."""
     return question.task is not None or question.answer is not None
 
 

@@ -120,6 +120,12 @@ class Engine(Protocol):
         that it has computed is computed again. A sibling inherits the parent's limit and `retain`.
         """
 
+    def finish(self, branch_B: NDArray[np.int64]) -> None:
+        """End running branches with the tokens that they have, as an end token would have.
+
+        A retained one can still be forked before its last token; the others are forgotten.
+        """
+
     def abort(self, branch_B: NDArray[np.int64]) -> None:
         """Forget branches, running or finished, and free their cache."""
 

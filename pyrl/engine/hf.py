@@ -141,6 +141,9 @@ class HFEngine:
         ]
         self._queue(new, self._forked)
 
+    def finish(self, branch_B: NDArray[np.int64]) -> None:
+        self._end([find(branch, self._running) for branch in branch_B.tolist()])
+
     def abort(self, branch_B: NDArray[np.int64]) -> None:
         leaving: list[_Branch] = []
         for entry in [find(branch, self._known) for branch in dict.fromkeys(branch_B.tolist())]:
@@ -261,12 +264,7 @@ class HFEngine:
         spent_B = np.array([entry.length == entry.limit for entry in rows])
         stopped_B = np.isin(drawn.token_B, self._eos)
         finish_B = np.where(stopped_B, STOPPED, np.where(spent_B, TRUNCATED, RUNNING))
-        finished = [rows[b] for b in np.flatnonzero(finish_B)]
-        for entry in finished:
-            del self._running[entry.branch]
-            if not entry.retain:
-                del self._known[entry.branch]
-        self._leave(finished)
+        self._end([rows[b] for b in np.flatnonzero(finish_B)])
         return Sampled(
             branch_B,
             drawn.token_B,
@@ -276,6 +274,14 @@ class HFEngine:
             finish_B.astype(np.uint8),
             drawn.truncated_logprob_B,
         )
+
+    def _end(self, entries: list[_Branch]) -> None:
+        """Take finished branches from their rows; retained ones stay known."""
+        for entry in entries:
+            del self._running[entry.branch]
+            if not entry.retain:
+                del self._known[entry.branch]
+        self._leave(entries)
 
     def _dequeue(self, count: int) -> Iterator[_Branch]:
         for queue in (self._forked, self._submitted):

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrl.answers import Answers, Equivalence
-from pyrl.answers.truth import Question, has_truth, right
+from pyrl.answers.truth import has_truth, right
 from pyrl.engine import TRUNCATED
 from pyrl.leaves import Leaves
 from pyrl.report.metrics import Completion, Row, plain_row
 from pyrl.report.tree import tree_metrics
-from pyrl.reward import grade
+from pyrl.reward import Question, grade
 from pyrl.vote import FlipCounter, Votes
 
 if TYPE_CHECKING:

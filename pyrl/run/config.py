@@ -29,6 +29,7 @@ from tyro.constructors import (
 from pyrl.checks import one_of
 from pyrl.engine.launch import ENGINES
 from pyrl.engine.vllm.options import VLLMOptions
+from pyrl.foreign import TIME_LIMIT
 
 
 class ConfigError(ValueError):
@@ -99,6 +100,15 @@ class Run:
     """Text before each question."""
     suffix: str = ""
     """Text after each question, such as how the answer should be written."""
+    prompt_column: str | None = None
+    """Column of the questions; None: prompt, question, problem or messages."""
+    answer_column: str | None = None
+    """Column of the true answers; None: answer, solution, ground_truth or
+    reward_model.ground_truth."""
+    system: str | None = None
+    """A system message before each question, for the chat template."""
+    chat_arguments: tuple[str, ...] = ()
+    """Variables of the chat template, each NAME=VALUE, such as enable_thinking=False."""
     extractor: str | None = None
     """How the answer is read from a response: "boxed", "whole", "number" or "regex:PATTERN"; None:
     as the questions ask for (reasoning_gym "whole", others "boxed")."""
@@ -108,13 +118,17 @@ class Run:
     equivalence: Literal["math", "exact"] = "math"
     """When two answers are the same: as mathematics (math-verify), or as text."""
     stop: str | None = None
-    """A response also ends with any token that contains this text; None: as the questions ask for
-    (reasoning_gym with worked examples a line break, others nothing)."""
+    """A response also ends where it has this text, of one token or several; None: as the questions
+    ask for (reasoning_gym with worked examples a line break, others nothing)."""
     reward_function: str | None = None
-    """Reward responses by a function that you write, as TRL calls it, not by the method's reward:
-    "module:function" or "file.py:function"."""
+    """Reward responses by a function that you write, as TRL or verl calls it, not by the method's
+    reward: "module:function" or "file.py:function"."""
     reward_answers: bool = False
-    """Also pass that function the true answers, as the column `answer`."""
+    """Also pass that function the true answers, as the column `answer` and under the names of the
+    data's own columns. A function of verl's needs them."""
+    call_time_limit: float = TIME_LIMIT
+    """Seconds that the reward function may take for the responses of a step, and the chat template
+    for a question; a call that takes longer ends the run."""
     save_every: int = 10
     """Steps between checkpoints; the last step always leaves one."""
     keep_checkpoints: int = 2
@@ -134,7 +148,7 @@ class Run:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}: expected >= {least}, got {value}")
-        for name in ("learning_rate", "clip_grad_norm"):
+        for name in ("learning_rate", "clip_grad_norm", "call_time_limit"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected > 0, got {getattr(self, name)}")
         if not 0 <= self.min_learning_rate <= 1:

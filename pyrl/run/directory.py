@@ -35,6 +35,7 @@ FREE = frozenset(
         "eval_data",
         "eval_samples",
         "loggers",
+        "call_time_limit",
         "vllm",
     }
 )

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pyrl._core.tree import Signals
 from pyrl.algorithm import Algorithm
 from pyrl.answers import EQUIVALENCES, Equivalence, Extractor
-from pyrl.answers.reading import answer_format, check_formats, decoder
+from pyrl.answers.reading import StopText, answer_format, check_formats, decoder
 from pyrl.answers.truth import has_truth
 from pyrl.engine import Engine
 from pyrl.engine.launch import ENGINES, Carry, Request
@@ -48,6 +48,7 @@ class Parts:
     """Questions with true answers, by the names that the report gives them."""
     decode: Decode
     extractor: Extractor
+    stop: StopText | None
     equivalence: Equivalence
     engine: Engine
     sync: Carry
@@ -63,7 +64,7 @@ def assemble(run: Run, eval_sets: Mapping[str, str] | None = None) -> Parts:
     """
     algorithm: Algorithm = run.algorithm
     if run.reward_function is not None:
-        reward = FunctionReward(run.reward_function, run.reward_answers)
+        reward = FunctionReward(run.reward_function, run.reward_answers, run.call_time_limit)
         algorithm = replace(algorithm, reward=reward)
     start = find_start(run)
     if run.threads:
@@ -73,14 +74,7 @@ def assemble(run: Run, eval_sets: Mapping[str, str] | None = None) -> Parts:
     initial = load_model(run.model)[0].to(device) if algorithm.loss.has_reference else None
     learner = Learner(model.to(device), initial, run)
 
-    load = partial(
-        load_prompts,
-        tokenizer=tokenizer,
-        max_tokens=positions(model) - algorithm.sample.max_tokens,
-        chat=run.chat,
-        prefix=run.prefix,
-        suffix=run.suffix,
-    )
+    load = _loader(run, model, tokenizer)
     prompts = check_answers(algorithm.reward, load(run.data), run.data)
     experts = Experts(
         algorithm.loss,
@@ -90,10 +84,8 @@ def assemble(run: Run, eval_sets: Mapping[str, str] | None = None) -> Parts:
         data=run.data,
     )
     sets = _eval_sets(run, prompts, load, eval_sets)
-    extractor, eos = answer_format(
-        model, tokenizer, run.data, run.extractor, run.stop, run.answer_after
-    )
-    engine, sync = _engine(run, model, eos, prompts[0])
+    form = answer_format(model, tokenizer, run.data, run.extractor, run.stop, run.answer_after)
+    engine, sync = _engine(run, model, form.eos, prompts[0])
     learner.sampler_dtype, learner.sampler_shares = engine.dtype, isinstance(sync, Shared)
     signals = make_signals(algorithm.fork, algorithm.prune)
     if start:
@@ -110,11 +102,31 @@ def assemble(run: Run, eval_sets: Mapping[str, str] | None = None) -> Parts:
         experts=experts,
         eval_sets=sets,
         decode=decoder(tokenizer),
-        extractor=extractor,
+        extractor=form.extractor,
+        stop=form.stop,
         equivalence=EQUIVALENCES[run.equivalence](),
         engine=engine,
         sync=sync,
         signals=signals,
+    )
+
+
+def _loader(
+    run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Callable[[str], list[Prompt]]:
+    """Reads the questions of a source as the run asks for."""
+    return partial(
+        load_prompts,
+        tokenizer=tokenizer,
+        max_tokens=positions(model) - run.algorithm.sample.max_tokens,
+        chat=run.chat,
+        prefix=run.prefix,
+        suffix=run.suffix,
+        prompt_column=run.prompt_column,
+        answer_column=run.answer_column,
+        system=run.system,
+        chat_arguments=run.chat_arguments,
+        time_limit=run.call_time_limit,
     )
 
 

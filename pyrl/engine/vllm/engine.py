@@ -138,15 +138,19 @@ class VLLMEngine:
         ]
         self._enter(new, self._table.tokens(source.ticket, keep))
 
+    def finish(self, branch_B: NDArray[np.int64]) -> None:
+        running = {entry.branch: entry for entry in self._by_ticket.values()}
+        entries = [find(branch, running) for branch in branch_B.tolist()]
+        for entry in entries:
+            if not entry.retain:
+                del self._known[entry.branch]
+        self._cancel(entries)
+
     def abort(self, branch_B: NDArray[np.int64]) -> None:
         entries = [find(branch, self._known) for branch in dict.fromkeys(branch_B.tolist())]
-        running = [entry.ticket for entry in entries if entry.ticket in self._by_ticket]
         for entry in entries:
             del self._known[entry.branch]
-        for ticket in running:
-            self._close(ticket)
-        if running and not self._core.closed:
-            self._tell(lambda: self._core.abort([str(ticket) for ticket in running]))
+        self._cancel([entry for entry in entries if entry.ticket in self._by_ticket])
 
     def step(self) -> Sampled:
         if self._sampling is None:
@@ -232,6 +236,13 @@ class VLLMEngine:
                 function()
             except EngineFailure as failure:
                 self._failure = failure
+
+    def _cancel(self, entries: list[Branch]) -> None:
+        """Take branches that run or wait out of vLLM."""
+        for entry in entries:
+            self._close(entry.ticket)
+        if entries and not self._core.closed:
+            self._tell(lambda: self._core.abort([str(entry.ticket) for entry in entries]))
 
     def _close(self, ticket: int) -> None:
         del self._by_ticket[ticket]

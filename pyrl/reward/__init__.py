@@ -7,25 +7,41 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import math
-import runpy
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyrl.answers import Answers, Equivalence
-from pyrl.answers.truth import Question, has_truth, right
+from pyrl.answers import Answers, Equivalence, truth
+from pyrl.answers.truth import has_truth, right
+from pyrl.reward.function import FunctionReward
 from pyrl.vote import Votes
 
 if TYPE_CHECKING:
     from pyrl.leaves import Leaves
+
+__all__ = [
+    "FunctionReward",
+    "Question",
+    "RandomReward",
+    "Reward",
+    "TrueReward",
+    "VoteReward",
+    "check_answers",
+    "grade",
+]
+
+
+class Question(truth.Question, Protocol):
+    """What a reward reads of a `pyrl.prompts.Prompt`."""
+
+    @property
+    def messages(self) -> Sequence[Mapping[str, Any]] | None: ...
+    @property
+    def truth(self) -> Mapping[str, Any]: ...
 
 
 _Q = TypeVar("_Q", bound=Question)
@@ -112,109 +128,6 @@ def grade(
     return right(answers.answer_N, [prompts[group] for group in leaves.group_N], equivalence)
 
 
-class _Naming:
-    """Says in which reward function an exception was raised, and leaves its type alone."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        if error is not None:
-            error.add_note(f"raised by the reward function {self.path}")
-
-
-def _load_function(path: str) -> Callable[..., Any]:
-    """`module:function` or `file.py:function`."""
-    source, colon, name = path.rpartition(":")
-    if not (colon and source and name):
-        raise ValueError(f"reward: expected module:function or file.py:function, got {path!r}")
-    if source.endswith(".py"):
-        if not Path(source).is_file():
-            raise ValueError(f"reward {path!r}: there is no file {source}")
-        names = runpy.run_path(source)
-    else:
-        try:
-            names = vars(importlib.import_module(source))
-        except ModuleNotFoundError as error:
-            raise ValueError(f"reward {path!r}: cannot import {source}: {error}") from error
-    if not callable(names.get(name)):
-        raise ValueError(f"reward {path!r}: {source} has no function {name}")
-    function: Callable[..., Any] = names[name]
-    return function
-
-
-@dataclass(frozen=True)
-class FunctionReward:
-    """A user's function as TRL calls it: f(prompts, completions, **columns) -> list[float | None].
-
-    Lists of one entry per leaf: the text of its prompt, its response, and each further column of
-    the data set (None where a prompt lacks it). None in the result is unknown. Raises ValueError if
-    the function cannot be found or returns something else than one number or None per leaf; an
-    exception of the function's own carries a note with the function's name.
-    """
-
-    path: str
-    """`module:function` or `file.py:function`."""
-    pass_answers: bool = False
-    """Also pass the true answers, as the column `answer`: supervised training."""
-
-    def __post_init__(self) -> None:
-        with _Naming(self.path):
-            _ = self.function
-
-    def __reduce__(self) -> tuple[type[FunctionReward], tuple[str, bool]]:
-        return FunctionReward, (self.path, self.pass_answers)  # the path finds the function
-
-    @cached_property
-    def function(self) -> Callable[..., Any]:
-        return _load_function(self.path)
-
-    def __call__(
-        self, leaves: Leaves, answers: Answers, votes: Votes, prompts: Sequence[Question]
-    ) -> NDArray[np.float64]:
-        asked = [prompts[group] for group in leaves.group_N]
-        names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
-        columns = {name: [prompt.columns.get(name) for prompt in asked] for name in names}
-        if self.pass_answers:
-            columns["answer"] = [prompt.answer for prompt in asked]
-        for reserved in ("prompts", "completions"):
-            if reserved in columns:
-                raise ValueError(
-                    f"reward {self.path}: the data set's column {reserved} is reserved"
-                )
-        with _Naming(self.path):
-            value_N = self.function(
-                prompts=[prompt.text for prompt in asked],
-                completions=list(leaves.text_N),
-                **columns,
-            )
-        return self._checked(value_N, len(asked))
-
-    def usable(self, answers: Answers, votes: Votes, reward_N: NDArray[np.float64]) -> bool:
-        return bool(np.isfinite(reward_N).any())
-
-    def _checked(self, value_N: Any, expected: int) -> NDArray[np.float64]:
-        if not isinstance(value_N, Sequence | np.ndarray) or isinstance(value_N, str):
-            kind = type(value_N).__name__
-            raise ValueError(f"reward {self.path}: expected a list of numbers, got {kind}")
-        if len(value_N) != expected:
-            raise ValueError(
-                f"reward {self.path}: expected {expected} values, one per completion, "
-                f"got {len(value_N)}"
-            )
-        for i, value in enumerate(value_N):
-            if value is not None and not (hasattr(value, "__float__") and not math.isinf(value)):
-                raise ValueError(
-                    f"reward {self.path}: expected a finite number or None, got {value!r} "
-                    f"for completion {i}"
-                )
-        return np.array([math.nan if value is None else float(value) for value in value_N])
-
-
 @dataclass(frozen=True)
 class RandomReward:
     """1 with probability p, whatever the answer: the control that shows what the reward is worth.
@@ -245,13 +158,17 @@ class RandomReward:
 
 
 def check_answers(reward: Reward, prompts: list[_Q], data: str) -> list[_Q]:
-    """The prompts; ValueError if the reward is the true answer and no question has one."""
-    supervised = isinstance(reward, TrueReward) or (
-        isinstance(reward, FunctionReward) and reward.pass_answers
-    )
-    if supervised and not any(map(has_truth, prompts)):
+    """The prompts; ValueError if the reward needs something of them that none of them has."""
+    known = any(map(has_truth, prompts))
+    supervised = isinstance(reward, TrueReward)
+    if isinstance(reward, FunctionReward):
+        supervised = reward.pass_answers
+        known |= any(value is not None for p in prompts for value in p.truth.values())
+    if supervised and not known:
         raise ValueError(
             f"{data}: expected questions with true answers (a column answer, solution or "
             f"ground_truth), which the reward {type(reward).__name__} needs, got none"
         )
+    if isinstance(reward, FunctionReward):
+        reward.check(prompts, data)
     return prompts
