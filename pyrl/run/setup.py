@@ -24,6 +24,7 @@ from pyrl.rollout import make_signals
 from pyrl.run.checkpoint import Checkpoint
 from pyrl.run.config import Run
 from pyrl.run.directory import find_start
+from pyrl.run.evaluation import TRAINED
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Parts:
     prompts: list[Prompt]
     """The training questions."""
     eval_sets: dict[str, list[Prompt]]
-    """Questions with true answers, by the names that the report gives them."""
+    """Questions, some or all with true answers, by the names that the report gives them."""
     decode: Decode
     extractor: Extractor
     equivalence: Equivalence
@@ -128,6 +129,9 @@ def _eval_sets(
         sources = {"evaluation": run.eval_data} if run.eval_data else {}
     check_formats(run.data, sources.values(), run.extractor, run.stop)
     sets = {name: load(source) for name, source in sources.items()}
-    if all(prompt.answer is not None for prompt in prompts):
-        sets = {"trained questions": prompts} | sets
+    for name, questions in sets.items():
+        if all(prompt.answer is None for prompt in questions):
+            raise ValueError(f"{sources[name]}: expected questions with true answers, none has one")
+    if any(prompt.answer is not None for prompt in prompts):
+        sets = {TRAINED: prompts} | sets
     return sets

@@ -35,6 +35,13 @@ def test_a_run_resumes_with_the_classes_that_it_began_with(tmp_path: Path) -> No
         assert message in str(error.value)
 
 
+def test_the_settings_of_a_run_do_not_say_that_it_was_resumed(tmp_path: Path) -> None:
+    """As a --config for another directory they would ask for a checkpoint there."""
+    run = tiny_run(tmp_path, METHODS["ttrl"](), resume=True)
+    claim(run)
+    assert load_run(run.output / SETTINGS, METHODS) == replace(run, resume=False)
+
+
 def test_settings_without_classes_are_compared_by_their_numbers(tmp_path: Path) -> None:
     run = tiny_run(tmp_path, tiny(ttrl()), resume=True)
     claim(run)
