@@ -15,6 +15,7 @@ import tyro
 from pyrl.answers.pool import VerifierError
 from pyrl.checks import one_of
 from pyrl.engine import EngineError, EngineFailure
+from pyrl.run.interrupt import sigterm_as_ctrl_c
 
 if TYPE_CHECKING:
     from pyrl.report import Progress, Report
@@ -54,11 +55,16 @@ class Demo:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command; exit 0, 2 for bad input, 3 for an engine that failed, 130 after Ctrl-C."""
+    """Run a command and exit.
+
+    Exit codes: 0; 2 for bad input; 3 for an engine that failed; 4 for a run that ended and in which
+    no step updated the model; 130 after Ctrl-C or SIGTERM.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        sys.exit(_command(args))
+        with sigterm_as_ctrl_c():
+            sys.exit(_command(args))
     except EngineFailure as error:
         print(f"pyrl: {error}", file=sys.stderr)
         sys.exit(3)
@@ -90,27 +96,32 @@ def _demo(args: list[str]) -> int:
         run = replace(demo_run(method, output=demo.output, seed=demo.seed), resume=demo.resume)
         if demo.steps is not None:
             run = replace(run, steps=demo.steps)
-        report = Trainer(run, progress, scoring=SCORING, eval_sets=EVAL_SETS).train()
-    _show(report, run.output)
-    return 0
+        trainer = Trainer(run, progress, scoring=SCORING, eval_sets=EVAL_SETS)
+        report = trainer.train()
+    return _ended(report, run.output, trainer.changed)
 
 
 def _train(args: list[str]) -> int:
     from pyrl.methods import METHODS
 
     if not args or args[0] in ("-h", "--help"):
-        print(f"pyrl train METHOD ...\n\nMETHOD is one of {', '.join(METHODS)}; each has --help.")
+        print(
+            f"pyrl train METHOD ...\n\nMETHOD is one of {', '.join(METHODS)}; each has --help."
+            "\nWith --config FILE it may be left out where the file names it, as run.yaml does."
+        )
         return 0 if args else 2
-    from pyrl.run.config import parse_run
+    from pyrl.run.config import method_of, parse_run
 
+    if args[0].startswith("-"):
+        args = [method_of(args), *args]
     method = one_of(args[0], METHODS, "method")
     run = parse_run(args[1:], method, METHODS[method]())
     with _loading() as progress:
         from pyrl.train import Trainer
 
-        report = Trainer(run, progress).train()
-    _show(report, run.output)
-    return 0
+        trainer = Trainer(run, progress)
+        report = trainer.train()
+    return _ended(report, run.output, trainer.changed)
 
 
 def _loading() -> Progress:
@@ -122,17 +133,24 @@ def _loading() -> Progress:
     return progress
 
 
-def _show(report: Report, output: Path) -> None:
+def _ended(report: Report, output: Path, changed: bool) -> int:
+    """Show what a run came to; its exit code."""
     rich.print(report)
     for name in ("model", "curves.png", "metrics.jsonl"):
         print(f"{name.partition('.')[0]:8} {output / name}")
+    if changed:
+        return 0
+    print("pyrl: no step updated the model: it is unchanged", file=sys.stderr)
+    return 4
 
 
 def _eval(args: list[str]) -> int:
     with _loading() as progress:
         from pyrl.evaluate import EvalSettings, evaluate_model
         from pyrl.report import Report
+        from pyrl.run.lock import one_process
 
+        one_process()
         settings = tyro.cli(EvalSettings, args=args, prog="pyrl eval")
         score = evaluate_model(settings, progress)
     rich.print(Report(f"{settings.model} on {settings.data}", (score,)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from pyrl._core.tree import pack_flat
 from pyrl.advantage import advantages
 from pyrl.answers import Answers, classify
+from pyrl.engine import EngineFailure
 from pyrl.evaluate import Evaluator, Scoring
 from pyrl.leaves import Leaves, collect, score
 from pyrl.pack import pack
@@ -25,8 +27,9 @@ from pyrl.run.config import Run
 from pyrl.run.directory import claim, keeping_forest, naming
 from pyrl.run.evaluation import Evaluations
 from pyrl.run.interrupt import RESUME, Interrupt
+from pyrl.run.lock import Lock, one_process
 from pyrl.run.results import write_results
-from pyrl.run.resume import record_of, restore
+from pyrl.run.resume import first_words, record_of, restore
 from pyrl.run.setup import assemble
 from pyrl.vote import Votes
 
@@ -67,11 +70,16 @@ class Trainer:
     ) -> None:
         """Load what the run needs. `eval_sets` names further sources of questions to score.
 
-        Raises what `pyrl.run.setup.assemble` does.
+        Raises what `pyrl.run.setup.assemble` does, and RunError if another process has the output
+        directory or if this one is one of several.
         """
+        one_process()
         self.run, self.progress = run, progress
         self.interrupt = Interrupt()
-        parts = assemble(run, eval_sets)
+        with ExitStack() as undo:
+            self.lock = undo.enter_context(Lock(run.output))
+            parts = assemble(run, eval_sets)
+            undo.pop_all()
         self.algorithm, self.prompts, self.experts = parts.algorithm, parts.prompts, parts.experts
         self.model, self.tokenizer, self.learner = parts.model, parts.tokenizer, parts.learner
         self.engine, self.sync, self.signals = parts.engine, parts.sync, parts.signals
@@ -91,7 +99,6 @@ class Trainer:
                 parts.stop,
             ),
             parts.eval_sets,
-            parts.prompts,
             scoring or Scoring(sample.temperature, run.eval_samples, max_tokens=sample.max_tokens),
             progress,
         )
@@ -106,6 +113,10 @@ class Trainer:
             self.unlogged = restore(
                 parts.start.record, self.observer, self.evaluations, self.learner.memory
             )
+        idle = self.learner.never_acts
+        words = first_words(run, parts.start, parts.prompts, self.evaluations, idle)
+        self.first_words = tuple(words)
+        """Sentences that `train` begins with."""
         self.sync(self.step)
 
     def train_step(self) -> Step:
@@ -151,21 +162,32 @@ class Trainer:
     def train(self) -> Report:
         """All steps, evaluations before and after, checkpoints between; the report of it all.
 
-        After Ctrl-C the last finished step is saved and KeyboardInterrupt raised.
+        After Ctrl-C or SIGTERM the last finished step is saved and KeyboardInterrupt raised.
         """
-        claim(self.run)
+        with self.lock, self.interrupt:
+            claim(self.run)
+            for sentence in self.first_words:
+                self.progress.alarm(sentence)
+            self._steps()
+            return write_results(
+                self.run,
+                self.model,
+                self.tokenizer,
+                self.evaluations,
+                self.observer,
+                self.changed,
+            )
+
+    @property
+    def changed(self) -> bool:
+        """A step of this run, or of what it goes on from, has updated the weights."""
+        return bool(self.learner.optimizer.state)
+
+    def _steps(self) -> None:
+        """The steps that are missing."""
         resume_at = self.step + (self.unlogged is None) if self.run.resume else None
         alarms = Alarms(self.run.steps)
-        if idle := self.learner.never_acts:
-            self.progress.alarm(
-                f"{' and '.join(idle)} can never act: one update takes all samples of a step, so "
-                f"that the policy that learns is the one that sampled. --updates-per-step 2 or "
-                f"more lets it move away."
-            )
-        with (
-            MetricsLog(self.run.output, self.run.loggers, resume_at=resume_at) as log,
-            self.interrupt,
-        ):
+        with MetricsLog(self.run.output, self.run.loggers, resume_at=resume_at) as log:
             try:
                 while True:
                     if self.unlogged is not None:
@@ -179,10 +201,12 @@ class Trainer:
                     # Resumed with fewer steps than it had: this was not known to be the last.
                     log.write(self.step, self.evaluations.score("after", self.step))
                     self.save()
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, EngineFailure) as end:
+                # A signal to all processes of a job ends an engine in its own process as well.
+                if isinstance(end, EngineFailure) and not self.interrupt.noted:
+                    raise
                 self.save()
                 raise KeyboardInterrupt(RESUME) from None
-        return write_results(self.run, self.model, self.tokenizer, self.evaluations, self.observer)
 
     def observe(self, step: Step) -> Row:
         """The metrics of a step that was just made; what a checkpoint keeps is now after it."""
@@ -204,12 +228,20 @@ class Trainer:
             self.tokenizer,
             self.learner.state(),
             self.sketches,
-            record_of(self.observer, self.evaluations, self.learner.memory, self.unlogged),
+            record_of(
+                self.run,
+                self.step,
+                self.observer,
+                self.evaluations,
+                self.learner.memory,
+                self.unlogged,
+            ),
             self.run.keep_checkpoints,
         )
 
     def close(self) -> None:
-        """Give back what the engine holds: vLLM runs one in a process."""
+        """Give back the directory, and what the engine holds: vLLM runs one in a process."""
+        self.lock.release()
         self.engine.close()
 
     def _log(self, log: MetricsLog, alarms: Alarms, unlogged: Unlogged) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -112,7 +113,7 @@ def test_a_run_leaves_settings_that_give_it_again(tmp_path: Path, capsys: Captur
     run = parse_run(argv, "echo", METHODS["echo"]())
     assert load_run(output / "run.yaml", METHODS) == run
     again = ["--config", str(output / "run.yaml"), "--output", str(tmp_path / "again")]
-    command(["train", "echo", *again], capsys)
+    command(["train", *again], capsys)  # the file names the method
     assert (tmp_path / "again" / "model" / "model.safetensors").read_bytes() == (
         output / "model" / "model.safetensors"
     ).read_bytes()
@@ -222,3 +223,17 @@ def test_what_ends_an_evaluation_is_a_sentence(
         cli.main(["eval", "--model", "demo", "--data", "demo:heldout"])
     assert stop.value.code == code
     assert said in capsys.readouterr().err
+
+
+def test_sigterm_while_nothing_is_saved_ends_a_command_as_ctrl_c_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(
+        "pyrl.evaluate.evaluate_model", lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["eval", "--model", "demo", "--data", "demo:heldout"])
+    assert stop.value.code == 130
+    assert "pyrl: interrupted; nothing was saved" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -53,7 +53,7 @@ PYTHON = {
         "report "
         "reward rollout"
     ),
-    "train": "advantage answers evaluate leaves pack prompts report rollout run vote",
+    "train": "advantage answers engine evaluate leaves pack prompts report rollout run vote",
     "demo": ("algorithm evaluate fork loss methods models prune reward run sources"),
     "cli": "answers checks demo engine evaluate methods report run train",
     "__init__": "logits loss",

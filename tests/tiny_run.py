@@ -67,6 +67,7 @@ def tiny_run(folder: Path, algorithm: Algorithm | None = None, **settings: Any) 
         "equivalence": "exact",
         "chat": False,
         "loggers": (),
+        "eval_limit": 0,
     }
     return Run(**values | settings)
 

@@ -109,6 +109,7 @@ def demo_run(method: str, *, output: Path, seed: int) -> Run:
         extractor="whole",
         equivalence="exact",
         eval_every=20,
+        eval_limit=0,
         chat=False,
         threads=1,
     )

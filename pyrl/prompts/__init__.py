@@ -59,6 +59,16 @@ def step_prompts(prompts: Sequence[Prompt], step: int, count: int, seed: int) ->
     return [prompts[orders[place // size][place % size]] for place in places]
 
 
+def repeating_steps(prompts: Sequence[Prompt], steps: int, count: int, seed: int) -> int:
+    """In how many of the first steps a question comes more than once: where two orders meet."""
+    size = len(prompts)
+    meeting = (n for n in range(steps) if n * count // size != ((n + 1) * count - 1) // size)
+    return sum(
+        len({prompt.index for prompt in step_prompts(prompts, step, count, seed)}) < count
+        for step in meeting
+    )
+
+
 def load_prompts(
     source: str,
     tokenizer: PreTrainedTokenizerBase,

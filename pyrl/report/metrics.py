@@ -178,6 +178,11 @@ def read_metrics(path: Path) -> list[Row]:
     return [merged[step] for step in sorted(merged)]
 
 
+def size_before(path: Path, step: int) -> int:
+    """Bytes of the rows before a step."""
+    return max((end for end, row in _lines(path) if step_of(row) < step), default=0)
+
+
 def matching(pattern: str, row: Mapping[str, Value]) -> list[str]:
     """The row's metrics that match a pattern with at most one `*`, such as "eval/*/greedy"."""
     head, star, tail = pattern.partition("*")

@@ -134,7 +134,14 @@ class Run:
     keep_checkpoints: int = 2
     """Newest checkpoints that stay on disk."""
     eval_every: int = 0
-    """Steps between evaluations; 0: only before and after training."""
+    """Steps between evaluations during training; 0: none."""
+    eval_before: bool = True
+    """Score the model before training, if there are questions with answers."""
+    eval_after: bool = True
+    """Score the model after training, if there are questions with answers."""
+    eval_limit: int | None = None
+    """Score only this many questions of each set, the same random ones each time; 0: all; None: as
+    many as cost less than a tenth of the tokens that training samples."""
     eval_data: str | None = None
     """Questions with answers to evaluate on; None: the training questions, if they have answers."""
     eval_samples: int = 16
@@ -172,6 +179,7 @@ _LEAST = {
     "save_every": 1,
     "keep_checkpoints": 1,
     "eval_every": 0,
+    "eval_limit": 0,
     "eval_samples": 1,
 }
 
@@ -188,17 +196,34 @@ def parse_run(argv: Sequence[str], method: str, algorithm: object) -> Run:
     first. A wrong option exits with code 2 after naming the nearest right one; ConfigError: wrong
     file.
     """
+    path, options = _config_file(argv)
+    run = Run(MISSING, MISSING, method, algorithm, Path("runs") / method)
+    if path:
+        settings = _read(path)
+        named = settings.pop("method", method)
+        if named != method:
+            raise ConfigError(f"{path}: method: expected {method!r}, got {named!r}")
+        run = _apply(run, settings, path)
+    return _parse(run, options)
+
+
+def method_of(argv: Sequence[str]) -> str:
+    """The method that the file of `--config` names; ConfigError: no such file, or it names none."""
+    path, _ = _config_file(argv)
+    if path is None:
+        raise ConfigError(f"expected a method before the options of pyrl train, got {argv[0]!r}")
+    method = _read(path).get("method")
+    if not isinstance(method, str):
+        raise ConfigError(f"{path}: expected the setting 'method', or a method before the options")
+    return method
+
+
+def _config_file(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The file of `--config`, and all other options."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path)
     known, options = parser.parse_known_args(argv)
-    run = Run(MISSING, MISSING, method, algorithm, Path("runs") / method)
-    if known.config:
-        settings = _read(known.config)
-        named = settings.pop("method", method)
-        if named != method:
-            raise ConfigError(f"{known.config}: method: expected {method!r}, got {named!r}")
-        run = _apply(run, settings, known.config)
-    return _parse(run, options)
+    return known.config, options
 
 
 def save_run(run: Run, path: Path) -> None:
@@ -344,7 +369,7 @@ def _read(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
+    except (ValueError, yaml.YAMLError) as error:  # a date such as 2020-99-99 is a ValueError
         raise ConfigError(f"{path}: no valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected settings `name: value`, got {content!r}")

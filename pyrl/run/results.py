@@ -17,17 +17,22 @@ def write_results(
     tokenizer: PreTrainedTokenizerBase,
     evaluations: Evaluations,
     observer: StepObserver,
+    changed: bool,
 ) -> Report:
     """Write the trained model, report.md, report.json and curves.png, each whole or not at all."""
     with replacing(run.output / "model") as folder:
         write_model(folder, model, tokenizer)
-    facts = {
-        "training steps": run.steps,
+    facts: dict[str, str | int | float] = {
+        "training steps": run.steps
+        if changed
+        else f"{run.steps:,} (none of them updated the model: it is unchanged)",
         "sampled tokens in training": observer.tokens,
         "seconds of training": round(observer.seconds),
         "learning rate": run.learning_rate,
         "seed": run.seed,
     }
+    if evaluations.taken and (left_out := evaluations.left_out()):
+        facts["scored"] = left_out
     title = f"{run.method} on {run.model}, {run.data}"
     report = Report(title, tuple(evaluations.taken), facts)
     report.save(run.output)

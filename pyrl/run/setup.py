@@ -26,6 +26,7 @@ from pyrl.rollout import make_signals
 from pyrl.run.checkpoint import Checkpoint
 from pyrl.run.config import Run
 from pyrl.run.directory import find_start
+from pyrl.run.evaluation import TRAINED
 from pyrl.run.expert import Experts
 
 
@@ -45,7 +46,7 @@ class Parts:
     experts: Experts
     """What an expert says to them, for a loss that reads it."""
     eval_sets: dict[str, list[Prompt]]
-    """Questions with true answers, by the names that the report gives them."""
+    """Questions, some or all with true answers, by the names that the report gives them."""
     decode: Decode
     extractor: Extractor
     stop: StopText | None
@@ -155,6 +156,9 @@ def _eval_sets(
         sources = {"evaluation": run.eval_data} if run.eval_data else {}
     check_formats(run.data, sources.values(), run.extractor, run.stop)
     sets = {name: load(source) for name, source in sources.items()}
-    if all(map(has_truth, prompts)):
-        sets = {"trained questions": prompts} | sets
+    for name, questions in sets.items():
+        if not any(map(has_truth, questions)):
+            raise ValueError(f"{sources[name]}: expected questions with true answers, none has one")
+    if any(map(has_truth, prompts)):
+        sets = {TRAINED: prompts} | sets
     return sets
