@@ -1,20 +1,17 @@
-"""The command line: `pyrl demo`, `pyrl train METHOD`, `pyrl eval`, `pyrl info`."""
+"""The command line: `pyrl demo`, `pyrl train METHOD`, `pyrl eval`, `pyrl info`.
+
+Each command imports what it needs: torch and transformers take seconds, and help needs neither.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import rich
-import tyro
-
-from pyrl.answers.pool import VerifierError
-from pyrl.checks import one_of
-from pyrl.engine import EngineError, EngineFailure
+import pyrl
 
 if TYPE_CHECKING:
     from pyrl.report import Progress, Report
@@ -23,46 +20,35 @@ USAGE = """\
 pyrl: tree-rollout test-time RL. Fork where the model is unsure, vote, learn.
 
   pyrl demo [METHOD]     learn to sort longer strings of digits, without labels, in minutes
-  pyrl train METHOD ...  train a model on unlabelled questions; METHOD is one of
-                         {methods}
+  pyrl train METHOD ...  train a model on unlabelled questions by ttrl, ettrl, echo or another
+                         method; `pyrl train` lists them
   pyrl eval ...          score a model on questions with answers
   pyrl info              how this installation was built
+  pyrl --version         its version
 
 Each command has --help.
 """
 
 
-BAD_INPUT = (
-    ValueError, OSError, ImportError, FloatingPointError, EngineError, VerifierError,
-)  # fmt: skip
-"""What ends a command with a sentence and exit code 2."""
-
-
-@dataclass(frozen=True)
-class Demo:
-    """Learn to sort longer strings of digits from the votes of a small packaged model."""
-
-    method: Annotated[str, tyro.conf.Positional] = "echo"
-    """ttrl, ettrl or echo; or a control, gold (true labels) or coin (a random reward)."""
-    output: Path = Path("runs/demo")
-    """Directory of checkpoints, metrics and the report."""
-    seed: int = 0
-    steps: int | None = None
-    """Fewer steps for a quick look; the default is what the report in the README used."""
-    resume: bool = False
-    """Go on from the last checkpoint in the output directory."""
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; exit 0, 2 for bad input, 3 for an engine that failed, 130 after Ctrl-C."""
     args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "--version"):
+        print(f"pyrl {pyrl.__version__}" if args[:1] == ["--version"] else USAGE)
+        sys.exit(0)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from pyrl.answers.pool import VerifierError
+    from pyrl.engine import EngineError, EngineFailure
+
+    bad_input = (
+        ValueError, OSError, ImportError, FloatingPointError, EngineError, VerifierError,
+    )  # fmt: skip
     try:
         sys.exit(_command(args))
     except EngineFailure as error:
         print(f"pyrl: {error}", file=sys.stderr)
         sys.exit(3)
-    except BAD_INPUT as error:
+    except bad_input as error:
         # A reward function's own error carries its name in a note.
         for line in (error, *vars(error).get("__notes__", ())):
             print(f"pyrl: {line}", file=sys.stderr)
@@ -73,31 +59,25 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _command(args: list[str]) -> int:
-    commands = {"demo": _demo, "train": _train, "eval": _eval, "info": _info}
-    if not args or args[0] in ("-h", "--help"):
-        from pyrl.methods import METHODS
+    from pyrl.checks import one_of
 
-        print(USAGE.format(methods=", ".join(METHODS)))
-        return 0
+    commands = {"demo": _demo, "train": _train, "eval": _eval, "info": _info}
     return commands[one_of(args[0], commands, "command")](args[1:])
 
 
 def _demo(args: list[str]) -> int:
-    demo = tyro.cli(Demo, args=args, prog="pyrl demo")
     with _loading() as progress:
-        from pyrl.demo.run import EVAL_SETS, METHODS, SCORING, demo_run
+        from pyrl.demo.run import EVAL_SETS, SCORING, parse_demo
         from pyrl.train import Trainer
 
-        method = one_of(demo.method, METHODS, "demo method")
-        run = replace(demo_run(method, output=demo.output, seed=demo.seed), resume=demo.resume)
-        if demo.steps is not None:
-            run = replace(run, steps=demo.steps)
+        run = parse_demo(args)
         report = Trainer(run, progress, scoring=SCORING, eval_sets=EVAL_SETS).train()
     _show(report, run.output)
     return 0
 
 
 def _train(args: list[str]) -> int:
+    from pyrl.checks import one_of
     from pyrl.methods import METHODS
 
     if not args or args[0] in ("-h", "--help"):
@@ -125,12 +105,17 @@ def _loading() -> Progress:
 
 
 def _show(report: Report, output: Path) -> None:
+    import rich
+
     rich.print(report)
     for name in ("model", "curves.png", "metrics.jsonl"):
         print(f"{name.partition('.')[0]:8} {output / name}")
 
 
 def _eval(args: list[str]) -> int:
+    import rich
+    import tyro
+
     with _loading() as progress:
         from pyrl.evaluate import EvalSettings, evaluate_model
         from pyrl.report import Report
@@ -142,7 +127,7 @@ def _eval(args: list[str]) -> int:
 
 
 def _info(args: list[str]) -> int:
-    import pyrl
+    import tyro
 
     tyro.cli(_nothing, args=args, prog="pyrl info", description="How pyrl was built.")
     for name, value in pyrl.build_info().items():

@@ -16,6 +16,7 @@ import pytest
 import torch
 from short_run import ECHO, SETTINGS, write_questions
 
+import pyrl
 from pyrl import cli, demo
 from pyrl.answers import VerifierError
 from pyrl.methods import METHODS
@@ -46,6 +47,7 @@ def command(argv: list[str], capsys: Captured) -> str:
     [
         ([], ["pyrl demo [METHOD]", "Each command has --help"]),
         (["--help"], ["pyrl train METHOD ...", "ttrl, ettrl, echo", "pyrl eval", "pyrl info"]),
+        (["--version"], [f"pyrl {pyrl.__version__}"]),
         (["train", "--help"], ["METHOD is one of ttrl"]),
         (["train", "grpo", "--help"], ["--model STR", "(required)", "--loss.bounds.low FLOAT"]),
         (["train", "echo", "--help"], ["--fork.cooldown", "--prune.tail-window"]),
@@ -63,6 +65,50 @@ def test_every_command_explains_itself(
     said = command(argv, capsys)
     assert [phrase for phrase in phrases if phrase not in said] == []
     assert max(map(len, said.splitlines())) <= 100
+
+
+QUICK_ANSWER = """
+import sys
+from pyrl.cli import main
+for argv in [], ["--help"], ["--version"]:
+    try:
+        main(argv)
+    except SystemExit as stop:
+        assert stop.code == 0
+print({"torch", "transformers", "numpy", "tyro", "rich"} & sys.modules.keys())
+"""
+
+
+def test_help_and_version_wait_for_no_library() -> None:
+    said = subprocess.run(
+        [sys.executable, "-P", "-c", QUICK_ANSWER], capture_output=True, text=True, check=True
+    )
+    assert said.stdout.startswith(cli.USAGE)
+    assert said.stdout.endswith(f"pyrl {pyrl.__version__}\nset()\n")
+    assert {"ttrl", "ettrl", "echo"} <= METHODS.keys()  # which the help names
+
+
+def test_what_the_package_offers_is_there_at_its_first_use() -> None:
+    for name in pyrl.__all__:
+        assert name in dir(pyrl)
+        assert getattr(pyrl, name).__name__.removeprefix("pyrl.") == name
+    with pytest.raises(AttributeError, match="module 'pyrl' has no attribute 'forest_'"):
+        _ = pyrl.forest_  # type: ignore[attr-defined]
+
+
+def test_a_source_tree_without_its_compiled_part_says_what_to_do(tmp_path: Path) -> None:
+    tree = Path(pyrl.__file__).parent
+    (tmp_path / "pyrl" / "_core").mkdir(parents=True)
+    (tmp_path / "pyrl" / "__init__.py").write_bytes((tree / "__init__.py").read_bytes())
+    said = subprocess.run(
+        [sys.executable, "-c", "import pyrl"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert f"ImportError: pyrl: the source tree {tmp_path} has no compiled part" in said.stderr
+    assert "`pip install -e .`" in said.stderr
 
 
 def test_every_option_of_every_method_has_a_name_of_its_own(capsys: Captured) -> None:
