@@ -108,7 +108,7 @@ def _show(report: Report, output: Path) -> None:
     import rich
 
     rich.print(report)
-    for name in ("model", "curves.png", "metrics.jsonl"):
+    for name in ("model", "report.md", "curves.png", "metrics.jsonl"):
         print(f"{name.partition('.')[0]:8} {output / name}")
 
 
@@ -122,7 +122,12 @@ def _eval(args: list[str]) -> int:
 
         settings = tyro.cli(EvalSettings, args=args, prog="pyrl eval")
         score = evaluate_model(settings, progress)
-    rich.print(Report(f"{settings.model} on {settings.data}", (score,)))
+    facts = {"questions": score.questions, "seconds": round(score.seconds), "seed": settings.seed}
+    report = Report(f"{settings.model} on {settings.data}", (score,), facts)
+    rich.print(report)
+    if settings.output is not None:
+        report.save(settings.output)
+        print(f"report   {settings.output / 'report.json'}")
     return 0
 
 

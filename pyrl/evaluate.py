@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -81,6 +82,7 @@ class EvalSettings:
     suffix: str = ""
     """Text after each question."""
     seed: int = 0
+    """Seed of sampling."""
     limit: int | None = None
     """Only the first questions."""
     max_rows: int = 256
@@ -91,9 +93,13 @@ class EvalSettings:
     pyrl.engine.launch.ENGINES."""
     vllm: VLLMOptions = field(default_factory=VLLMOptions)
     """How vLLM runs the model."""
+    output: Path | None = None
+    """Directory for report.md and report.json with the scores; None: they are only printed."""
 
     def __post_init__(self) -> None:
         one_of(self.engine, ENGINES, "engine")
+        if self.output is not None and (self.output / "report.json").exists():
+            raise ValueError(f"output: expected no report in {self.output} yet, got report.json")
 
 
 class Evaluator:
@@ -113,7 +119,11 @@ class Evaluator:
         self.seed, self.on_tokens = seed, on_tokens
 
     def __call__(
-        self, name: str, model: Literal["before", "after"], prompts: Sequence[Prompt], how: Scoring
+        self,
+        name: str,
+        model: Literal["before", "after", "given"],
+        prompts: Sequence[Prompt],
+        how: Scoring,
     ) -> Evaluation:
         """ValueError if a question has no true answer."""
         answered(prompts, name)
@@ -231,4 +241,4 @@ def evaluate_model(settings: EvalSettings, progress: Progress) -> Evaluation:
             progress.tokens,
         )
         progress.phase("evaluating")
-        return evaluator(settings.data.replace("/", " "), "before", prompts, how)
+        return evaluator(settings.data.replace("/", " "), "given", prompts, how)

@@ -62,9 +62,9 @@ class Evaluations:
         sets: Mapping[str, Sequence[Prompt]],
         how: Scoring,
     ) -> list[Evaluation]:
-        self.progress.phase("evaluating")
         scores = []
         for name, prompts in sets.items():
+            self.progress.phase(f"evaluating {name}")
             with naming(f"evaluation of {name} after step {step}", prompts):
                 scores.append(self.evaluator(name, model, prompts, how))
         return scores
