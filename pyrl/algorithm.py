@@ -12,6 +12,7 @@ from pyrl.fork import Flat, Fork
 from pyrl.leaves import Decode
 from pyrl.logits.sampling import Sampling
 from pyrl.loss import Loss
+from pyrl.loss.loss import check_loss
 from pyrl.poll import Poll
 from pyrl.prune import Keep, Prune
 from pyrl.reward import Reward, VoteReward
@@ -92,6 +93,7 @@ class Algorithm:
     loss: Loss = field(default_factory=Loss)
 
     def __post_init__(self) -> None:
+        check_loss(self.loss)
         if self.sample.stop_when_decided and not isinstance(self.vote, Majority):
             raise ValueError(
                 f"sample.stop_when_decided: expected vote=Majority(), got {self.vote}: "

@@ -18,7 +18,7 @@ PYTHON = {
     "checks": "",
     "forest": "",
     "leaves": "",
-    "logits": "",
+    "logits": "checks",
     "models": "",
     "attention": "",
     "pack": "",

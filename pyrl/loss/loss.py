@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pyrl.checks import check_axes
+from pyrl.checks import check_axes, described
 from pyrl.loss.aggregate import RESPONSES, Aggregate, TokenMean
 from pyrl.loss.axis import Factor, Keep, Need, Reshape, needs_of
 from pyrl.loss.bounds import (
@@ -157,3 +157,11 @@ class Loss:
     def needs_advantage(self) -> bool:
         """A token without an advantage has no gradient."""
         return not (self.kl.coef or self.entropy or self.penalties)
+
+
+def check_loss(loss: object) -> None:
+    """TypeError unless it is a loss, and not a preset's name or one that was not called."""
+    if not isinstance(loss, Loss):
+        raise TypeError(
+            f"loss: expected a pyrl.loss.Loss, such as pyrl.presets.dapo(), got {described(loss)}"
+        )
