@@ -39,9 +39,13 @@ class Sample:
     stop_when_decided: bool = False
     """Stop a question when no missing leaf can change its label; leaves that train go on."""
     temperature: float = 1.0
+    """What logits are divided by."""
     top_k: int = 0
+    """Only the k most probable tokens are drawn; 0: all."""
     top_p: float = 1.0
+    """Only the fewest tokens whose mass reaches this share are drawn; 1: all."""
     min_p: float = 0.0
+    """Only tokens of at least this share of the largest probability are drawn; 0: all."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.train <= self.votes:

@@ -64,6 +64,7 @@ class EvalSettings:
     samples: int = 16
     """Per question, for pass@1 (their mean), maj@n and pass@n."""
     temperature: float = 0.6
+    """Of these samples; greedy answers have none."""
     low_temperature: float = 0.3
     """Another pass@1; 0: none."""
     max_tokens: int = 1024
@@ -88,6 +89,7 @@ class EvalSettings:
     max_rows: int = 256
     """Branches that the engine samples at the same time."""
     device: str = "auto"
+    """"auto" (a GPU if there is one), "cpu", "cuda", "cuda:1"..."""
     engine: str = "hf"
     """Who samples: "hf" (transformers), "vllm", or an engine that was added to
     pyrl.engine.launch.ENGINES."""

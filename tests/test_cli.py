@@ -110,12 +110,25 @@ def test_a_source_tree_without_its_compiled_part_says_what_to_do(tmp_path: Path)
     assert "`pip install -e .`" in said.stderr
 
 
-def test_every_option_of_every_method_has_a_name_of_its_own(capsys: Captured) -> None:
-    for method in METHODS:
-        said = command(["train", method, "--help"], capsys)
-        options = re.findall(r"^\W*(--[a-z][\w.-]+)", said, re.MULTILINE)
-        assert len(options) > 35
-        assert len(options) == len(set(options))
+def options_of(said: str) -> list[tuple[str, str]]:
+    """Each option of a help and its text, without its default."""
+    text = "\n".join(line.strip("│ ") for line in said.splitlines())
+    found = re.findall(r"^(--[\w.-]+)(.*?)(?=^(?:-|╰)|\Z)", text, re.MULTILINE | re.DOTALL)
+    # The kind of a value stands before the text, two spaces or a line away.
+    split = [(name, re.split(r"  +|\n", rest, maxsplit=1)) for name, rest in found]
+    known = re.compile(r"\((default|fixed to|required)")
+    return [(name, known.split(" ".join(rest[1:]))[0].strip()) for name, rest in split]
+
+
+@pytest.mark.parametrize("command_line", [["demo"], ["eval"], *(["train", m] for m in METHODS)])
+def test_every_option_has_a_name_of_its_own_and_a_text(
+    command_line: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    options = options_of(command([*command_line, "--help"], capsys))
+    assert len(options) > (35 if command_line[0] == "train" else 3)
+    assert len(options) == len(dict(options))
+    assert [name for name, text in options if not text] == []
 
 
 def test_info_says_how_pyrl_was_built(capsys: Captured) -> None:

@@ -83,6 +83,7 @@ class Loss:
     behaviour: Factor | None = None
     """Correction of the rollout engine's mismatch with the old policy."""
     weight: Factor | None = None
+    """A further factor of the policy term."""
     keep: tuple[Keep, ...] = ()
     """A token stays if all of them keep it."""
     penalties: tuple[Penalty | ExpertLeak | EntropySmoothing | NucleusAnchor, ...] = ()
