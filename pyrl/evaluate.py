@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -65,6 +66,7 @@ class EvalSettings:
     samples: int = 16
     """Per question, for pass@1 (their mean), maj@n and pass@n."""
     temperature: float = 0.6
+    """Of these samples; greedy answers have none."""
     low_temperature: float = 0.3
     """Another pass@1; 0: none."""
     max_tokens: int = 1024
@@ -97,19 +99,25 @@ class EvalSettings:
     call_time_limit: float = TIME_LIMIT
     """Seconds that the chat template may take for a question."""
     seed: int = 0
+    """Seed of sampling."""
     limit: int | None = None
     """Only the first questions."""
     max_rows: int = 256
     """Branches that the engine samples at the same time."""
     device: str = "auto"
+    """"auto" (a GPU if there is one), "cpu", "cuda", "cuda:1"..."""
     engine: str = "hf"
     """Who samples: "hf" (transformers), "vllm", or an engine that was added to
     pyrl.engine.launch.ENGINES."""
     vllm: VLLMOptions = field(default_factory=VLLMOptions)
     """How vLLM runs the model."""
+    output: Path | None = None
+    """Directory for report.md and report.json with the scores; None: they are only printed."""
 
     def __post_init__(self) -> None:
         one_of(self.engine, ENGINES, "engine")
+        if self.output is not None and (self.output / "report.json").exists():
+            raise ValueError(f"output: expected no report in {self.output} yet, got report.json")
 
 
 class Evaluator:
@@ -130,7 +138,11 @@ class Evaluator:
         self.seed, self.on_tokens, self.stop = seed, on_tokens, stop
 
     def __call__(
-        self, name: str, model: Literal["before", "after"], prompts: Sequence[Prompt], how: Scoring
+        self,
+        name: str,
+        model: Literal["before", "after", "given"],
+        prompts: Sequence[Prompt],
+        how: Scoring,
     ) -> Evaluation:
         """ValueError if a question has no true answer."""
         answered(prompts, name)
@@ -248,4 +260,4 @@ def evaluate_model(settings: EvalSettings, progress: Progress) -> Evaluation:
             form.stop,
         )
         progress.phase("evaluating")
-        return evaluator(settings.data.replace("/", " "), "before", prompts, how)
+        return evaluator(settings.data.replace("/", " "), "given", prompts, how)

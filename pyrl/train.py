@@ -19,11 +19,12 @@ from pyrl.leaves import Leaves, collect, score
 from pyrl.pack import pack
 from pyrl.prompts import Prompt, step_prompts
 from pyrl.report import Alarms, MetricsLog, Progress, Report
+from pyrl.report.alarms import no_update
 from pyrl.report.metrics import Row, read_metrics
-from pyrl.report.step import StepObserver, Unlogged
+from pyrl.report.step import StepObserver, Unlogged, completion_metrics
 from pyrl.rollout import Rollout, answer_start, derive_seed
 from pyrl.run import checkpoint
-from pyrl.run.config import Run
+from pyrl.run.config import Run, settings_of
 from pyrl.run.directory import claim, keeping_forest, naming
 from pyrl.run.evaluation import Evaluations
 from pyrl.run.interrupt import RESUME, Interrupt
@@ -86,6 +87,7 @@ class Trainer:
         self.decode, self.extractor, self.stop = parts.decode, parts.extractor, parts.stop
         self.equivalence = parts.equivalence
         self.observer = StepObserver(parts.equivalence)
+        self.alarms = Alarms(run.steps)
         sample = parts.algorithm.sample
         self.evaluations = Evaluations(
             run,
@@ -186,12 +188,16 @@ class Trainer:
     def _steps(self) -> None:
         """The steps that are missing."""
         resume_at = self.step + (self.unlogged is None) if self.run.resume else None
-        alarms = Alarms(self.run.steps)
-        with MetricsLog(self.run.output, self.run.loggers, resume_at=resume_at) as log:
+        with MetricsLog(
+            self.run.output,
+            self.run.loggers,
+            resume_at=resume_at,
+            settings=settings_of(self.run),
+        ) as log:
             try:
                 while True:
                     if self.unlogged is not None:
-                        self._log(log, alarms, self.unlogged)
+                        self._log(log, self.unlogged)
                     self.interrupt.check()
                     if self.step == self.run.steps:
                         break
@@ -210,13 +216,10 @@ class Trainer:
 
     def observe(self, step: Step) -> Row:
         """The metrics of a step that was just made; what a checkpoint keeps is now after it."""
-        if step.update is None:
-            self.progress.alarm(
-                f"Step {self.step}: no response can be rewarded, so there is no update. Check "
-                f"--extractor ({self.run.extractor}) and --sample.max-tokens."
-            )
-        self.sketches = self.signals.save() if self.signals else b""
         self.unlogged = self.observer(step)
+        if step.update is None and self.alarms.news("no update", self.step):
+            self.progress.alarm(f"Step {self.step}: {self._no_update(step)}")
+        self.sketches = self.signals.save() if self.signals else b""
         return self.unlogged.metrics
 
     def save(self) -> None:
@@ -244,16 +247,23 @@ class Trainer:
         self.lock.release()
         self.engine.close()
 
-    def _log(self, log: MetricsLog, alarms: Alarms, unlogged: Unlogged) -> None:
+    def _log(self, log: MetricsLog, unlogged: Unlogged) -> None:
         """Evaluate and log the last finished step, and save it if it is its turn."""
+        self.progress.show(unlogged.metrics)
         scores = self.evaluations.due(self.step)
         log.write_completions(self.step, unlogged.completions)
-        self.progress.show(log.write(self.step, unlogged.metrics | scores))
+        log.write(self.step, unlogged.metrics | scores)
         self.unlogged = None
-        for message in alarms.check(read_metrics(self.run.output / "metrics.jsonl")):
+        for message in self.alarms.check(read_metrics(self.run.output / "metrics.jsonl")):
             self.progress.alarm(message)
         if self.step % self.run.save_every == 0 or self.step == self.run.steps:
             self.save()
+
+    def _no_update(self, step: Step) -> str:
+        if self.run.reward_function is not None:
+            return f"{self.run.reward_function} gave no response a number, so there is no update."
+        cut = completion_metrics(step.leaves)["completions/clipped_ratio"]
+        return no_update(step.leaves.text_N, step.answers.answer_N, self.extractor, cut)
 
     def _rollout(self, prompts: Sequence[Prompt]) -> Rollout:
         sample = self.algorithm.sample

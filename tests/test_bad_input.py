@@ -343,8 +343,10 @@ def test_a_run_without_any_answer_changes_nothing_says_so_and_ends_with_a_code_o
     said = capsys.readouterr().err
     assert said.endswith("pyrl: no step updated the model: it is unchanged\n")
     assert "training steps 2 (none of them updated" in (output / "report.md").read_text()
-    assert "! Step 1: no response can be rewarded, so there is no update" in said
-    assert "! Step 2: no response can be rewarded" in said
+    assert said.count("! Step 1: no response can be rewarded, so there is no update") == 1
+    assert "! Step 2: no response" not in said  # it still holds
+    assert "The extractor in effect is boxed; two responses: '" in said
+    assert said.count("(read: nothing)") == 2
     assert [row["step"] for row in rows(output)] == [0, 1, 2]
     weights = {(output / f"checkpoint-{n}/model.safetensors").read_bytes() for n in range(3)}
     weights.add((output / "model/model.safetensors").read_bytes())

@@ -18,7 +18,7 @@ PYTHON = {
     "checks": "",
     "forest": "",
     "leaves": "",
-    "logits": "",
+    "logits": "checks",
     "models": "",
     "attention": "",
     "pack": "",
@@ -54,9 +54,9 @@ PYTHON = {
         "reward rollout"
     ),
     "train": "advantage answers engine evaluate leaves pack prompts report rollout run vote",
-    "demo": ("algorithm evaluate fork loss methods models prune reward run sources"),
+    "demo": "algorithm checks evaluate fork loss methods models prune reward run sources",
     "cli": "answers checks demo engine evaluate methods report run train",
-    "__init__": "logits loss",
+    "__init__": "",
     "__main__": "cli",
 }
 """What the code of each room imports: a file at the top of pyrl/ is a room, and so is a folder.

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from pyrl.algorithm import Algorithm
+from pyrl.checks import one_of
 from pyrl.evaluate import Scoring
 from pyrl.fork import EntropyConfidence, TopEntropy
 from pyrl.loss import KL
@@ -113,3 +117,27 @@ def demo_run(method: str, *, output: Path, seed: int) -> Run:
         chat=False,
         threads=1,
     )
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Learn to sort longer strings of digits from the votes of a small packaged model."""
+
+    method: Annotated[str, tyro.conf.Positional] = "echo"
+    """ttrl, ettrl or echo; or a control, gold (true labels) or coin (a random reward)."""
+    output: Path = Path("runs/demo")
+    """Directory of checkpoints, metrics and the report."""
+    seed: int = 0
+    """Seed of sampling and of the order of the questions."""
+    steps: int | None = None
+    """Fewer steps for a quick look; the default is what the report in the README used."""
+    resume: bool = False
+    """Go on from the last checkpoint in the output directory."""
+
+
+def parse_demo(argv: Sequence[str]) -> Run:
+    """The run of the options of `pyrl demo`; a wrong option exits with code 2."""
+    demo = tyro.cli(Demo, args=argv, prog="pyrl demo")
+    method = one_of(demo.method, METHODS, "demo method")
+    run = replace(demo_run(method, output=demo.output, seed=demo.seed), resume=demo.resume)
+    return run if demo.steps is None else replace(run, steps=demo.steps)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pyrl.checks import check_axes
+from pyrl.checks import check_axes, described
 from pyrl.logits.token_stats import Options
 from pyrl.loss.aggregate import RESPONSES, Aggregate, TokenMean
 from pyrl.loss.axis import Factor, Keep, LossState, Need, Reshape, needs_of
@@ -92,6 +92,7 @@ class Loss:
     behaviour: Factor | None = None
     """Correction of the rollout engine's mismatch with the old policy."""
     weight: Factor | None = None
+    """A further factor of the policy term."""
     keep: tuple[Keep, ...] = ()
     """A token stays if all of them keep it."""
     penalties: tuple[Penalty | ExpertLeak | EntropySmoothing | NucleusAnchor, ...] = ()
@@ -217,3 +218,11 @@ class Loss:
     def needs_advantage(self) -> bool:
         """A token without an advantage has no gradient."""
         return not (self.kl.coef or self.entropy or self.penalties)
+
+
+def check_loss(loss: object) -> None:
+    """TypeError unless it is a loss, and not a preset's name or one that was not called."""
+    if not isinstance(loss, Loss):
+        raise TypeError(
+            f"loss: expected a pyrl.loss.Loss, such as pyrl.presets.dapo(), got {described(loss)}"
+        )

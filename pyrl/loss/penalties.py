@@ -21,6 +21,7 @@ class KL:
     """A penalty towards the frozen initial model; coefficient 0 needs no such model."""
 
     coef: float = 0.001
+    """Weight of the penalty; 0 loads no initial model."""
     estimator: Literal["k1", "abs", "k2", "k3", "k1+", "k2+", "k3+"] = "k3"
     """From D = logprob - ref_logprob: D, |D|, D^2 / 2, exp(-D) + D - 1 (arXiv:2402.03300 uses k3);
     with "+" the gradient is k2's, which is that of the reverse KL on policy."""
@@ -34,12 +35,14 @@ class Penalty:
     """coef times an estimate of the distance to a target policy, on the selected tokens."""
 
     coef: float = 1.0
+    """Weight of the penalty."""
     estimator: Literal["k1", "abs", "k2", "k3", "k1+", "k2+", "k3+"] = "k3"
     """The estimates of `KL`."""
     target: Literal["ref", "old", "proxy"] = "ref"
     """The frozen initial model, the policy before the update, or that one without its least
     probable tokens."""
     select: Select | None = None
+    """The tokens that it is put on; None: all."""
     aggregate: Aggregate | None = None
     """None: the loss's."""
     kept_share: float = 0.02

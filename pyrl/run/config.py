@@ -226,8 +226,8 @@ def _config_file(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
     return known.config, options
 
 
-def save_run(run: Run, path: Path) -> None:
-    """Write all settings as YAML, whole or not at all; `load_run` gives an equal Run back."""
+def settings_of(run: Run) -> dict[str, Any]:
+    """All settings, nested as on the command line, and the class of each choice."""
     nested: dict[str, Any] = {"method": run.method}
     for name, value in _leaves(run):
         *groups, last = name.split(".")
@@ -236,9 +236,14 @@ def save_run(run: Run, path: Path) -> None:
             target = target.setdefault(group, {})
         target[last] = _plain(value)
     nested[CHOICES] = dict(_choices(run.algorithm))
+    return nested
+
+
+def save_run(run: Run, path: Path) -> None:
+    """Write all settings as YAML, whole or not at all; `load_run` gives an equal Run back."""
     part = path.with_name(path.name + ".part")
     # Escaped beyond ASCII: YAML folds raw line separators such as U+0085 into spaces.
-    part.write_text(yaml.safe_dump(nested, sort_keys=False, allow_unicode=False), "utf-8")
+    part.write_text(yaml.safe_dump(settings_of(run), sort_keys=False, allow_unicode=False), "utf-8")
     os.replace(part, path)
 
 

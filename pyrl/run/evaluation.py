@@ -107,10 +107,10 @@ class Evaluations:
     def _scores(
         self, model: Literal["before", "after"], step: int, names: Sequence[str], how: Scoring
     ) -> list[Evaluation]:
-        self.progress.phase("evaluating")
         scores = []
         for name in names:
             if prompts := self.asked(name):
+                self.progress.phase(f"evaluating {name}")
                 with naming(f"evaluation of {name} after step {step}", prompts):
                     scores.append(self.evaluator(name, model, prompts, how))
         return scores
