@@ -14,7 +14,7 @@ from tiny_run import SCORING, make_trainer, quiet, tiny, tiny_run, write_questio
 
 from pyrl import demo
 from pyrl.algorithm import Algorithm
-from pyrl.demo.run import echo, ttrl
+from pyrl.demo.run import echo, ettrl
 from pyrl.evaluate import Evaluator, Scoring
 from pyrl.methods import METHODS
 from pyrl.prompts import Prompt
@@ -95,7 +95,7 @@ def test_budgets_of_training_are_budgets_of_its_evaluations(limits: dict[str, An
     assert 0 < recorder.responses < run.steps * run.prompts_per_step * least / 10
 
 
-@pytest.mark.parametrize("make", [ttrl, echo])
+@pytest.mark.parametrize("make", [ettrl, echo])
 def test_tokens_of_evaluations_are_a_small_part_of_a_run_s(make: Any, tmp_path: Path) -> None:
     """Counted in a run: leaves of a tree share tokens, responses of an evaluation do not."""
     run = tiny_run(tmp_path, tiny(make(), votes=16), steps=6, eval_limit=None, max_rows=64)
