@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pyrl.attention import use_pyrl_attention
 from pyrl.engine import Dtype
+from pyrl.engine.trial import check_learning
 from pyrl.logits.token_stats import TokenStats, token_stats
 from pyrl.loss.axis import LossState, check_needs
 from pyrl.loss.bounds import has_radii
@@ -21,6 +25,7 @@ from pyrl.loss.loss import Loss
 from pyrl.loss.policy_loss import policy_loss
 from pyrl.loss.result import PolicyLoss
 from pyrl.loss.terms import Terms, loss_terms, slots
+from pyrl.models import ModelError
 from pyrl.pack import TokenBatch
 
 if TYPE_CHECKING:
@@ -64,17 +69,11 @@ class Learner:
         self.sampler_dtype: Dtype = "float32"
         """What the engine that samples computes in; the trainer sets it."""
         check_columns(self.loss)
-        use_pyrl_attention(model)
+        check_learning(model)
         if self.reference is not None:
             use_pyrl_attention(self.reference)
-        for module in model.modules():
-            # The policy that trains is the one that sampled, in training mode as well.
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-            if hasattr(module, "attention_dropout"):
-                module.attention_dropout = 0.0
         if run.gradient_checkpointing:
-            _checkpoint_activations(model)
+            recompute_layers(model)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters,
@@ -112,12 +111,12 @@ class Learner:
         """Leave the gradient of the whole batch's loss in the parameters; nothing else changes."""
         terms = self._terms(batch, state)
         tally = Tally()
-        self.model.train(self.run.gradient_checkpointing)
+        # The policy that trains is the one that sampled: without dropout or any other noise.
+        self.model.eval()
         self.optimizer.zero_grad(set_to_none=True)
         for leaf_N in self._passes(batch, terms):
             loss = self._loss(batch.take(leaf_N), terms.take(leaf_N), tally)
             torch.autograd.backward(loss)
-        self.model.eval()
         return tally
 
     def _check(self, tally: Tally, norm: float, *, on_policy: bool) -> None:
@@ -237,11 +236,26 @@ class Learner:
             }
 
 
-def _checkpoint_activations(model: PreTrainedModel) -> None:
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable()
-    else:  # its name in earlier releases of transformers
-        model.gradient_checkpointing_enable()
+def recompute_layers(model: PreTrainedModel) -> None:
+    """Let each layer keep its input alone, and compute itself again in the backward pass.
+
+    transformers does so in training mode only, in which many models add noise to what they
+    compute. ModelError for a model whose layers are not marked as ones that can be recomputed.
+    """
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not layers:
+        raise ModelError(
+            f"gradient_checkpointing: {type(model).__name__} has no layers that can be recomputed"
+        )
+    for layer in layers:
+        layer.__dict__["forward"] = partial(_recomputed, layer.forward)
+
+
+def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    run = partial(forward, **kwargs)
+    return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
 
 
 def sampled_columns(batch: TokenBatch) -> dict[str, NDArray[np.float32]]:

@@ -51,6 +51,7 @@ def load_prompts(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_tokens: int,
+    space: str = "the model's positions",
     chat: bool | None = None,
     prefix: str = "",
     suffix: str = "",
@@ -63,12 +64,13 @@ def load_prompts(
     data set "ID[/CONFIG][:SPLIT]". A row's question is its column prompt (a string or chat
     messages), question or problem; its answer is answer, solution, ground_truth or
     reward_model.ground_truth. `chat`: use the tokenizer's chat template (None: if there is one and
-    no worked examples). `prefix` and `suffix` are put around the question, as they are.
+    no worked examples). `max_tokens`: of a prompt, at most; `space` says of what that is left by
+    the responses. `prefix` and `suffix` are put around the question, as they are.
     Raises DataError.
     """
     if max_tokens < 1:
         raise DataError(
-            f"{source}: no room for a question: the responses may take all positions of the model "
+            f"{source}: no room for a question: the responses may take all of {space} "
             f"and {-max_tokens} more; lower their limit (max_tokens)"
         )
     opened = open_source(source)
@@ -78,7 +80,7 @@ def load_prompts(
         raise DataError(f"{source}: chat is on, but the tokenizer has no chat template")
     if limit is not None and limit < 1:
         raise DataError(f"{source}: limit: expected at least 1, got {limit}")
-    encode = Encoder(tokenizer, max_tokens, chat, opened.prefix + prefix, suffix)
+    encode = Encoder(tokenizer, max_tokens, space, chat, opened.prefix + prefix, suffix)
     try:
         prompts = [encode(i, row) for i, row in enumerate(islice(opened.rows, limit))]
     finally:
@@ -95,6 +97,7 @@ class Encoder:
 
     tokenizer: PreTrainedTokenizerBase
     max_tokens: int
+    space: str
     chat: bool
     prefix: str
     suffix: str
@@ -112,7 +115,8 @@ class Encoder:
             raise DataError(f"{row.where}: the prompt is empty")
         if len(ids) > self.max_tokens:
             raise DataError(
-                f"{row.where}: prompt {index} has {len(ids)} tokens, the limit is {self.max_tokens}"
+                f"{row.where}: prompt {index} has {len(ids)} tokens, the limit is "
+                f"{self.max_tokens}: what the responses leave of {self.space}"
             )
         unknown = self.tokenizer.unk_token_id
         if unknown in ids and self.tokenizer.unk_token not in rendered:

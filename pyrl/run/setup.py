@@ -17,7 +17,7 @@ from pyrl.engine import Engine
 from pyrl.engine.launch import ENGINES, Carry, Request
 from pyrl.learner import Learner
 from pyrl.leaves import Decode
-from pyrl.models import find_device, load_model, positions
+from pyrl.models import find_device, load_model, room
 from pyrl.prompts import Prompt, load_prompts
 from pyrl.reward import FunctionReward, check_answers
 from pyrl.rollout import make_signals
@@ -68,10 +68,12 @@ def assemble(run: Run, eval_sets: Mapping[str, str] | None = None) -> Parts:
     initial = load_model(run.model)[0].to(device) if algorithm.loss.has_reference else None
     learner = Learner(model.to(device), initial, run)
 
+    space = room(model)
     load = partial(
         load_prompts,
         tokenizer=tokenizer,
-        max_tokens=positions(model) - algorithm.sample.max_tokens,
+        max_tokens=space.tokens - algorithm.sample.max_tokens,
+        space=space.limit,
         chat=run.chat,
         prefix=run.prefix,
         suffix=run.suffix,
