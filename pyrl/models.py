@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -26,6 +27,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging as transformers_logging
 
 logger = logging.getLogger(__name__)
@@ -134,6 +136,15 @@ def room(model: PreTrainedModel) -> Room:
             limits.append(Room(_whole(switch, "original_max_position_embeddings"), where))
     least = min(limits, key=lambda room: room.tokens)
     return Room(least.tokens, least.limit.format(least.tokens))
+
+
+def checkpoint_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The weights under the names, and in the pieces, that `save_pretrained` writes.
+
+    transformers stacks the experts of a layer in one tensor, a checkpoint has one for each.
+    """
+    weights: dict[str, Tensor] = revert_weight_conversion(model, model.state_dict())
+    return weights
 
 
 def find_device(name: str) -> torch.device:

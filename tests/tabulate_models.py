@@ -19,15 +19,16 @@ from pyrl.models import ModelError, room
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "models.md"
 HEAD = """# Models
 
-Each family below was built with random weights (two layers, 64 positions, window 16 where there is one, transformers
-{version}), and tried as a run tries its model when it loads it: prompts packed in one row, and tokens decoded one by
-one beside another row, against transformers' own forward of each text alone; then texts as long as the model's room. A
-refusal comes before anything is sampled and ends the command with exit code 2.
+Each family below was built with random weights (two layers, 64 positions, window 16 where there
+is one, transformers {version}), and tried as a run tries its model when it loads it: prompts
+packed in one row, and tokens decoded one by one beside another row, against transformers' own
+forward of each text alone; then texts as long as the model's room. A refusal comes before
+anything is sampled and ends the command with exit code 2.
 
 The trial takes nine tokens, in the precision of the weights, and draws no random numbers
-(`pyrl/engine/trial.py`). Prompt and response together never exceed the *room* of a model: its positions, its sliding
-window, or the length at which LongRoPE scales all positions of a batch anew. A question that leaves too little room for
-`max_tokens` is refused when the data is read.
+(`pyrl/engine/trial.py`). Prompt and response together never exceed the *room* of a model: its
+positions, its sliding window, or the length at which LongRoPE scales all positions of a batch
+anew. A question that leaves too little room for `max_tokens` is refused when the data is read.
 
 Written by `python tests/tabulate_models.py`.
 

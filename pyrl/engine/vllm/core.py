@@ -58,6 +58,12 @@ class Core:
         with ExitStack() as undo, _own_threads():
             undo.callback(self.close)
             config = _configuration(model, max_rows, dtype, options)
+            if not options.own_process and release.wraps_transformers(config):
+                raise EngineError(
+                    f"{model}: vLLM {release.VERSION} runs this architecture with the code of "
+                    "transformers, which it changes for its whole process: give it one of its "
+                    "own (--vllm.own-process True)"
+                )
             with _refusing(model):
                 self._within(START_SECONDS, lambda: self._launch(config))
             patience = options.step_seconds if options.own_process else 0.0
