@@ -192,6 +192,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "solar_open": HEAD | LATENT,
     "stablelm": {},
     "starcoder2": {"sliding_window": None},
+    "starcoder2:dropout": {"sliding_window": None, "residual_dropout": 0.5},
     "trocr": DECODER,
     "vaultgemma": HEAD | WINDOW,
     "xglm": {"ffn_dim": 48, "attention_heads": 4, "num_layers": 2},

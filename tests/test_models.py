@@ -13,12 +13,13 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
+from model_families import tiny
 from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pyrl import demo, models
-from pyrl.models import ModelError, Room, load_model, room
+from pyrl.models import ModelError, Room, checkpoint_weights, load_model, room
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 WORDS = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
@@ -273,6 +274,16 @@ def test_the_room_of_a_model_ends_at_its_first_limit(fields, tokens, limit):
     for name, value in fields.items():
         setattr(model.config, name, value)
     assert room(model) == Room(tokens, limit)
+
+
+def test_weights_for_another_engine_have_the_names_of_a_checkpoint(tmp_path):
+    model = tiny("qwen3_moe")
+    model.save_pretrained(tmp_path)
+    written = load_file(tmp_path / "model.safetensors")
+    given = checkpoint_weights(model)
+    assert "model.layers.0.mlp.experts.3.up_proj.weight" in written
+    assert given.keys() == written.keys()
+    assert all(torch.equal(given[name], written[name]) for name in written)
 
 
 def test_positions_that_are_no_number_are_refused():

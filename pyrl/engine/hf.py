@@ -113,6 +113,11 @@ class HFEngine:
             raise RuntimeError(
                 f"start: {len(self._running)} branches are running; abort them first"
             )
+        if self._linears.changed():
+            raise RuntimeError(
+                "start: the model's weights were written (through .data) since they were last "
+                "sampled from; call load_weights(None, version) after each such change"
+            )
         self._sampling = sampling
 
     def submit(self, branches: Branches) -> None:
