@@ -23,7 +23,7 @@ from pyrl.foreign import TIME_LIMIT
 from pyrl.fork import Flat
 from pyrl.leaves import Decode, Leaves, collect
 from pyrl.logits.sampling import Sampling
-from pyrl.models import find_device, load_model, positions
+from pyrl.models import find_device, load_model, room
 from pyrl.prompts import Prompt, load_prompts
 from pyrl.prune import Keep
 from pyrl.report import Evaluation, Progress
@@ -207,11 +207,12 @@ def evaluate_model(settings: EvalSettings, progress: Progress) -> Evaluation:
     """Load a model and questions, and score the one on the other: `pyrl eval`."""
     model, tokenizer = load_model(settings.model)
     model.to(find_device(settings.device))
-    room = positions(model)
+    space = room(model)
     prompts = load_prompts(
         settings.data,
         tokenizer,
-        max_tokens=room - settings.max_tokens,
+        max_tokens=space.tokens - settings.max_tokens,
+        space=space.limit,
         chat=settings.chat,
         prefix=settings.prefix,
         suffix=settings.suffix,

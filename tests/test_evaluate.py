@@ -36,7 +36,7 @@ from pyrl.engine import STOPPED
 from pyrl.engine.hf import HFEngine
 from pyrl.evaluate import EvalSettings, Evaluator, Scoring, answered, evaluate_model
 from pyrl.leaves import Leaves
-from pyrl.models import ModelError, find_device, load_model, positions
+from pyrl.models import ModelError, find_device, load_model, room
 from pyrl.prompts import Prompt, load_prompts
 from pyrl.report import Evaluation
 from pyrl.train import Trainer
@@ -225,8 +225,8 @@ def test_questions_whose_answers_are_read_otherwise_are_refused(tmp_path: Path) 
 def test_a_model_without_a_number_of_positions_is_refused(model: Demo) -> None:
     mamba = MambaForCausalLM(MambaConfig(hidden_size=8, num_hidden_layers=1, vocab_size=5))
     with pytest.raises(ModelError, match=r"MambaForCausalLM: expected .* number of positions"):
-        positions(mamba)
-    assert positions(model[0]) == 64
+        room(mamba)
+    assert room(model[0]).tokens == 64
 
 
 # -- training does not notice --

@@ -200,7 +200,8 @@ def test_a_missing_file_is_named(tmp_path, tokenizer):
 def test_a_prompt_beyond_the_limit_names_its_index_and_length(tmp_path, tokenizer):
     path = write(tmp_path / "q.jsonl", {"prompt": "1="}, {"prompt": "12345="})
     assert len(read(path, tokenizer, max_tokens=6)) == 2
-    message = f"{path}, line 2: prompt 1 has 6 tokens, the limit is 5"
+    message = f"{path}, line 2: prompt 1 has 6 tokens, the limit is 5: "
+    message += "what the responses leave of the model's positions"
     assert refuse(path, tokenizer, max_tokens=5) == message
 
 

@@ -40,7 +40,7 @@ PYTHON = {
     "advantage": "leaves",
     "loss": "checks logits pack",
     "presets": "loss",
-    "learner": "attention engine logits loss pack",
+    "learner": "attention engine logits loss models pack",
     "algorithm": "advantage answers budget fork leaves logits loss poll prune reward select vote",
     "methods": "advantage algorithm fork loss prune reward select",
     # A run: it is watched, set up, trained and called.

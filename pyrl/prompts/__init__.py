@@ -74,6 +74,7 @@ def load_prompts(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_tokens: int,
+    space: str = "the model's positions",
     chat: bool | None = None,
     prefix: str = "",
     suffix: str = "",
@@ -93,12 +94,13 @@ def load_prompts(
     ground_truth or reward_model.ground_truth, or in `answer_column`. `chat`: use the tokenizer's
     chat template (None: if there is one and no worked examples), with a message `system` first,
     and with `chat_arguments`, texts NAME=VALUE, as its variables; it may take `time_limit` seconds
-    for a question. `prefix` and `suffix` are put around the question, as they are. Raises
+    for a question. `max_tokens`: of a prompt, at most; `space` says of what that is left by the
+    responses. `prefix` and `suffix` are put around the question, as they are. Raises
     DataError; ForeignError for a template that fails.
     """
     if max_tokens < 1:
         raise DataError(
-            f"{source}: no room for a question: the responses may take all positions of the model "
+            f"{source}: no room for a question: the responses may take all of {space} "
             f"and {-max_tokens} more; lower their limit (max_tokens)"
         )
     opened = open_source(source)
@@ -115,7 +117,7 @@ def load_prompts(
     template = ChatTemplate(tokenizer, system, arguments, time_limit) if chat else None
     wrap = (opened.prefix + prefix, suffix)
     names = (prompt_column, answer_column)
-    encode = Encoder(tokenizer, max_tokens, template, *wrap, *names, opened.task)
+    encode = Encoder(tokenizer, max_tokens, space, template, *wrap, *names, opened.task)
     try:
         prompts = [encode(i, row) for i, row in enumerate(islice(opened.rows, limit))]
     finally:
@@ -131,6 +133,7 @@ class Encoder:
 
     tokenizer: PreTrainedTokenizerBase
     max_tokens: int
+    space: str
     chat: ChatTemplate | None
     prefix: str
     suffix: str
@@ -155,7 +158,8 @@ class Encoder:
             raise DataError(f"{row.where}: the prompt is empty")
         if len(ids) > self.max_tokens:
             raise DataError(
-                f"{row.where}: prompt {index} has {len(ids)} tokens, the limit is {self.max_tokens}"
+                f"{row.where}: prompt {index} has {len(ids)} tokens, the limit is "
+                f"{self.max_tokens}: what the responses leave of {self.space}"
             )
         unknown = self.tokenizer.unk_token_id
         if unknown in ids and self.tokenizer.unk_token not in rendered:

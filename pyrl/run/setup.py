@@ -19,7 +19,7 @@ from pyrl.engine.launch import ENGINES, Carry, Request
 from pyrl.engine.sync import Shared
 from pyrl.learner import Learner
 from pyrl.leaves import Decode
-from pyrl.models import find_device, load_model, positions
+from pyrl.models import find_device, load_model, room
 from pyrl.prompts import Prompt, load_prompts
 from pyrl.reward import FunctionReward, check_answers
 from pyrl.rollout import make_signals
@@ -116,10 +116,12 @@ def _loader(
     run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> Callable[[str], list[Prompt]]:
     """Reads the questions of a source as the run asks for."""
+    space = room(model)
     return partial(
         load_prompts,
         tokenizer=tokenizer,
-        max_tokens=positions(model) - run.algorithm.sample.max_tokens,
+        max_tokens=space.tokens - run.algorithm.sample.max_tokens,
+        space=space.limit,
         chat=run.chat,
         prefix=run.prefix,
         suffix=run.suffix,

@@ -31,7 +31,7 @@ from pyrl.fork import Flat, Fork, TopEntropy
 from pyrl.logits.sample_tokens import sample_tokens
 from pyrl.logits.sampling import Sampling
 from pyrl.methods import METHODS
-from pyrl.models import positions
+from pyrl.models import room
 from pyrl.run.config import parse_run
 
 
@@ -52,8 +52,8 @@ class PlainEngine:
 
     def __init__(self, model: PreTrainedModel, eos: Collection[int], max_rows: int) -> None:
         self.model, self.eos, self.max_rows = model, eos, max_rows
-        vocabulary, room = model.get_input_embeddings().num_embeddings, positions(model)
-        self.admission = Admission(vocabulary, room, f"the model's {room} positions")
+        vocabulary = model.get_input_embeddings().num_embeddings
+        self.admission = Admission(vocabulary, room(model))
         self.rows: dict[int, Row] = {}
         self.version = self.computed = 0
 

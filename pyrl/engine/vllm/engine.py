@@ -34,6 +34,7 @@ from pyrl.engine.vllm.release import EngineCoreOutput
 from pyrl.engine.vllm.table import Branch, BranchTable
 from pyrl.engine.vllm.tap import KEY
 from pyrl.logits.sampling import Sampling
+from pyrl.models import Room
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +72,9 @@ class VLLMEngine:
         self.dtype: Dtype = self._options.dtype or dtype
         self._eos = sorted(eos)
         self._core = self._launch()
-        room = self._core.max_model_len
-        self._admission = Admission(self.vocabulary, room, f"vllm.max_model_len = {room}")
+        longest = self._core.max_model_len
+        room = Room(longest, f"vllm.max_model_len = {longest}")
+        self._admission = Admission(self.vocabulary, room)
         self._sampling: Sampling | None = None
         self._version = 0
         self._weights: list[tuple[str, Tensor]] | None = None
