@@ -25,7 +25,7 @@ def run(method: str, updates: int, seed: int, output: Path) -> dict[str, Any]:
     folder = output / f"{method}-{updates}-{seed}"
     if not (folder / "report.json").is_file():
         command = ["pyrl", "demo", method, "--seed", str(seed), "--output", str(folder)]
-        command += ["--updates-per-step", str(updates)]
+        command += ["--updates", str(updates)]
         resume = ["--resume"] if folder.exists() else []
         print("$", shlex.join(command + resume), file=sys.stderr, flush=True)
         subprocess.run(command + resume, check=True, stdout=subprocess.DEVNULL)

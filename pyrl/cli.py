@@ -49,7 +49,7 @@ class Demo:
     seed: int = 0
     steps: int | None = None
     """Fewer steps for a quick look; the default is what the report in the README used."""
-    updates_per_step: int | None = None
+    updates: int | None = None
     """Optimizer updates that share the samples of a step; the default is the demo's own number."""
     resume: bool = False
     """Go on from the last checkpoint in the output directory."""
@@ -94,8 +94,8 @@ def _demo(args: list[str]) -> int:
         run = replace(demo_run(method, output=demo.output, seed=demo.seed), resume=demo.resume)
         if demo.steps is not None:
             run = replace(run, steps=demo.steps)
-        if demo.updates_per_step is not None:
-            algorithm = replace(run.algorithm, updates_per_step=demo.updates_per_step)
+        if demo.updates is not None:
+            algorithm = replace(run.algorithm, updates_per_step=demo.updates)
             run = replace(run, algorithm=algorithm)
         report = Trainer(run, progress, scoring=SCORING, eval_sets=EVAL_SETS).train()
     _show(report, run.output)
