@@ -131,6 +131,8 @@ class Demo:
     """Seed of sampling and of the order of the questions."""
     steps: int | None = None
     """Fewer steps for a quick look; the default is what the report in the README used."""
+    updates: int | None = None
+    """Optimizer updates that share the samples of a step; the default is the demo's own number."""
     resume: bool = False
     """Go on from the last checkpoint in the output directory."""
 
@@ -140,4 +142,6 @@ def parse_demo(argv: Sequence[str]) -> Run:
     demo = tyro.cli(Demo, args=argv, prog="pyrl demo")
     method = one_of(demo.method, METHODS, "demo method")
     run = replace(demo_run(method, output=demo.output, seed=demo.seed), resume=demo.resume)
+    if demo.updates is not None:
+        run = replace(run, algorithm=replace(run.algorithm, updates_per_step=demo.updates))
     return run if demo.steps is None else replace(run, steps=demo.steps)
