@@ -41,6 +41,7 @@ class Question(Protocol):
 
 
 def has_truth(question: Question) -> bool:
+    """Whether anybody knows which answers to the question are right."""
     return question.task is not None or question.answer is not None
 
 
