@@ -203,6 +203,7 @@ class Rollout:
         sampled = self.engine.step()
         if not len(sampled.branch_B):
             return False
+        ended = self._gone(sampled.branch_B[sampled.finish_B != RUNNING])
         self.limits.spend(sampled.branch_B.tolist())
         self.counts.sampled_tokens += len(sampled.branch_B)
         self.on_tokens(len(sampled.branch_B))
@@ -215,12 +216,13 @@ class Rollout:
             self.engine.weight_version(),
         )
         if self.stop is not None:
-            sampled = self._stopped(self.stop, sampled)
+            stopped_B = self._stopped(self.stop, sampled)
+            newly_B = sampled.branch_B[stopped_B & (sampled.finish_B == RUNNING)]
+            self.engine.finish(newly_B)
+            ended += self._gone(newly_B)
+            finish_B = np.where(stopped_B, STOPPED, sampled.finish_B).astype(np.uint8)
+            sampled = replace(sampled, finish_B=finish_B)
         done_B = sampled.finish_B != RUNNING
-        ended = [
-            self.trunk_of[branch] if self.retain else self.trunk_of.pop(branch)
-            for branch in sampled.branch_B[done_B].tolist()
-        ]
         if self.signals is not None:
             self._decide(self.signals, sampled)
         self.forest.finish(sampled.branch_B[done_B], sampled.finish_B[done_B])
@@ -232,18 +234,18 @@ class Rollout:
             self._ended(trunk)
         return True
 
-    def _stopped(self, stop: Stop, sampled: Sampled) -> Sampled:
-        """The step, in which the branches that `stop` ends have ended; so they have in the engine.
+    def _gone(self, branch_B: NDArray[np.int64]) -> list[Trunk]:
+        """Trunks of branches that have ended; the engine knows these no longer, or retains them."""
+        known = self.trunk_of
+        return [known[b] if self.retain else known.pop(b) for b in branch_B.tolist()]
 
-        A branch at its limit has stopped, too, if the text ends it there.
-        """
+    def _stopped(self, stop: Stop, sampled: Sampled) -> NDArray[np.bool_]:
+        """Which branches `stop` ends with this token; a branch at its limit may be one of them."""
         asked_B = (sampled.finish_B != STOPPED) & stop.may_end(sampled.token_B)
         stopped_B = np.zeros(len(asked_B), bool)
         for row in np.flatnonzero(asked_B).tolist():
             stopped_B[row] = stop(self.forest.path(int(sampled.branch_B[row])).tokens)
-        self.engine.finish(sampled.branch_B[stopped_B & (sampled.finish_B == RUNNING)])
-        finish_B = np.where(stopped_B, STOPPED, sampled.finish_B).astype(np.uint8)
-        return replace(sampled, finish_B=finish_B)
+        return stopped_B
 
     def _decide(self, signals: Signals, sampled: Sampled) -> None:
         """Fork and prune, as the rules judge the branches after this token."""

@@ -23,7 +23,7 @@ PYTHON = {
     "attention": "",
     "pack": "",
     "sources": "",
-    "foreign": "",
+    "foreign": "",  # calls of code that others wrote
     # Questions become trees.
     "engine": "attention logits models",
     "fork": "checks",

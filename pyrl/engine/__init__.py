@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from pyrl.logits.sampling import Sampling
 
 RUNNING, STOPPED, TRUNCATED = 0, 1, 2
-"""Values of `Sampled.finish_B`: open, ended by an end-of-sequence token, ended by its limit."""
+"""Values of `Sampled.finish_B`: open, ended by an end-of-sequence token (or, by a
+rollout, where a stop text ends it), ended by its limit."""
 
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
 """What an engine computes in."""
