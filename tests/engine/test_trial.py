@@ -1,10 +1,11 @@
 """What a model is tried for when it is loaded: right numbers, or a refusal that names its class."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
-from model_families import tiny
+from model_families import FAMILIES, tiny
 from transformers import PreTrainedModel
 
 from pyrl.engine import trial
@@ -86,3 +87,10 @@ def test_a_room_below_the_trial_is_refused() -> None:
     model.config.sliding_window = 4
     with pytest.raises(ModelError, match=r"expected room for 5 tokens .* MistralForCausalLM, 4"):
         check_sampling(model)
+
+
+def test_the_page_has_each_family_that_its_script_tries_and_none_that_is_wrong() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text("utf-8")
+    rows = re.findall(r"^\| ([^|]+) \| [^|]+ \| ", page, re.M)
+    assert [row for row in rows if row not in ("family", "---")] == sorted(FAMILIES)
+    assert "WRONG" not in page
