@@ -15,14 +15,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pyrl.demo.run import UPDATES
+
 HELD_OUT, LONGER = "held-out", "length 18"
 
 
-def run(method: str, seed: int, output: Path) -> dict[str, Any]:
+def run(method: str, updates: int, seed: int, output: Path) -> dict[str, Any]:
     """The report of one run, made now or found."""
-    folder = output / f"{method}-{seed}"
+    folder = output / f"{method}-{updates}-{seed}"
     if not (folder / "report.json").is_file():
         command = ["pyrl", "demo", method, "--seed", str(seed), "--output", str(folder)]
+        command += ["--updates", str(updates)]
         resume = ["--resume"] if folder.exists() else []
         print("$", shlex.join(command + resume), file=sys.stderr, flush=True)
         subprocess.run(command + resume, check=True, stdout=subprocess.DEVNULL)
@@ -39,7 +42,7 @@ def score(report: dict[str, Any], set_name: str, model: str, metric: str) -> flo
     return float(found)
 
 
-def row(method: str, seed: int, report: dict[str, Any]) -> str:
+def row(method: str, updates: int, seed: int, report: dict[str, Any]) -> str:
     before = (
         score(report, HELD_OUT, "before", "greedy"),
         score(report, HELD_OUT, "before", "maj@64"),
@@ -52,6 +55,7 @@ def row(method: str, seed: int, report: dict[str, Any]) -> str:
     seconds = report["facts"]["seconds of training"]
     cells = [
         method,
+        str(updates),
         str(seed),
         *(f"{n:.3f}" for n in numbers),
         f"{tokens:,}",
@@ -66,15 +70,19 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/seeds"))
     parser.add_argument("--methods", nargs="+", default=["ttrl", "ettrl", "echo"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--updates", type=int, nargs="+", default=[UPDATES])
     options = parser.parse_args()
     print(
-        "| method | seed | greedy, untrained | maj@64, untrained | greedy | pass@1, T=0.6 | maj@16 "
-        "| length 18, untrained | length 18 | sampled tokens | seconds | greedy > maj@64 |"
+        "| method | updates | seed | greedy, untrained | maj@64, untrained | greedy "
+        "| pass@1, T=0.6 | maj@16 | length 18, untrained | length 18 | sampled tokens | seconds "
+        "| greedy > maj@64 |"
     )
-    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|")
     for method in options.methods:
-        for seed in options.seeds:
-            print(row(method, seed, run(method, seed, options.output)), flush=True)
+        for updates in options.updates:
+            for seed in options.seeds:
+                report = run(method, updates, seed, options.output)
+                print(row(method, updates, seed, report), flush=True)
     return 0
 
 

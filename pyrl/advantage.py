@@ -48,9 +48,11 @@ class GroupBaseline:
     """
 
     scale: Literal["std", "none"] = "std"
+    """What divides the difference: the deviation of the group's rewards, or nothing."""
     ddof: Literal[0, 1] = 1
     """1 divides the variance by G - 1, as torch.std and the released codes do."""
     eps: float = 1e-6
+    """Added to the deviation."""
     leave_one_out: bool = False
     """Subtract the mean of the other leaves: the difference times G / (G - 1)."""
     single: Literal["zero", "reward"] = "zero"
@@ -85,12 +87,15 @@ class Ancestors:
     weight: Literal["one", "mean", "leaves", "std"] = "one"
     """w_a: 1, 1 / J for J ancestors, the share in the leaf counts, or 1 / (std(a) + eps)."""
     per: Literal["leaf", "segment"] = "leaf"
+    """What gets an advantage: a leaf with all its tokens, or each segment."""
     leave_one_out: bool = False
     """Scale by G / (G - 1), G the leaves of the prompt."""
     sqrt_leaves: bool = False
     """Scale by 1 / sqrt(leaves below x): a shared token trains once for each leaf."""
     ddof: Literal[0, 1] = 1
+    """1 divides a variance by the leaves less 1."""
     eps: float = 1e-6
+    """Added to a deviation."""
     single: Literal["zero", "reward"] = "zero"
     """What an ancestor of one leaf contributes: 0, or v(x) as with mean 0 and std 1."""
 
@@ -155,6 +160,7 @@ class WhitenTokens:
     """(A - mean) / sqrt(var + eps) over all tokens of the batch, var with Bessel's correction."""
 
     eps: float = 1e-8
+    """Added to the variance."""
 
     def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
         known_T = _known_tokens(scored)
@@ -182,7 +188,9 @@ class EntropyReshape:
     """
 
     y_min: float = 0.0
+    """Smallest factor of an advantage."""
     y_max: float = 2.0
+    """Largest factor of an advantage."""
     entropy_floor: float = 1e-4
     """A group of lower mean entropy (nats) has collapsed: its ratios are noise, so Y = 1."""
 
@@ -219,6 +227,7 @@ class AdvantageClip:
     """EAR, Adv-Clip (arXiv:2508.11356): A = clip(A, -beta, beta)."""
 
     beta: float = 2.0
+    """Largest size of an advantage."""
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
@@ -243,13 +252,19 @@ class Hybrid:
     """
 
     a: float = 0.1
+    """Share of the signal S by which an advantage grows."""
     alpha: float = 1.0
+    """Weight of the token's entropy in S."""
     beta: float = 1.0
+    """Weight of its doubt, 1 - confidence, in S."""
     lam: float = 0.0
     """The paper's lambda; the released code has 0."""
     whiten: bool = True
+    """Whiten entropy and doubt over the batch and clamp S, as the released code does."""
     bound: float = 2.0
+    """Largest size of a whitened S."""
     eps: float = 1e-8
+    """Added to the variances of the whitening."""
 
     def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
         known_T = _known_tokens(scored)

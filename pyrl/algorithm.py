@@ -12,6 +12,7 @@ from pyrl.fork import Flat, Fork
 from pyrl.leaves import Decode
 from pyrl.logits.sampling import Sampling
 from pyrl.loss import Loss
+from pyrl.loss.loss import check_loss
 from pyrl.poll import Poll
 from pyrl.prune import Keep, Prune
 from pyrl.reward import Reward, VoteReward
@@ -38,9 +39,13 @@ class Sample:
     stop_when_decided: bool = False
     """Stop a question when no missing leaf can change its label; leaves that train go on."""
     temperature: float = 1.0
+    """What logits are divided by."""
     top_k: int = 0
+    """Only the k most probable tokens are drawn; 0: all."""
     top_p: float = 1.0
+    """Only the fewest tokens whose mass reaches this share are drawn; 1: all."""
     min_p: float = 0.0
+    """Only tokens of at least this share of the largest probability are drawn; 0: all."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.train <= self.votes:
@@ -90,8 +95,14 @@ class Algorithm:
     reward: Reward = field(default_factory=VoteReward)
     select: Select = field(default_factory=First)
     loss: Loss = field(default_factory=Loss)
+    updates_per_step: int = 1
+    """Optimizer updates that share the samples of a step, each of them for as many of its
+    questions; the second and later ones are off-policy, and only there do ratios meet bounds."""
 
     def __post_init__(self) -> None:
+        if self.updates_per_step < 1:
+            raise ValueError(f"updates_per_step: expected >= 1, got {self.updates_per_step}")
+        check_loss(self.loss)
         if self.sample.stop_when_decided and not isinstance(self.vote, Majority):
             raise ValueError(
                 f"sample.stop_when_decided: expected vote=Majority(), got {self.vote}: "

@@ -59,6 +59,17 @@ def one_of(name: str, names: Iterable[str], kind: str) -> str:
     )
 
 
+def described(value: object) -> str:
+    """What an argument of a wrong type is, as messages name it."""
+    if isinstance(value, np.ndarray):
+        return f"a numpy array {value.dtype}{list(value.shape)}"
+    if callable(value) and hasattr(value, "__name__"):
+        return f"the {'class' if isinstance(value, type) else 'function'} {value.__name__}"
+    shown = repr(value)
+    kind = "" if value is None or isinstance(value, str) else f"{type(value).__name__} "
+    return kind + (shown if len(shown) <= 60 else f"{shown[:57]}...")
+
+
 def check_axes(record: Any) -> None:
     """ValueError unless the record and those in it hold what their fields are declared to hold.
 

@@ -1,20 +1,17 @@
-"""The command line: `pyrl demo`, `pyrl train METHOD`, `pyrl eval`, `pyrl info`."""
+"""The command line: `pyrl demo`, `pyrl train METHOD`, `pyrl eval`, `pyrl info`.
+
+Each command imports what it needs: torch and transformers take seconds, and help needs neither.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import rich
-import tyro
-
-from pyrl.answers.pool import VerifierError
-from pyrl.checks import one_of
-from pyrl.engine import EngineError, EngineFailure
+import pyrl
 
 if TYPE_CHECKING:
     from pyrl.report import Progress, Report
@@ -23,49 +20,42 @@ USAGE = """\
 pyrl: tree-rollout test-time RL. Fork where the model is unsure, vote, learn.
 
   pyrl demo [METHOD]     learn to sort longer strings of digits, without labels, in minutes
-  pyrl train METHOD ...  train a model on unlabelled questions; METHOD is one of
-                         {methods}
+  pyrl train METHOD ...  train a model on unlabelled questions by ttrl, ettrl, echo or another
+                         method; `pyrl train` lists them
   pyrl eval ...          score a model on questions with answers
   pyrl info              how this installation was built
+  pyrl --version         its version
 
 Each command has --help.
 """
 
 
-BAD_INPUT = (
-    ValueError, OSError, ImportError, FloatingPointError, EngineError, VerifierError,
-)  # fmt: skip
-"""What ends a command with a sentence and exit code 2."""
-
-
-@dataclass(frozen=True)
-class Demo:
-    """Learn to sort longer strings of digits from the votes of a small packaged model."""
-
-    method: Annotated[str, tyro.conf.Positional] = "echo"
-    """ttrl, ettrl or echo; or a control, gold (true labels) or coin (a random reward)."""
-    output: Path = Path("runs/demo")
-    """Directory of checkpoints, metrics and the report."""
-    seed: int = 0
-    steps: int | None = None
-    """Fewer steps for a quick look; the default is what the report in the README used."""
-    resume: bool = False
-    """Go on from the last checkpoint in the output directory."""
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command; exit 0, 2 for bad input, 3 for an engine that failed, 130 after Ctrl-C."""
+    """Run a command and exit.
+
+    Exit codes: 0; 2 for bad input; 3 for an engine that failed; 4 for a run that ended and in which
+    no step updated the model; 130 after Ctrl-C or SIGTERM.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "--version"):
+        print(f"pyrl {pyrl.__version__}" if args[:1] == ["--version"] else USAGE)
+        sys.exit(0)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from pyrl.answers.pool import VerifierError
+    from pyrl.engine import EngineError, EngineFailure
+    from pyrl.run.interrupt import sigterm_as_ctrl_c
+
+    bad_input = (
+        ValueError, OSError, ImportError, FloatingPointError, EngineError, VerifierError,
+    )  # fmt: skip
     try:
-        sys.exit(_command(args))
+        with sigterm_as_ctrl_c():
+            sys.exit(_command(args))
     except EngineFailure as error:
         print(f"pyrl: {error}", file=sys.stderr)
         sys.exit(3)
-    except BAD_INPUT as error:
-        # A reward function's own error carries its name in a note.
-        for line in (error, *vars(error).get("__notes__", ())):
-            print(f"pyrl: {line}", file=sys.stderr)
+    except bad_input as error:
+        print(f"pyrl: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as interrupt:
         print(f"pyrl: interrupted; {str(interrupt) or 'nothing was saved'}", file=sys.stderr)
@@ -73,46 +63,45 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _command(args: list[str]) -> int:
-    commands = {"demo": _demo, "train": _train, "eval": _eval, "info": _info}
-    if not args or args[0] in ("-h", "--help"):
-        from pyrl.methods import METHODS
+    from pyrl.checks import one_of
 
-        print(USAGE.format(methods=", ".join(METHODS)))
-        return 0
+    commands = {"demo": _demo, "train": _train, "eval": _eval, "info": _info}
     return commands[one_of(args[0], commands, "command")](args[1:])
 
 
 def _demo(args: list[str]) -> int:
-    demo = tyro.cli(Demo, args=args, prog="pyrl demo")
     with _loading() as progress:
-        from pyrl.demo.run import EVAL_SETS, METHODS, SCORING, demo_run
+        from pyrl.demo.run import EVAL_SETS, SCORING, parse_demo
         from pyrl.train import Trainer
 
-        method = one_of(demo.method, METHODS, "demo method")
-        run = replace(demo_run(method, output=demo.output, seed=demo.seed), resume=demo.resume)
-        if demo.steps is not None:
-            run = replace(run, steps=demo.steps)
-        report = Trainer(run, progress, scoring=SCORING, eval_sets=EVAL_SETS).train()
-    _show(report, run.output)
-    return 0
+        run = parse_demo(args)
+        trainer = Trainer(run, progress, scoring=SCORING, eval_sets=EVAL_SETS)
+        report = trainer.train()
+    return _ended(report, run.output, trainer.changed)
 
 
 def _train(args: list[str]) -> int:
+    from pyrl.checks import one_of
     from pyrl.methods import METHODS
 
     if not args or args[0] in ("-h", "--help"):
-        print(f"pyrl train METHOD ...\n\nMETHOD is one of {', '.join(METHODS)}; each has --help.")
+        print(
+            f"pyrl train METHOD ...\n\nMETHOD is one of {', '.join(METHODS)}; each has --help."
+            "\nWith --config FILE it may be left out where the file names it, as run.yaml does."
+        )
         return 0 if args else 2
-    from pyrl.run.config import parse_run
+    from pyrl.run.config import method_of, parse_run
 
+    if args[0].startswith("-"):
+        args = [method_of(args), *args]
     method = one_of(args[0], METHODS, "method")
     run = parse_run(args[1:], method, METHODS[method]())
     with _loading() as progress:
         from pyrl.train import Trainer
 
-        report = Trainer(run, progress).train()
-    _show(report, run.output)
-    return 0
+        trainer = Trainer(run, progress)
+        report = trainer.train()
+    return _ended(report, run.output, trainer.changed)
 
 
 def _loading() -> Progress:
@@ -124,25 +113,42 @@ def _loading() -> Progress:
     return progress
 
 
-def _show(report: Report, output: Path) -> None:
+def _ended(report: Report, output: Path, changed: bool) -> int:
+    """Show what a run came to; its exit code."""
+    import rich
+
     rich.print(report)
-    for name in ("model", "curves.png", "metrics.jsonl"):
+    for name in ("model", "report.md", "curves.png", "metrics.jsonl"):
         print(f"{name.partition('.')[0]:8} {output / name}")
+    if changed:
+        return 0
+    print("pyrl: no step updated the model: it is unchanged", file=sys.stderr)
+    return 4
 
 
 def _eval(args: list[str]) -> int:
+    import rich
+    import tyro
+
     with _loading() as progress:
         from pyrl.evaluate import EvalSettings, evaluate_model
         from pyrl.report import Report
+        from pyrl.run.lock import one_process
 
+        one_process()
         settings = tyro.cli(EvalSettings, args=args, prog="pyrl eval")
         score = evaluate_model(settings, progress)
-    rich.print(Report(f"{settings.model} on {settings.data}", (score,)))
+    facts = {"questions": score.questions, "seconds": round(score.seconds), "seed": settings.seed}
+    report = Report(f"{settings.model} on {settings.data}", (score,), facts)
+    rich.print(report)
+    if settings.output is not None:
+        report.save(settings.output)
+        print(f"report   {settings.output / 'report.json'}")
     return 0
 
 
 def _info(args: list[str]) -> int:
-    import pyrl
+    import tyro
 
     tyro.cli(_nothing, args=args, prog="pyrl info", description="How pyrl was built.")
     for name, value in pyrl.build_info().items():

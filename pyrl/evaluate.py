@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -13,25 +14,27 @@ from numpy.typing import NDArray
 
 from pyrl.answers import EQUIVALENCES, Equivalence, Extractor, classify
 from pyrl.answers.reading import answer_format, decoder
+from pyrl.answers.truth import has_truth, right
 from pyrl.checks import one_of
 from pyrl.engine import Engine
 from pyrl.engine.launch import ENGINES, Request
 from pyrl.engine.vllm.options import VLLMOptions
+from pyrl.foreign import TIME_LIMIT
 from pyrl.fork import Flat
 from pyrl.leaves import Decode, Leaves, collect
 from pyrl.logits.sampling import Sampling
-from pyrl.models import find_device, load_model, positions
+from pyrl.models import find_device, load_model, room
 from pyrl.prompts import Prompt, load_prompts
 from pyrl.prune import Keep
 from pyrl.report import Evaluation, Progress
-from pyrl.rollout import Rollout, derive_seed
+from pyrl.rollout import Rollout, Stop, derive_seed
 from pyrl.vote import Majority
 
 
 def answered(prompts: Sequence[Prompt], name: str) -> Sequence[Prompt]:
     """The prompts, all of which have a true answer; ValueError names the first that has none."""
     for prompt in prompts:
-        if prompt.answer is None:
+        if not has_truth(prompt):
             raise ValueError(
                 f"{name}: expected a true answer for each question, {prompt.index} has none"
             )
@@ -63,6 +66,7 @@ class EvalSettings:
     samples: int = 16
     """Per question, for pass@1 (their mean), maj@n and pass@n."""
     temperature: float = 0.6
+    """Of these samples; greedy answers have none."""
     low_temperature: float = 0.3
     """Another pass@1; 0: none."""
     max_tokens: int = 1024
@@ -70,30 +74,50 @@ class EvalSettings:
     extractor: str | None = None
     """How the answer is read: "boxed", "whole", "number" or "regex:PATTERN"; None: as the
     questions ask for."""
+    answer_after: str = ""
+    """Read the answer only from what follows the last such text, as "</think>"; a response
+    without it has none. Empty: from all of the response."""
     equivalence: Literal["math", "exact"] = "math"
     """When two answers are the same: as mathematics (math-verify), or as text."""
     stop: str | None = None
-    """A response also ends with any token with this text; None: as the questions ask for."""
+    """A response also ends where it has this text; None: as the questions ask for."""
     chat: bool | None = None
     """Use the chat template; None: if there is one and the data brings no worked examples."""
     prefix: str = ""
     """Text before each question."""
     suffix: str = ""
     """Text after each question."""
+    prompt_column: str | None = None
+    """Column of the questions; None: prompt, question, problem or messages."""
+    answer_column: str | None = None
+    """Column of the true answers; None: answer, solution, ground_truth or
+    reward_model.ground_truth."""
+    system: str | None = None
+    """A system message before each question, for the chat template."""
+    chat_arguments: tuple[str, ...] = ()
+    """Variables of the chat template, each NAME=VALUE, such as enable_thinking=False."""
+    call_time_limit: float = TIME_LIMIT
+    """Seconds that the chat template may take for a question."""
     seed: int = 0
+    """Seed of sampling."""
     limit: int | None = None
     """Only the first questions."""
     max_rows: int = 256
     """Branches that the engine samples at the same time."""
     device: str = "auto"
+    """"auto" (a GPU if there is one), "cpu", "cuda", "cuda:1"..."""
     engine: str = "hf"
     """Who samples: "hf" (transformers), "vllm", or an engine that was added to
     pyrl.engine.launch.ENGINES."""
     vllm: VLLMOptions = field(default_factory=VLLMOptions)
     """How vLLM runs the model."""
+    output: Path | None = None
+    """Directory for report.md and report.json with the scores; None: they are only printed."""
 
     def __post_init__(self) -> None:
         one_of(self.engine, ENGINES, "engine")
+        if self.output is not None and (self.output / "report.json").exists():
+            raise ValueError(f"output: expected no report in {self.output} yet, got report.json")
 
 
 class Evaluator:
@@ -107,13 +131,18 @@ class Evaluator:
         equivalence: Equivalence,
         seed: int,
         on_tokens: Callable[[int], None] = lambda tokens: None,
+        stop: Stop | None = None,
     ) -> None:
         self.engine, self.decode = engine, decode
         self.extractor, self.equivalence = extractor, equivalence
-        self.seed, self.on_tokens = seed, on_tokens
+        self.seed, self.on_tokens, self.stop = seed, on_tokens, stop
 
     def __call__(
-        self, name: str, model: Literal["before", "after"], prompts: Sequence[Prompt], how: Scoring
+        self,
+        name: str,
+        model: Literal["before", "after", "given"],
+        prompts: Sequence[Prompt],
+        how: Scoring,
     ) -> Evaluation:
         """ValueError if a question has no true answer."""
         answered(prompts, name)
@@ -158,56 +187,56 @@ class Evaluator:
             signals=None,
             seed=derive_seed(self.seed, samples, round(temperature * 1000)),
             on_tokens=self.on_tokens,
+            stop=self.stop,
         )
         return collect(rollout.run(), self.decode), rollout.counts.sampled_tokens
 
     def _right(self, leaves: Leaves, prompts: Sequence[Prompt]) -> NDArray[np.bool_]:
         """Which leaves are right [N]; one whose comparison ran out of time is not."""
         answers = classify(leaves, self.extractor, self.equivalence)
-        return np.array(
-            [
-                answer is not None and self._same(answer, prompts[group])
-                for answer, group in zip(answers.answer_N, leaves.group_N.tolist(), strict=True)
-            ]
-        )
+        asked = [prompts[group] for group in leaves.group_N.tolist()]
+        return np.equal(right(answers.answer_N, asked, self.equivalence), 1)
 
     def _majority(self, leaves: Leaves, prompts: Sequence[Prompt]) -> float:
         answers = classify(leaves, self.extractor, self.equivalence)
         label_G = Majority()(leaves, answers).label_G
-        right = [
-            label is not None and self._same(label, prompt)
-            for label, prompt in zip(label_G, prompts, strict=True)
-        ]
-        return float(np.mean(right))
-
-    def _same(self, answer: str, prompt: Prompt) -> bool:
-        assert prompt.answer is not None
-        return self.equivalence.same(answer, prompt.answer) is True
+        return float((right(label_G, prompts, self.equivalence) == 1).mean())
 
 
 def evaluate_model(settings: EvalSettings, progress: Progress) -> Evaluation:
     """Load a model and questions, and score the one on the other: `pyrl eval`."""
     model, tokenizer = load_model(settings.model)
     model.to(find_device(settings.device))
-    room = positions(model)
+    space = room(model)
     prompts = load_prompts(
         settings.data,
         tokenizer,
-        max_tokens=room - settings.max_tokens,
+        max_tokens=space.tokens - settings.max_tokens,
+        space=space.limit,
         chat=settings.chat,
         prefix=settings.prefix,
         suffix=settings.suffix,
+        prompt_column=settings.prompt_column,
+        answer_column=settings.answer_column,
+        system=settings.system,
+        chat_arguments=settings.chat_arguments,
+        time_limit=settings.call_time_limit,
         limit=settings.limit,
     )
     answered(prompts, settings.data)
-    extractor, eos = answer_format(
-        model, tokenizer, settings.data, settings.extractor, settings.stop
+    form = answer_format(
+        model,
+        tokenizer,
+        settings.data,
+        settings.extractor,
+        settings.stop,
+        settings.answer_after,
     )
     engine, sync = ENGINES[settings.engine](
         Request(
             model=model,
             source=settings.model,
-            eos=eos,
+            eos=form.eos,
             max_rows=settings.max_rows,
             dtype="float32",
             probe_T=prompts[0].tokens,
@@ -225,10 +254,11 @@ def evaluate_model(settings: EvalSettings, progress: Progress) -> Evaluation:
         evaluator = Evaluator(
             engine,
             decoder(tokenizer),
-            extractor,
+            form.extractor,
             EQUIVALENCES[settings.equivalence](),
             settings.seed,
             progress.tokens,
+            form.stop,
         )
         progress.phase("evaluating")
-        return evaluator(settings.data.replace("/", " "), "before", prompts, how)
+        return evaluator(settings.data.replace("/", " "), "given", prompts, how)

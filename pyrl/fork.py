@@ -154,12 +154,17 @@ class OnlineEntropy(Flat):
     """
 
     forks: int = 2
+    """N: forks of a trunk at most."""
     siblings: int = 2
+    """B: new branches of a fork."""
     quantile: float = 0.9
     """Quantile of token entropy over the last steps above which a token forks."""
     cooldown: int = 16
+    """Tokens without a fork after one."""
     min_tokens: int = 1
+    """Tokens of a branch before its first fork."""
     warmup_traces: int = 16
+    """Finished samples before the first fork of a run."""
 
     def __post_init__(self) -> None:
         shares(self, "quantile")
@@ -194,13 +199,17 @@ class EntropyConfidence(Flat):
     entropy_high: float = 0.95
     """Quantile of token entropy above which a token may fork."""
     entropy_low: float = 0.5
+    """Quantile of token entropy at which entropy adds no width."""
     confidence: float = 0.5
     """Quantile of group confidence below which a token may fork."""
     entropy_rise: float = 0.8
     """Quantile of the rise of entropy over its moving average."""
     alpha: float = 2.0
+    """Weight of entropy in the width of a fork."""
     beta: float = 1.0
+    """Weight of doubt in the width of a fork."""
     max_width: int = 4
+    """Branches after a fork at most, the parent included; 1 never forks."""
     cooldown: int = 32
     """Tokens without a fork after one; siblings inherit it."""
     trunk_cap: int = 8
@@ -208,8 +217,11 @@ class EntropyConfidence(Flat):
     trunk_share: float = 0.5
     """Share of the wanted leaves that start as trunks; forks, then new trunks, fill up the rest."""
     smooth_window: int = 4
+    """Tokens of the moving average of entropy."""
     group_window: int = 32
+    """Tokens whose mean confidence is the group confidence."""
     min_tokens: int = 4
+    """Tokens of a branch before its first fork."""
     warmup_traces: int = 16
     """Finished samples before the first fork of a run."""
 

@@ -38,6 +38,8 @@ class Leaves:
     """Mean confidence of the response's last 16 tokens."""
     text_N: tuple[str, ...]
     """Decoded response without special tokens."""
+    token_N: tuple[NDArray[np.int32], ...]
+    """Token ids of each response."""
 
     def take(self, index_N: NDArray[np.int64]) -> Leaves:
         """The leaves at these ordinals, in the given order."""
@@ -52,6 +54,7 @@ class Leaves:
             entropy_N=self.entropy_N[index_N],
             confidence_N=self.confidence_N[index_N],
             text_N=tuple(self.text_N[i] for i in index_N),
+            token_N=tuple(self.token_N[i] for i in index_N),
         )
 
 
@@ -79,7 +82,7 @@ def collect(forest: Forest, decode: Decode, tail: int = 16) -> Leaves:
     """The finished branches of a forest with one tree per prompt."""
     leaf_N = forest.leaves()
     table = forest.leaf_table(leaf_N)
-    paths = [forest.path(leaf).tokens for leaf in leaf_N.tolist()]
+    token_N = [forest.path(leaf).tokens for leaf in leaf_N.tolist()]
     return Leaves(
         leaf_N=leaf_N,
         group_N=table.tree_N,
@@ -90,7 +93,8 @@ def collect(forest: Forest, decode: Decode, tail: int = 16) -> Leaves:
         finish_N=table.finish_N,
         entropy_N=table.mean_entropy_N,
         confidence_N=forest.tail_confidence(leaf_N, tail),
-        text_N=tuple(decode(paths)),
+        text_N=tuple(decode(token_N)),
+        token_N=tuple(token_N),
     )
 
 

@@ -7,15 +7,18 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import cast
+from pickle import UnpicklingError
+from typing import Any, cast
 
 import torch
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -24,6 +27,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging as transformers_logging
 
 logger = logging.getLogger(__name__)
@@ -45,6 +49,22 @@ TOKENIZERS = (
     "sentencepiece.bpe.model",
     "tekken.json",
 )
+
+
+UNLOADABLE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    StrictDataclassError,
+    TypeError,
+    UnpicklingError,
+    ValueError,
+)
+"""What libraries raise for a configuration, weights or a tokenizer that makes no sense."""
 
 
 class ModelError(ValueError):
@@ -76,15 +96,51 @@ def load_model(
         ) from error
 
 
-def positions(model: PreTrainedModel) -> int:
-    """Tokens of prompt and response at most; ModelError for a model that has no such number."""
+@dataclass(frozen=True)
+class Room:
+    """How long a sequence may be for its numbers to be right."""
+
+    tokens: int
+    """Of prompt and response together, at most."""
+    limit: str
+    """What sets it, for messages: "the model's 64 positions"."""
+
+
+def room(model: PreTrainedModel) -> Room:
+    """The smaller of the model's positions and where its rotary positions are scaled anew for a
+    whole batch as soon as one sequence is longer (LongRoPE).
+
+    ModelError for a model that has no number of positions.
+    """
+    name, config = type(model).__name__, model.config.get_text_config()
+    # Configurations differ in their fields by design: absent means that the model lacks the thing.
+    fields = config.to_dict()
     try:
-        return int(model.config.get_text_config().max_position_embeddings)
+        positions = config.max_position_embeddings
     except AttributeError as error:
         raise ModelError(
-            f"{type(model).__name__}: expected a model with a number of positions "
+            f"{name}: expected a model with a number of positions "
             f"(max_position_embeddings), got one of type {model.config.model_type!r} without"
         ) from error
+    if (window := fields.get("sliding_window")) is not None:
+        _whole(window, "sliding_window")
+    limits = [Room(_whole(positions, "max_position_embeddings"), "the model's {} positions")]
+    for rope in _ropes(fields.get("rope_parameters") or {}):
+        if rope.get("rope_type") == "longrope":
+            switch = rope.get("original_max_position_embeddings", positions)
+            where = f"the {{}} tokens after which {name} scales its positions anew (LongRoPE)"
+            limits.append(Room(_whole(switch, "original_max_position_embeddings"), where))
+    least = min(limits, key=lambda room: room.tokens)
+    return Room(least.tokens, least.limit.format(least.tokens))
+
+
+def checkpoint_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The weights under the names, and in the pieces, that `save_pretrained` writes.
+
+    transformers stacks the experts of a layer in one tensor, a checkpoint has one for each.
+    """
+    weights: dict[str, Tensor] = revert_weight_conversion(model, model.state_dict())
+    return weights
 
 
 def find_device(name: str) -> torch.device:
@@ -169,14 +225,21 @@ def quiet_progress() -> Iterator[None]:
 
 
 def _load(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    part = "model"
     with quiet_progress():
         try:
             model, report = AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, output_loading_info=True
             )
+            part = "tokenizer"
+            tokenizer = AutoTokenizer.from_pretrained(source)
         except SafetensorError as error:
             raise ModelError(f"{source}: the weights cannot be read: {error}") from error
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        except HFValidationError:
+            raise
+        except UNLOADABLE as error:
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ModelError(f"{source}: the {part} cannot be loaded: {said}") from error
     if report["missing_keys"]:
         names = sorted(report["missing_keys"])
         raise ModelError(f"{source}: the weights lack {len(names)} tensors, first {names[0]}")
@@ -186,13 +249,31 @@ def _load(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedT
     return cast(PreTrainedModel, model.eval()), cast(PreTrainedTokenizerBase, tokenizer)
 
 
+def _whole(value: object, name: str) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise ModelError(f"{name}: expected a whole number of at least 1, got {value!r}")
+    return value
+
+
+def _ropes(parameters: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """One record of rotary parameters, or one for each kind of layer."""
+    if "rope_type" in parameters:
+        return [parameters]
+    return [kind for kind in parameters.values() if isinstance(kind, Mapping)]
+
+
 def _missing_weights(path: Path) -> list[str]:
     for name in WEIGHTS:
         index = path / f"{name}.index.json"
         if (path / name).is_file():
             return []
         if index.is_file():
-            shards = set(json.loads(index.read_text())["weight_map"].values())
+            try:
+                shards = set(json.loads(index.read_text())["weight_map"].values())
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                raise ModelError(
+                    f'{index}: expected JSON with the file of each weight in "weight_map": {error}'
+                ) from error
             return sorted(shard for shard in shards if not (path / shard).is_file())
     return [f"weights ({' or '.join(WEIGHTS)}, whole or sharded)"]
 

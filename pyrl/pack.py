@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ class TokenBatch:
     position_I: NDArray[np.int64]
     label_T: NDArray[np.int64]
     old_logprob_T: NDArray[np.float32]
-    """By the policy that sampled, at the sampling temperature."""
+    """As the engine that sampled reported them, at the sampling temperature."""
     entropy_T: NDArray[np.float32]
     confidence_T: NDArray[np.float32]
     mask_T: NDArray[np.bool_]
@@ -29,6 +30,12 @@ class TokenBatch:
     """Where each leaf's input tokens begin, and the end of the last."""
     token_offset_N1: NDArray[np.int64]
     """Where each leaf's response tokens begin, and the end of the last."""
+    reward_N: NDArray[np.float64] | None = None
+    """NaN is unknown; None: no loss reads them."""
+    group_N: NDArray[np.int64] | None = None
+    """The question of each leaf; None: no loss reads it."""
+    columns: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
+    """More numbers for each response token, by the names that a loss knows them by."""
 
     def __len__(self) -> int:
         return len(self.input_offset_N1) - 1
@@ -47,13 +54,15 @@ class TokenBatch:
         """The batch of these leaves, in the given order."""
         row_I = gather(self.input_offset_N1, leaf_N)
         row_T = gather(self.token_offset_N1, leaf_N)
-        columns = {
-            f.name: getattr(self, f.name)[row_I if f.name.endswith("_I") else row_T]
-            for f in fields(self)
-            if not f.name.endswith("_N1")
-        }
+        rows = {"I": row_I, "T": row_T, "N": leaf_N}
+        taken: dict[str, Any] = {}
+        for of in fields(self):
+            axis, value = of.name.rpartition("_")[2], getattr(self, of.name)
+            if axis in rows and value is not None:
+                taken[of.name] = value[rows[axis]]
         return TokenBatch(
-            **columns,
+            **taken,
+            columns={name: value_T[row_T] for name, value_T in self.columns.items()},
             input_offset_N1=offsets(np.diff(self.input_offset_N1)[leaf_N]),
             token_offset_N1=offsets(np.diff(self.token_offset_N1)[leaf_N]),
         )
@@ -88,7 +97,11 @@ def gather(offset_N1: NDArray[np.int64], leaf_N: NDArray[np.int64]) -> NDArray[n
     return np.arange(int(length_N.sum())) + np.repeat(shift_N, length_N)
 
 
-def pack(rows: _core.tree.PackedRows, advantage_T: NDArray[np.float64]) -> TokenBatch:
+def pack(
+    rows: _core.tree.PackedRows,
+    advantage_T: NDArray[np.float64],
+    reward_N: NDArray[np.float64] | None = None,
+) -> TokenBatch:
     """Join the forest's flat rows (`pack_flat`) with one advantage per response token."""
     if len(advantage_T) != len(rows.label_T):
         raise ValueError(f"pack: expected {len(rows.label_T)} advantages, got {len(advantage_T)}")
@@ -104,4 +117,26 @@ def pack(rows: _core.tree.PackedRows, advantage_T: NDArray[np.float64]) -> Token
         advantage_T=advantage_T,
         input_offset_N1=rows.cu_seqlens.astype(np.int64),
         token_offset_N1=offsets(np.bincount(rows.leaf_T, minlength=leaves)),
+        reward_N=reward_N,
+    )
+
+
+def pack_given(
+    prompts: Sequence[NDArray[np.int32]], responses: Sequence[NDArray[np.int64]]
+) -> TokenBatch:
+    """Responses that nobody sampled, each after its prompt: to be read, not to learn from."""
+    length_N = np.array([len(response) for response in responses])
+    row_N = [np.concatenate(pair) for pair in zip(prompts, responses, strict=True)]
+    nothing_T = np.zeros(int(length_N.sum()), np.float32)
+    return TokenBatch(
+        input_I=np.concatenate(row_N).astype(np.int64),
+        position_I=np.concatenate([np.arange(len(row)) for row in row_N]),
+        label_T=np.concatenate(responses),
+        old_logprob_T=nothing_T,
+        entropy_T=nothing_T,
+        confidence_T=nothing_T,
+        mask_T=nothing_T > 0,
+        advantage_T=nothing_T.astype(np.float64),
+        input_offset_N1=offsets(np.array([len(row) for row in row_N])),
+        token_offset_N1=offsets(length_N),
     )

@@ -53,10 +53,13 @@ class Doubt(Keep):
     tail_low: float = 0.1
     """Quantile of tail confidence below which it counts as low."""
     decline_run: int = 64
+    """Tokens in a row over which tail confidence has fallen."""
     spike: float = 0.99
     """Quantile of the rise of entropy over its moving average."""
     spike_run: int = 3
+    """Leaps of entropy in a row."""
     tail_window: int = 64
+    """Tokens whose mean confidence is the tail confidence."""
     respawn_share: float = 0.25
     """Pruned branches that are replaced at most, as a share of the wanted leaves."""
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import struct
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyrl._core.tree import Forest, Signals, SignalSpec
 from pyrl.budget import UNLIMITED, Allowance, Budget, Counts, Ending, Limits
-from pyrl.engine import RUNNING, TRUNCATED, Branches, Engine, Sampled
+from pyrl.engine import RUNNING, STOPPED, TRUNCATED, Branches, Engine, Sampled
 from pyrl.fork import Finished, Fork, Site
 from pyrl.logits.sampling import Sampling
 from pyrl.poll import Poll
@@ -22,6 +22,16 @@ from pyrl.prune import Prune
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+class Stop(Protocol):
+    """Ends a response that no end token has ended: `pyrl.answers.reading.StopText`."""
+
+    def may_end(self, token_B: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Whether a response could end with each of these tokens; the others are not asked for."""
+
+    def __call__(self, token_T: NDArray[np.int32]) -> bool:
+        """Whether a response, which had not ended before its last token, ends with it."""
 
 
 def derive_seed(*parts: int) -> int:
@@ -70,9 +80,11 @@ class Rollout:
     """Grow the trees of some prompts until each has `votes` finished leaves.
 
     A fork enters the running batch at once, and a pruned branch leaves it at once; leaves that are
-    missing at the end are filled up with independent samples. `seed` makes a rollout replay
-    exactly, unless it is limited in time. `Limits` ends a prompt earlier, with at least one leaf,
-    when its allowance is spent, or when its poll is decided and the leaves that train are there.
+    missing at the end are filled up with independent samples. A branch ends with a token of the
+    engine's end tokens, at its limit, or with the token at which `stop` ends it. `seed` makes a
+    rollout replay exactly, unless it is limited in time. `Limits` ends a prompt earlier, with at
+    least one leaf, when its allowance is spent, or when its poll is decided and the leaves that
+    train are there.
     """
 
     def __init__(
@@ -89,6 +101,7 @@ class Rollout:
         seed: int,
         allowance: Allowance = UNLIMITED,
         poll: Poll | None = None,
+        stop: Stop | None = None,
         answer_start: Callable[[NDArray[np.int32]], int] = len,
         on_tokens: Callable[[int], None] = lambda tokens: None,
     ) -> None:
@@ -98,7 +111,7 @@ class Rollout:
             )
         self.engine, self.fork, self.prune, self.signals = engine, fork, prune, signals
         self.votes, self.limit, self.seed = votes, limit, seed
-        self.allowance, self.poll = allowance, poll
+        self.allowance, self.poll, self.stop = allowance, poll, stop
         self.answer_start, self.on_tokens = answer_start, on_tokens
         self.forest = Forest()
         self.prompts = list(prompts)
@@ -190,12 +203,8 @@ class Rollout:
         sampled = self.engine.step()
         if not len(sampled.branch_B):
             return False
+        ended = self._gone(sampled.branch_B[sampled.finish_B != RUNNING])
         self.limits.spend(sampled.branch_B.tolist())
-        done_B = sampled.finish_B != RUNNING
-        ended = [
-            self.trunk_of[branch] if self.retain else self.trunk_of.pop(branch)
-            for branch in sampled.branch_B[done_B].tolist()
-        ]
         self.counts.sampled_tokens += len(sampled.branch_B)
         self.on_tokens(len(sampled.branch_B))
         self.forest.append(
@@ -206,6 +215,14 @@ class Rollout:
             sampled.confidence_B,
             self.engine.weight_version(),
         )
+        if self.stop is not None:
+            stopped_B = self._stopped(self.stop, sampled)
+            newly_B = sampled.branch_B[stopped_B & (sampled.finish_B == RUNNING)]
+            self.engine.finish(newly_B)
+            ended += self._gone(newly_B)
+            finish_B = np.where(stopped_B, STOPPED, sampled.finish_B).astype(np.uint8)
+            sampled = replace(sampled, finish_B=finish_B)
+        done_B = sampled.finish_B != RUNNING
         if self.signals is not None:
             self._decide(self.signals, sampled)
         self.forest.finish(sampled.branch_B[done_B], sampled.finish_B[done_B])
@@ -216,6 +233,19 @@ class Rollout:
         for trunk in ended:
             self._ended(trunk)
         return True
+
+    def _gone(self, branch_B: NDArray[np.int64]) -> list[Trunk]:
+        """Trunks of branches that have ended; the engine knows these no longer, or retains them."""
+        known = self.trunk_of
+        return [known[b] if self.retain else known.pop(b) for b in branch_B.tolist()]
+
+    def _stopped(self, stop: Stop, sampled: Sampled) -> NDArray[np.bool_]:
+        """Which branches `stop` ends with this token; a branch at its limit may be one of them."""
+        asked_B = (sampled.finish_B != STOPPED) & stop.may_end(sampled.token_B)
+        stopped_B = np.zeros(len(asked_B), bool)
+        for row in np.flatnonzero(asked_B).tolist():
+            stopped_B[row] = stop(self.forest.path(int(sampled.branch_B[row])).tokens)
+        return stopped_B
 
     def _decide(self, signals: Signals, sampled: Sampled) -> None:
         """Fork and prune, as the rules judge the branches after this token."""

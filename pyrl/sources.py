@@ -41,6 +41,15 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Task:
+    """A reasoning_gym task whose own scorer says which answers are right."""
+
+    name: str
+    options: str
+    """As JSON."""
+
+
+@dataclass(frozen=True)
 class Source:
     """An opened source."""
 
@@ -51,6 +60,8 @@ class Source:
     """How answers to these questions are read, unless a run says otherwise."""
     stop: str = ""
     """Text that ends a response, unless a run says otherwise."""
+    task: Task | None = None
+    """Who says which answers are right; None: they are compared with the answers of the rows."""
 
 
 def open_source(source: str) -> Source:
@@ -184,10 +195,15 @@ def _reasoning_gym(request: str) -> Source:
         asked = {entry["question"] for entry in entries}
         prefix = _worked_examples(task, options, shots, asked)
     rows = (Row(f"reasoning_gym:{task}, item {i}", entry) for i, entry in enumerate(entries))
+    judge = _own_scorer(task, options)
+    if judge is None and not all(entry["answer"] for entry in entries):
+        raise DataError(
+            f"reasoning_gym:{task} has neither answers nor a scorer to learn or score by"
+        )
     if not shots:
-        return Source(rows)
+        return Source(rows, task=judge)
     # The examples show one-line answers, and a base model goes on with a question of its own.
-    return Source(rows, prefix, extractor="whole", stop="\n")
+    return Source(rows, prefix, extractor="whole", stop="\n", task=judge)
 
 
 def _draw(task: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -201,6 +217,15 @@ def _draw(task: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
         ) from error
 
 
+def _own_scorer(task: str, options: Mapping[str, Any]) -> Task | None:
+    from reasoning_gym.dataset import ProceduralDataset
+    from reasoning_gym.factory import DATASETS
+
+    if DATASETS[task][0].score_answer is ProceduralDataset.score_answer:
+        return None  # that one gives a part for an answer that contains the right one
+    return Task(task, json.dumps(options))
+
+
 def _worked_examples(
     task: str, options: Mapping[str, Any], shots: int, asked: AbstractSet[str]
 ) -> str:
@@ -211,6 +236,11 @@ def _worked_examples(
     """
     pool = _draw(task, {**options, "seed": SHOTS_SEED, "size": 20 * shots})
     solved = {e["question"]: e["answer"] for e in pool if e["question"] not in asked}
+    if not all(solved.values()):
+        raise DataError(
+            f"reasoning_gym:{task}: shots: its questions come without answers to show; expected "
+            f"shots=0, got {shots}"
+        )
     if len(solved) < shots:
         raise DataError(f"reasoning_gym:{task}: shots: only {len(solved)} other questions to show")
     return "".join(f"{question} {answer}\n" for question, answer in islice(solved.items(), shots))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,21 +13,24 @@ from numpy.typing import NDArray
 from pyrl._core.tree import pack_flat
 from pyrl.advantage import advantages
 from pyrl.answers import Answers, classify
+from pyrl.engine import EngineFailure
 from pyrl.evaluate import Evaluator, Scoring
 from pyrl.leaves import Leaves, collect, score
 from pyrl.pack import pack
 from pyrl.prompts import Prompt, step_prompts
 from pyrl.report import Alarms, MetricsLog, Progress, Report
+from pyrl.report.alarms import no_update
 from pyrl.report.metrics import Row, read_metrics
-from pyrl.report.step import StepObserver, Unlogged
+from pyrl.report.step import StepObserver, Unlogged, completion_metrics
 from pyrl.rollout import Rollout, answer_start, derive_seed
 from pyrl.run import checkpoint
-from pyrl.run.config import Run
+from pyrl.run.config import Run, settings_of
 from pyrl.run.directory import claim, keeping_forest, naming
 from pyrl.run.evaluation import Evaluations
 from pyrl.run.interrupt import RESUME, Interrupt
+from pyrl.run.lock import Lock, one_process
 from pyrl.run.results import write_results
-from pyrl.run.resume import record_of, restore
+from pyrl.run.resume import first_words, record_of, restore
 from pyrl.run.setup import assemble
 from pyrl.vote import Votes
 
@@ -67,17 +71,23 @@ class Trainer:
     ) -> None:
         """Load what the run needs. `eval_sets` names further sources of questions to score.
 
-        Raises what `pyrl.run.setup.assemble` does.
+        Raises what `pyrl.run.setup.assemble` does, and RunError if another process has the output
+        directory or if this one is one of several.
         """
+        one_process()
         self.run, self.progress = run, progress
         self.interrupt = Interrupt()
-        parts = assemble(run, eval_sets)
-        self.algorithm, self.prompts = parts.algorithm, parts.prompts
+        with ExitStack() as undo:
+            self.lock = undo.enter_context(Lock(run.output))
+            parts = assemble(run, eval_sets)
+            undo.pop_all()
+        self.algorithm, self.prompts, self.experts = parts.algorithm, parts.prompts, parts.experts
         self.model, self.tokenizer, self.learner = parts.model, parts.tokenizer, parts.learner
         self.engine, self.sync, self.signals = parts.engine, parts.sync, parts.signals
-        self.decode, self.extractor = parts.decode, parts.extractor
+        self.decode, self.extractor, self.stop = parts.decode, parts.extractor, parts.stop
         self.equivalence = parts.equivalence
         self.observer = StepObserver(parts.equivalence)
+        self.alarms = Alarms(run.steps)
         sample = parts.algorithm.sample
         self.evaluations = Evaluations(
             run,
@@ -88,9 +98,9 @@ class Trainer:
                 parts.equivalence,
                 run.seed,
                 self._on_tokens,
+                parts.stop,
             ),
             parts.eval_sets,
-            parts.prompts,
             scoring or Scoring(sample.temperature, run.eval_samples, max_tokens=sample.max_tokens),
             progress,
         )
@@ -102,7 +112,13 @@ class Trainer:
         """The signals at the end of that step; sampling moves them on."""
         if parts.start:
             self.step = parts.start.step
-            self.unlogged = restore(parts.start.record, self.observer, self.evaluations)
+            self.unlogged = restore(
+                parts.start.record, self.observer, self.evaluations, self.learner.memory
+            )
+        idle = self.learner.never_acts
+        words = first_words(run, parts.start, parts.prompts, self.evaluations, idle)
+        self.first_words = tuple(words)
+        """Sentences that `train` begins with."""
         self.sync(self.step)
 
     def train_step(self) -> Step:
@@ -126,7 +142,9 @@ class Trainer:
             advantage_T, shaping = advantages(algorithm.advantage, scored)
             update = None
             if algorithm.reward.usable(answers, votes, reward_N):
-                update = self.learner.update(pack(rows, advantage_T), scored.group_N, self.step)
+                batch = pack(rows, advantage_T, scored.reward_N)
+                experts = self.experts(prompts)
+                update = self.learner.update(batch, scored.group_N, self.step, experts)
             self.step += 1
             sync = self.sync(self.step)
         return Step(
@@ -146,19 +164,40 @@ class Trainer:
     def train(self) -> Report:
         """All steps, evaluations before and after, checkpoints between; the report of it all.
 
-        After Ctrl-C the last finished step is saved and KeyboardInterrupt raised.
+        After Ctrl-C or SIGTERM the last finished step is saved and KeyboardInterrupt raised.
         """
-        claim(self.run)
+        with self.lock, self.interrupt:
+            claim(self.run)
+            for sentence in self.first_words:
+                self.progress.alarm(sentence)
+            self._steps()
+            return write_results(
+                self.run,
+                self.model,
+                self.tokenizer,
+                self.evaluations,
+                self.observer,
+                self.changed,
+            )
+
+    @property
+    def changed(self) -> bool:
+        """A step of this run, or of what it goes on from, has updated the weights."""
+        return bool(self.learner.optimizer.state)
+
+    def _steps(self) -> None:
+        """The steps that are missing."""
         resume_at = self.step + (self.unlogged is None) if self.run.resume else None
-        alarms = Alarms(self.run.steps)
-        with (
-            MetricsLog(self.run.output, self.run.loggers, resume_at=resume_at) as log,
-            self.interrupt,
-        ):
+        with MetricsLog(
+            self.run.output,
+            self.run.loggers,
+            resume_at=resume_at,
+            settings=settings_of(self.run),
+        ) as log:
             try:
                 while True:
                     if self.unlogged is not None:
-                        self._log(log, alarms, self.unlogged)
+                        self._log(log, self.unlogged)
                     self.interrupt.check()
                     if self.step == self.run.steps:
                         break
@@ -168,20 +207,19 @@ class Trainer:
                     # Resumed with fewer steps than it had: this was not known to be the last.
                     log.write(self.step, self.evaluations.score("after", self.step))
                     self.save()
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, EngineFailure) as end:
+                # A signal to all processes of a job ends an engine in its own process as well.
+                if isinstance(end, EngineFailure) and not self.interrupt.noted:
+                    raise
                 self.save()
                 raise KeyboardInterrupt(RESUME) from None
-        return write_results(self.run, self.model, self.tokenizer, self.evaluations, self.observer)
 
     def observe(self, step: Step) -> Row:
         """The metrics of a step that was just made; what a checkpoint keeps is now after it."""
-        if step.update is None:
-            self.progress.alarm(
-                f"Step {self.step}: no response can be rewarded, so there is no update. Check "
-                f"--extractor ({self.run.extractor}) and --sample.max-tokens."
-            )
-        self.sketches = self.signals.save() if self.signals else b""
         self.unlogged = self.observer(step)
+        if step.update is None and self.alarms.news("no update", self.step):
+            self.progress.alarm(f"Step {self.step}: {self._no_update(step)}")
+        self.sketches = self.signals.save() if self.signals else b""
         return self.unlogged.metrics
 
     def save(self) -> None:
@@ -193,24 +231,39 @@ class Trainer:
             self.tokenizer,
             self.learner.state(),
             self.sketches,
-            record_of(self.observer, self.evaluations, self.unlogged),
+            record_of(
+                self.run,
+                self.step,
+                self.observer,
+                self.evaluations,
+                self.learner.memory,
+                self.unlogged,
+            ),
             self.run.keep_checkpoints,
         )
 
     def close(self) -> None:
-        """Give back what the engine holds: vLLM runs one in a process."""
+        """Give back the directory, and what the engine holds: vLLM runs one in a process."""
+        self.lock.release()
         self.engine.close()
 
-    def _log(self, log: MetricsLog, alarms: Alarms, unlogged: Unlogged) -> None:
+    def _log(self, log: MetricsLog, unlogged: Unlogged) -> None:
         """Evaluate and log the last finished step, and save it if it is its turn."""
+        self.progress.show(unlogged.metrics)
         scores = self.evaluations.due(self.step)
         log.write_completions(self.step, unlogged.completions)
-        self.progress.show(log.write(self.step, unlogged.metrics | scores))
+        log.write(self.step, unlogged.metrics | scores)
         self.unlogged = None
-        for message in alarms.check(read_metrics(self.run.output / "metrics.jsonl")):
+        for message in self.alarms.check(read_metrics(self.run.output / "metrics.jsonl")):
             self.progress.alarm(message)
         if self.step % self.run.save_every == 0 or self.step == self.run.steps:
             self.save()
+
+    def _no_update(self, step: Step) -> str:
+        if self.run.reward_function is not None:
+            return f"{self.run.reward_function} gave no response a number, so there is no update."
+        cut = completion_metrics(step.leaves)["completions/clipped_ratio"]
+        return no_update(step.leaves.text_N, step.answers.answer_N, self.extractor, cut)
 
     def _rollout(self, prompts: Sequence[Prompt]) -> Rollout:
         sample = self.algorithm.sample
@@ -226,6 +279,7 @@ class Trainer:
             seed=derive_seed(self.run.seed, self.step),
             allowance=sample.allowance(),
             poll=self.algorithm.poll(self.decode, self.extractor, self.equivalence),
+            stop=self.stop,
             answer_start=lambda tokens: answer_start(tokens, self.tokenizer),
             on_tokens=self._on_tokens,
         )

@@ -54,6 +54,7 @@ class Majority:
     """One leaf, one vote (arXiv:2504.16084)."""
 
     tie: Tie = "first"
+    """A tie goes to the answer that was seen first, or leaves the question without a label."""
 
     def __post_init__(self) -> None:
         _check_tie(self.tie)
@@ -84,6 +85,7 @@ class Weighted:
 
     by: Literal["inverse_width", "confidence"] = "inverse_width"
     tie: Tie = "first"
+    """A tie goes to the answer that was seen first, or leaves the question without a label."""
 
     def __post_init__(self) -> None:
         _check_tie(self.tie)

@@ -10,6 +10,7 @@ import numpy as np
 
 from pyrl.engine import STOPPED
 from pyrl.leaves import Leaves
+from pyrl.sources import Task
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,9 @@ class Question:
     text: str = "What is it?"
     answer: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
+    messages: Sequence[Mapping[str, Any]] | None = None
+    truth: Mapping[str, Any] = field(default_factory=dict)
+    task: Task | None = None
 
 
 def leaves_of(
@@ -44,4 +48,5 @@ def leaves_of(
         entropy_N=np.full(size, 0.5),
         confidence_N=np.array([0.9] * size if confidence_N is None else confidence_N),
         text_N=tuple(text_N),
+        token_N=tuple(np.array([ord(c) for c in text], np.int32) for text in text_N),
     )

@@ -31,9 +31,9 @@ def demo_model(dtype: torch.dtype = torch.float64) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(demo.MODEL, dtype=dtype, attn_implementation="sdpa")
 
 
-def settings(loss: Loss = PLAIN, **settings: Any) -> Run:
+def settings(loss: Loss = PLAIN, *, updates: int = 1, **settings: Any) -> Run:
     values = {"learning_rate": 1e-4, "warmup_steps": 0, "schedule": "constant"}
-    algorithm = replace(ttrl(), loss=loss)
+    algorithm = replace(ttrl(), loss=loss, updates_per_step=updates)
     return Run("demo", "demo:train", "ttrl", algorithm, Path("runs"), **values | settings)
 
 

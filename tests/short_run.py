@@ -8,12 +8,13 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-TIMINGS = ("step_time", "seconds", "seconds of training")
+TIMINGS = ("step_time", "seconds", "seconds of training", "log")
+"""What differs between equal runs; `log` has digests of rows with their timings."""
 
 SETTINGS = shlex.split("""
     --model demo --device cpu --threads 1 --chat False --extractor whole --equivalence exact
     --prompts-per-step 4 --sample.votes 8 --sample.train 8 --sample.max-tokens 12
-    --sample.temperature 1.2 --learning-rate 1e-4 --eval-samples 2 --loggers
+    --sample.temperature 1.2 --learning-rate 1e-4 --eval-samples 2 --eval-limit 0 --loggers
 """)
 
 ECHO = shlex.split("""

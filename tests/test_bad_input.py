@@ -53,9 +53,13 @@ def refused(argv: list[str], capsys: Captured) -> str:
 
 
 def ran(argv: list[str]) -> None:
+    ended(argv, code=0)
+
+
+def ended(argv: list[str], code: int) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main(argv)
-    assert stop.value.code == 0
+    assert stop.value.code == code
 
 
 def rows(output: Path) -> list[dict[str, object]]:
@@ -185,7 +189,7 @@ def test_more_leaves_that_train_than_vote(
     ("path", "said"),
     [
         ("score.py:score", "there is no file score.py"),
-        ("no_such_module:score", "cannot import no_such_module"),
+        ("no_such_module:score", "raised ModuleNotFoundError: No module named 'no_such_module'"),
         ("score", "expected module:function or file.py:function"),
     ],
 )
@@ -208,6 +212,28 @@ def test_a_directory_that_holds_something_stays_as_it_is(
     (tmp_path / "run" / kept).write_text("mine")
     assert "choose another --output" in refused(short(questions, tmp_path / "run"), capsys)
     assert [p.read_text() for p in (tmp_path / "run").iterdir()] == ["mine"]
+
+
+def test_one_of_several_processes_of_a_launcher(
+    questions: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = refused(short(questions, tmp_path / "run"), capsys)
+    assert "expected one process, got WORLD_SIZE=2" in said
+    assert not (tmp_path / "run").exists()
+    said = refused(["eval", "--model", "demo", "--data", str(questions)], capsys)
+    assert "expected one process, got WORLD_SIZE=2" in said
+
+
+@pytest.mark.parametrize("content", ["steps: [", "a: 2020-99-99", "\x9f", "- 1", ""])
+def test_resuming_with_damaged_settings(
+    content: str, questions: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    settings = tmp_path / "run" / "run.yaml"
+    settings.parent.mkdir()
+    settings.write_text(content, "latin-1")
+    assert f"{settings}: " in refused(short(questions, tmp_path / "run", "--resume"), capsys)
+    assert [path.name for path in settings.parent.iterdir()] == ["run.yaml"]
 
 
 def test_nothing_to_resume(questions: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -308,15 +334,23 @@ def test_nan_in_a_gradient_leaves_the_weights(
     assert "Its questions: '" in said
 
 
-def test_a_batch_without_any_answer_changes_nothing_and_is_said(
+def test_a_run_without_any_answer_changes_nothing_says_so_and_ends_with_a_code_of_its_own(
     questions: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     output = tmp_path / "run"
     more = ["--extractor", "boxed", "--steps", "2", "--save-every", "1", "--keep-checkpoints", "3"]
-    ran(short(questions, output, *more))
+    ended(short(questions, output, *more), code=4)
     said = capsys.readouterr().err
-    assert "! Step 1: no response can be rewarded, so there is no update" in said
-    assert "! Step 2: no response can be rewarded" in said
+    assert said.endswith("pyrl: no step updated the model: it is unchanged\n")
+    assert "training steps 2 (none of them updated" in (output / "report.md").read_text()
+    assert said.count("! Step 1: no response can be rewarded, so there is no update") == 1
+    assert "! Step 2: no response" not in said  # it still holds
+    assert "The extractor in effect is boxed; two responses: '" in said
+    assert said.count("(read: nothing)") == 2
     assert [row["step"] for row in rows(output)] == [0, 1, 2]
     weights = {(output / f"checkpoint-{n}/model.safetensors").read_bytes() for n in range(3)}
+    weights.add((output / "model/model.safetensors").read_bytes())
     assert len(weights) == 1
+    # It stays so when the run goes on.
+    more += ["--resume", "--no-eval-after"]
+    ended(short(questions, output, *more, "--steps", "3"), code=4)

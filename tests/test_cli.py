@@ -6,9 +6,9 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import pytest
 import torch
 from short_run import ECHO, SETTINGS, write_questions
 
+import pyrl
 from pyrl import cli, demo
 from pyrl.answers import VerifierError
 from pyrl.methods import METHODS
@@ -46,6 +47,7 @@ def command(argv: list[str], capsys: Captured) -> str:
     [
         ([], ["pyrl demo [METHOD]", "Each command has --help"]),
         (["--help"], ["pyrl train METHOD ...", "ttrl, ettrl, echo", "pyrl eval", "pyrl info"]),
+        (["--version"], [f"pyrl {pyrl.__version__}"]),
         (["train", "--help"], ["METHOD is one of ttrl"]),
         (["train", "grpo", "--help"], ["--model STR", "(required)", "--loss.bounds.low FLOAT"]),
         (["train", "echo", "--help"], ["--fork.cooldown", "--prune.tail-window"]),
@@ -65,12 +67,69 @@ def test_every_command_explains_itself(
     assert max(map(len, said.splitlines())) <= 100
 
 
-def test_every_option_of_every_method_has_a_name_of_its_own(capsys: Captured) -> None:
-    for method in METHODS:
-        said = command(["train", method, "--help"], capsys)
-        options = re.findall(r"^\W*(--[a-z][\w.-]+)", said, re.MULTILINE)
-        assert len(options) > 35
-        assert len(options) == len(set(options))
+QUICK_ANSWER = """
+import sys
+from pyrl.cli import main
+for argv in [], ["--help"], ["--version"]:
+    try:
+        main(argv)
+    except SystemExit as stop:
+        assert stop.code == 0
+print({"torch", "transformers", "numpy", "tyro", "rich"} & sys.modules.keys())
+"""
+
+
+def test_help_and_version_wait_for_no_library() -> None:
+    said = subprocess.run(
+        [sys.executable, "-P", "-c", QUICK_ANSWER], capture_output=True, text=True, check=True
+    )
+    assert said.stdout.startswith(cli.USAGE)
+    assert said.stdout.endswith(f"pyrl {pyrl.__version__}\nset()\n")
+    assert {"ttrl", "ettrl", "echo"} <= METHODS.keys()  # which the help names
+
+
+def test_what_the_package_offers_is_there_at_its_first_use() -> None:
+    for name in pyrl.__all__:
+        assert name in dir(pyrl)
+        assert getattr(pyrl, name).__name__.removeprefix("pyrl.") == name
+    with pytest.raises(AttributeError, match="module 'pyrl' has no attribute 'forest_'"):
+        _ = pyrl.forest_  # type: ignore[attr-defined]
+
+
+def test_a_source_tree_without_its_compiled_part_says_what_to_do(tmp_path: Path) -> None:
+    tree = Path(pyrl.__file__).parent
+    (tmp_path / "pyrl" / "_core").mkdir(parents=True)
+    (tmp_path / "pyrl" / "__init__.py").write_bytes((tree / "__init__.py").read_bytes())
+    said = subprocess.run(
+        [sys.executable, "-c", "import pyrl"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert f"ImportError: pyrl: the source tree {tmp_path} has no compiled part" in said.stderr
+    assert "`pip install -e .`" in said.stderr
+
+
+def options_of(said: str) -> list[tuple[str, str]]:
+    """Each option of a help and its text, without its default."""
+    text = "\n".join(line.strip("│ ") for line in said.splitlines())
+    found = re.findall(r"^(--[\w.-]+)(.*?)(?=^(?:-|╰)|\Z)", text, re.MULTILINE | re.DOTALL)
+    # The kind of a value stands before the text, two spaces or a line away.
+    split = [(name, re.split(r"  +|\n", rest, maxsplit=1)) for name, rest in found]
+    known = re.compile(r"\((default|fixed to|required)")
+    return [(name, known.split(" ".join(rest[1:]))[0].strip()) for name, rest in split]
+
+
+@pytest.mark.parametrize("command_line", [["demo"], ["eval"], *(["train", m] for m in METHODS)])
+def test_every_option_has_a_name_of_its_own_and_a_text(
+    command_line: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    options = options_of(command([*command_line, "--help"], capsys))
+    assert len(options) > (35 if command_line[0] == "train" else 3)
+    assert len(options) == len(dict(options))
+    assert [name for name, text in options if not text] == []
 
 
 def test_info_says_how_pyrl_was_built(capsys: Captured) -> None:
@@ -112,7 +171,7 @@ def test_a_run_leaves_settings_that_give_it_again(tmp_path: Path, capsys: Captur
     run = parse_run(argv, "echo", METHODS["echo"]())
     assert load_run(output / "run.yaml", METHODS) == run
     again = ["--config", str(output / "run.yaml"), "--output", str(tmp_path / "again")]
-    command(["train", "echo", *again], capsys)
+    command(["train", *again], capsys)  # the file names the method
     assert (tmp_path / "again" / "model" / "model.safetensors").read_bytes() == (
         output / "model" / "model.safetensors"
     ).read_bytes()
@@ -145,14 +204,27 @@ def test_a_reward_function_of_ones_own_trains(tmp_path: Path, capsys: Captured) 
     assert trained != (demo.MODEL / "model.safetensors").read_bytes()
 
 
-def test_eval_scores_a_model(capsys: Captured) -> None:
+def test_eval_scores_a_model(tmp_path: Path, capsys: Captured) -> None:
     argv = shlex.split("""
         eval --model demo --data demo:heldout --limit 8 --samples 4 --extractor whole
         --equivalence exact --max-tokens 21 --device cpu
     """)
-    said = command(argv, capsys)
+    output = tmp_path / "scores"
+    said = command([*argv, "--output", str(output)], capsys)
     for score in ("greedy", "pass@1, T=0.6", "maj@4", "pass@4", "sampled tokens"):
         assert re.search(rf"{re.escape(score)} +│ +[\d.,]+ │", said), said
+    assert "untrained" not in said
+    assert "In brackets" not in said
+    report = json.loads((output / "report.json").read_text())
+    assert report["facts"]["questions"] == 8
+    assert (
+        f"greedy | {report['evaluations'][0]['metrics']['greedy']:.3f} |"
+        in (output / "report.md").read_text()
+    )
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*argv, "--output", str(output)])
+    assert stop.value.code == 2
+    assert "expected no report in" in capsys.readouterr().err
 
 
 QUICK_DEMO = """
@@ -169,26 +241,25 @@ main(["demo", "ttrl", "--steps", "2", "--output", sys.argv[1]])
 
 def test_the_demo_in_a_pipe_says_what_it_does_and_leaves_its_report(tmp_path: Path) -> None:
     output = tmp_path / "demo"
-    heard, text = [], b""
-    with subprocess.Popen(
+    said = subprocess.run(
         [sys.executable, "-P", "-c", QUICK_DEMO, str(output)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=os.environ | {"COLUMNS": "100", "PYTHONUNBUFFERED": "1"},
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            heard.append(time.monotonic())
-            text += line
-        ended = time.monotonic()
-    assert process.returncode == 0, text.decode()
-    silences = [after - before for before, after in zip(heard, [*heard[1:], ended], strict=True)]
-    assert max(silences) < 6, text.decode()  # every 4 s, on a machine that may be busy
+        env=os.environ | {"COLUMNS": "100"},
+    )
+    text = said.stdout
+    assert said.returncode == 0, text.decode()
     # No bars, colours or carriage returns, and no words of the libraries underneath.
     assert re.findall(rb"[\x00-\x09\x0b-\x1f\x7f]", text) == []
     for noise in (b"Loading weights", b"Writing model shards", b"Warning", b"warning"):
         assert noise not in text
-    assert text.startswith(b"loading 0 s\n")
+    sets = ["evaluating trained questions", "evaluating held-out", "evaluating length 18"]
+    lines = text.decode().splitlines()
+    assert [line.split("  ")[0] for line in lines[:9]] == [
+        "loading", *sets, "step 1/2", "step 2/2", *(f"{name}, step 2/2" for name in sets)
+    ]  # fmt: skip
+    assert lines[9].startswith("ttrl on demo, demo:train")
+    assert [n for n, line in enumerate(lines) if "left" in line or line[0] == "!"] == [4]
     check_report(output)
 
 
@@ -222,3 +293,17 @@ def test_what_ends_an_evaluation_is_a_sentence(
         cli.main(["eval", "--model", "demo", "--data", "demo:heldout"])
     assert stop.value.code == code
     assert said in capsys.readouterr().err
+
+
+def test_sigterm_while_nothing_is_saved_ends_a_command_as_ctrl_c_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(
+        "pyrl.evaluate.evaluate_model", lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["eval", "--model", "demo", "--data", "demo:heldout"])
+    assert stop.value.code == 130
+    assert "pyrl: interrupted; nothing was saved" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before

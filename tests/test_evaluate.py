@@ -30,13 +30,13 @@ from transformers import (
 )
 
 from pyrl.answers import EQUIVALENCES, extractor_named
-from pyrl.answers.reading import check_formats, decoder, stop_tokens
+from pyrl.answers.reading import answer_format, check_formats, decoder, end_tokens
 from pyrl.demo.run import echo
 from pyrl.engine import STOPPED
 from pyrl.engine.hf import HFEngine
 from pyrl.evaluate import EvalSettings, Evaluator, Scoring, answered, evaluate_model
 from pyrl.leaves import Leaves
-from pyrl.models import ModelError, find_device, load_model, positions
+from pyrl.models import ModelError, find_device, load_model, room
 from pyrl.prompts import Prompt, load_prompts
 from pyrl.report import Evaluation
 from pyrl.train import Trainer
@@ -74,7 +74,7 @@ def prompts(model: Demo, tmp_path: Path) -> list[Prompt]:
 
 def evaluator(model: Demo, seed: int = 4) -> Recorder:
     lm, tokenizer = model
-    engine = HFEngine(lm, stop_tokens(lm, tokenizer, ""), max_rows=16)
+    engine = HFEngine(lm, end_tokens(lm, tokenizer), max_rows=16)
     return Recorder(
         engine, decoder(tokenizer), extractor_named("whole"), EQUIVALENCES["exact"](), seed
     )
@@ -225,8 +225,8 @@ def test_questions_whose_answers_are_read_otherwise_are_refused(tmp_path: Path) 
 def test_a_model_without_a_number_of_positions_is_refused(model: Demo) -> None:
     mamba = MambaForCausalLM(MambaConfig(hidden_size=8, num_hidden_layers=1, vocab_size=5))
     with pytest.raises(ModelError, match=r"MambaForCausalLM: expected .* number of positions"):
-        positions(mamba)
-    assert positions(model[0]) == 64
+        room(mamba)
+    assert room(model[0]).tokens == 64
 
 
 # -- training does not notice --
@@ -286,21 +286,35 @@ def test_runs_with_and_without_evaluations_between_end_with_the_same_weights(
 def test_responses_end_with_the_model_s_own_token_or_one_that_holds_the_text(model: Demo) -> None:
     lm, tokenizer = model
     own = {int(tokenizer.eos_token_id)}
-    assert stop_tokens(lm, tokenizer, "") == own
-    assert stop_tokens(lm, tokenizer, "7") == own | set(tokenizer("7")["input_ids"])
+    for stop, ids in (("", set()), ("7", set(tokenizer("7")["input_ids"])), ("78", set())):
+        form = answer_format(lm, tokenizer, "demo:train", None, stop)
+        assert form.eos == own | ids
+        assert (form.stop is None) == (stop == "")
 
 
-def test_a_stop_text_that_no_token_contains_is_refused(model: Demo) -> None:
-    with pytest.raises(ValueError, match=r"stop: .*got '78', which .* splits into \['7', '8'\]"):
-        stop_tokens(*model, "78")
+@pytest.mark.parametrize("stop", ["7", "89"])
+def test_a_run_and_an_evaluation_end_responses_at_a_text(tmp_path: Path, stop: str) -> None:
+    """The demo model sorts digits, so that it says 89 in most of its answers."""
+    leaves = make_trainer(tiny_run(tmp_path, stop=stop)).train_step().leaves
+    said = leaves.text_N
+    assert sum(stop in text for text in said) >= len(said) / 2
+    assert set(leaves.finish_N.tolist()) == {STOPPED}
+    assert {text.partition(stop)[2] for text in said} == {""}
+    data = str(tmp_path / "questions.jsonl")
+    settings = EvalSettings("demo", data, samples=2, low_temperature=0, max_tokens=21, stop=stop)
+    score = evaluate_model(replace(settings, extractor="whole", chat=False), quiet())
+    whole = evaluate_model(replace(settings, extractor="whole", chat=False, stop=""), quiet())
+    assert score.tokens < whole.tokens
 
 
 def test_a_model_without_an_end_needs_a_stop() -> None:
     lm, tokenizer = load_model("demo")
     lm.generation_config.eos_token_id = tokenizer.eos_token = None
     with pytest.raises(ValueError, match="no end-of-sequence token; give a text to --stop"):
-        stop_tokens(lm, tokenizer, "")
-    assert stop_tokens(lm, tokenizer, "=") == set(tokenizer("=")["input_ids"])
+        answer_format(lm, tokenizer, "demo:train", None, "")
+    form = answer_format(lm, tokenizer, "demo:train", None, "=")
+    assert form.eos == set(tokenizer("=")["input_ids"])
+    assert answer_format(lm, tokenizer, "demo:train", None, "12").eos == set()
 
 
 def test_text_has_no_special_tokens(model: Demo) -> None:
@@ -314,3 +328,12 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
     assert find_device("auto") == find_device("cpu") == torch.device("cpu")
     with pytest.raises(ValueError, match="device: expected one that is here, got 'cuda:1'"):
         find_device("cuda:1")
+
+
+def test_a_tag_before_the_answer_has_to_be_one_that_responses_show(model):
+    lm, tokenizer = model
+    extractor = answer_format(lm, tokenizer, "demo:train", None, None, "=").extractor
+    assert extractor("1=2=3") == "3"
+    assert extractor("123") is None
+    with pytest.raises(ValueError, match="answer_after: expected a text that responses can show"):
+        answer_format(lm, tokenizer, "demo:train", None, None, tokenizer.eos_token)

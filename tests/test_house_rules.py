@@ -29,7 +29,10 @@ LOOSE = {
 }
 """Files that may read attributes by name."""
 
-PASSED_ON = {"pyrl/attention.py _sdpa": "the three ways in which one torch function is called"}
+PASSED_ON = {
+    "pyrl/attention.py _sdpa": "the three ways in which one torch function is called",
+    "pyrl/learner.py _recomputed": "a layer is called as its model calls it",
+}
 """Functions that may pass options through, with the reason."""
 
 MIRRORS = (

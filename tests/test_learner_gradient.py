@@ -24,12 +24,15 @@ from learner_batch import (
     taken_gradient,
 )
 from learner_reference import slow_gradient
+from model_families import tiny
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pyrl.learner import Learner
 from pyrl.loss import KL, Clip, ConfidenceClip, Loss
 from pyrl.loss.aggregate import SeqMeanTokenMean, SeqMeanTokenSum, SeqMeanTokenSumNorm, TokenSum
+from pyrl.models import ModelError
 from pyrl.pack import TokenBatch
 
 torch.set_num_threads(1)
@@ -216,17 +219,31 @@ def dropping(kind: str) -> PreTrainedModel:
     ).double()
 
 
-@pytest.mark.parametrize("kind", ["demo", "llama", "gpt2"])
+NOISY = ("opt", "biogpt", "gpt_bigcode", "starcoder2:dropout", "mixtral:jitter")
+"""Families that add noise in training mode with no module of torch's."""
+
+
+@pytest.mark.parametrize("kind", ["demo", "llama", "gpt2", *NOISY])
 def test_gradient_checkpointing_gives_the_same_gradient_also_with_dropout(kind: str) -> None:
-    model = demo_model() if kind == "demo" else dropping(kind)
+    tolerance = 1e-12
+    if kind in NOISY:  # experts are multiplied in float32 at most
+        model, tolerance = tiny(kind), 1e-4
+    else:
+        model = demo_model() if kind == "demo" else dropping(kind)
     batch = on_policy(off_policy(), copy.deepcopy(model))
     plain, saving = (
         Learner(copy.deepcopy(model), None, settings(gradient_checkpointing=on))
         for on in (False, True)
     )
-    mlp = next(m for name, m in saving.model.named_modules() if name.endswith(".mlp"))
+    layer = next(m for m in saving.model.modules() if isinstance(m, GradientCheckpointingLayer))
+    part = list(layer.children())[-1]
     calls: list[bool] = []
-    mlp.register_forward_pre_hook(lambda module, args: calls.append(module.training))
-    assert_close(gradient(saving, batch), gradient(plain, batch), 1e-12)
-    assert calls == [True, True]  # once more in the backward pass
+    part.register_forward_pre_hook(lambda module, args: calls.append(module.training))
+    assert_close(gradient(saving, batch), gradient(plain, batch), tolerance)
+    assert calls == [False, False]  # once more in the backward pass, and never with dropout
     assert not saving.model.training
+
+
+def test_a_model_without_layers_to_recompute_is_refused() -> None:
+    with pytest.raises(ModelError, match="CTRLLMHeadModel has no layers that can be recomputed"):
+        Learner(tiny("ctrl"), None, settings(gradient_checkpointing=True))

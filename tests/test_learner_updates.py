@@ -79,7 +79,7 @@ def test_the_entropy_bonus_raises_the_entropy() -> None:
 def test_mini_batches_split_the_questions_and_follow_each_other() -> None:
     batch = on_policy(off_policy(), demo_model(torch.float32))
     learner, slow = (
-        Learner(demo_model(torch.float32), None, settings(learning_rate=1e-6, updates_per_step=n))
+        Learner(demo_model(torch.float32), None, settings(learning_rate=1e-6, updates=n))
         for n in (2, 1)
     )
     metrics = learner.update(batch, GROUP_N, 0)
@@ -100,7 +100,7 @@ def test_no_mini_batch_splits_a_question(updates: int, monkeypatch: pytest.Monke
     batch = on_policy(off_policy(), demo_model(torch.float32))
     # The first token of each leaf tells which leaves a mini-batch holds.
     starts = batch.old_logprob_T[batch.token_offset_N1[:-1]].tolist()
-    run = settings(learning_rate=1e-6, updates_per_step=updates)
+    run = settings(learning_rate=1e-6, updates=updates)
     learner = Learner(demo_model(torch.float32), None, run)
     seen: list[list[int]] = []
     inner = learner.gradient
@@ -242,11 +242,11 @@ def test_stale_log_probs_stop_the_update_and_change_nothing() -> None:
     ("learns", "samples", "tolerance"),
     [
         ("float32", "float32", 1e-2),
-        ("bfloat16", "float32", 1.0),
+        ("bfloat16", "float32", 0.8),
         ("float32", "float64", 1e-2),
-        ("float32", "bfloat16", 1.0),
+        ("float32", "bfloat16", 0.8),
         ("float32", "float16", 0.2),
-        ("bfloat16", "float16", 1.0),
+        ("bfloat16", "float16", 0.8),
     ],
 )
 def test_the_tolerance_of_the_mismatch_depends_on_the_precision(
@@ -267,6 +267,24 @@ def test_the_tolerance_of_the_mismatch_depends_on_the_precision(
                 learner.update(planted, GROUP_N, 0)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "gap", "fits"),
+    [("bfloat16", 0.05, True), ("bfloat16", 0.3, False), ("float32", 0.005, False)],
+)
+def test_a_difference_of_every_token_is_noticed_where_one_of_a_token_is_rounding(
+    dtype: Dtype, gap: float, fits: bool
+) -> None:
+    batch = on_policy(off_policy(), demo_model(torch.float32))
+    noise_T = gap * np.where(np.arange(len(batch.label_T)) % 2, -1, 1)
+    noisy = replace(batch, old_logprob_T=batch.old_logprob_T + noise_T.astype(np.float32))
+    learner = Learner(demo_model(torch.float32), None, settings(dtype=dtype))
+    if fits:
+        learner.update(noisy, GROUP_N, 0)
+    else:
+        with pytest.raises(SamplerMismatchError, match="in the mean of"):
+            learner.update(noisy, GROUP_N, 0)
+
+
 def test_a_mini_batch_without_a_gradient_is_no_update() -> None:
     """The second one is compared with the sampler then, since nothing has moved the weights."""
     batch = on_policy(off_policy(), demo_model(torch.float32))
@@ -275,11 +293,11 @@ def test_a_mini_batch_without_a_gradient_is_no_update() -> None:
         old_logprob_T=batch.old_logprob_T - np.float32(3),
         advantage_T=np.where(GROUP_N[batch.leaf_T] < 2, 0, batch.advantage_T).astype(np.float32),
     )
-    learner = Learner(demo_model(torch.float32), None, settings(updates_per_step=2))
+    learner = Learner(demo_model(torch.float32), None, settings(updates=2))
     with pytest.raises(SamplerMismatchError, match=r"at most 0\.01"):
         learner.update(shifted, GROUP_N, 0)
     honest = replace(shifted, old_logprob_T=batch.old_logprob_T)
-    learner = Learner(demo_model(torch.float32), None, settings(updates_per_step=2))
+    learner = Learner(demo_model(torch.float32), None, settings(updates=2))
     assert learner.update(honest, GROUP_N, 0)["sampling/sampling_logp_difference/max"] < 1e-2
 
 
@@ -293,7 +311,7 @@ def test_forced_tokens_are_not_compared() -> None:
 
 def test_later_updates_of_a_step_may_be_off_policy() -> None:
     batch = on_policy(off_policy(), demo_model(torch.float32))
-    run = settings(learning_rate=3e-3, updates_per_step=3, warmup_steps=0)
+    run = settings(learning_rate=3e-3, updates=3, warmup_steps=0)
     metrics = Learner(demo_model(torch.float32), None, run).update(batch, GROUP_N, 0)
     assert metrics["sampling/sampling_logp_difference/max"] < 1e-4
     assert abs(metrics["sampling/importance_sampling_ratio/max"] - 1) > 0.02

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -12,12 +13,13 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
+from model_families import tiny
 from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pyrl import demo, models
-from pyrl.models import ModelError, load_model
+from pyrl.models import ModelError, Room, checkpoint_weights, load_model, room
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 WORDS = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
@@ -199,6 +201,94 @@ def test_weights_that_lack_a_tensor_are_an_error_not_a_random_start(checkpoint):
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
     expected = "the weights lack 1 tensors, first model.layers.1.mlp.up_proj.weight"
     assert refuse(str(checkpoint)) == f"{checkpoint}: {expected}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("hidden_size", -1, "StrictDataclassClassValidationError"),
+        ("hidden_act", "nothing", "KeyError: 'nothing'"),
+        ("attention_bias", "yes", "'attention_bias' expected bool, got str (value: 'yes')"),
+        ("num_attention_heads", 0, "ZeroDivisionError"),
+        ("intermediate_size", 7, "RuntimeError"),
+        ("dtype", [], "IndexError"),
+        ("model_type", [], "TypeError: unhashable type: 'list'"),
+    ],
+)
+def test_a_configuration_that_makes_no_sense_ends_in_one_sentence(checkpoint, key, value, message):
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {key: value}))
+    found = refuse(str(checkpoint))
+    assert re.match(
+        re.escape(f"{checkpoint}: the ") + "(model|tokenizer) cannot be loaded: ", found
+    )
+    assert message in found
+    assert "\n" not in found
+
+
+class Prints:
+    def __reduce__(self) -> tuple[object, ...]:
+        return print, ("executed",)
+
+
+@pytest.mark.parametrize("content", ["code", "junk", "nothing"])
+def test_pickled_weights_that_torch_refuses_are_an_error(checkpoint, content, capsys):
+    (checkpoint / "model.safetensors").unlink()
+    weights = checkpoint / "pytorch_model.bin"
+    weights.write_bytes(b"junk" * 100 if content == "junk" else b"")
+    if content == "code":
+        torch.save({"lm_head.weight": Prints()}, weights)
+    assert refuse(str(checkpoint)).startswith(f"{checkpoint}: the model cannot be loaded: ")
+    assert "executed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{}", '{"weight_map": 3}'])
+def test_an_index_of_shards_that_cannot_be_read_is_named(checkpoint, text):
+    (checkpoint / "model.safetensors").unlink()
+    index = checkpoint / "model.safetensors.index.json"
+    index.write_text(text)
+    assert refuse(str(checkpoint)).startswith(f"{index}: expected JSON with the file of each")
+
+
+def test_a_tokenizer_that_cannot_be_read_is_an_error(checkpoint):
+    (checkpoint / "tokenizer.json").write_text('{"version": "1.0"}')
+    assert refuse(str(checkpoint)).startswith(f"{checkpoint}: the tokenizer cannot be loaded: ")
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens", "limit"),
+    [
+        ({}, 64, "the model's 64 positions"),
+        ({"sliding_window": 16}, 64, "the model's 64 positions"),
+        (
+            {"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 32}},
+            32,
+            "the 32 tokens after which LlamaForCausalLM scales its positions anew (LongRoPE)",
+        ),
+    ],
+)
+def test_the_room_of_a_model_ends_at_its_first_limit(fields, tokens, limit):
+    model, _ = load_model("demo")
+    for name, value in fields.items():
+        setattr(model.config, name, value)
+    assert room(model) == Room(tokens, limit)
+
+
+def test_weights_for_another_engine_have_the_names_of_a_checkpoint(tmp_path):
+    model = tiny("qwen3_moe")
+    model.save_pretrained(tmp_path)
+    written = load_file(tmp_path / "model.safetensors")
+    given = checkpoint_weights(model)
+    assert "model.layers.0.mlp.experts.3.up_proj.weight" in written
+    assert given.keys() == written.keys()
+    assert all(torch.equal(given[name], written[name]) for name in written)
+
+
+def test_positions_that_are_no_number_are_refused():
+    model, _ = load_model("demo")
+    model.config.max_position_embeddings = 0
+    with pytest.raises(ModelError, match="max_position_embeddings: expected a whole number of at"):
+        room(model)
 
 
 @pytest.mark.parametrize("name", ["./missing", "missing/", "a/b/c", "~/missing"])

@@ -163,7 +163,7 @@ def test_limit_keeps_the_first_rows_and_reads_no_further(tmp_path, tokenizer):
         (
             "q.jsonl",
             '{"prompt": "1="}\n\n{"promt": "2=", "id": 7}\n',
-            ", line 3: no prompt: expected one of prompt, question, problem; "
+            ", line 3: no prompt: expected one of prompt, question, problem, messages; "
             "the columns are: promt, id",
         ),
         ("q.jsonl", '{"prompt": ["1="]}\n', ", line 1: prompt: expected a string or a list of"),
@@ -200,7 +200,8 @@ def test_a_missing_file_is_named(tmp_path, tokenizer):
 def test_a_prompt_beyond_the_limit_names_its_index_and_length(tmp_path, tokenizer):
     path = write(tmp_path / "q.jsonl", {"prompt": "1="}, {"prompt": "12345="})
     assert len(read(path, tokenizer, max_tokens=6)) == 2
-    message = f"{path}, line 2: prompt 1 has 6 tokens, the limit is 5"
+    message = f"{path}, line 2: prompt 1 has 6 tokens, the limit is 5: "
+    message += "what the responses leave of the model's positions"
     assert refuse(path, tokenizer, max_tokens=5) == message
 
 
@@ -284,3 +285,55 @@ def test_a_reasoning_gym_request_that_does_not_fit_is_explained(byte_tokenizer, 
 def test_without_reasoning_gym_the_message_says_what_to_install(monkeypatch, byte_tokenizer):
     monkeypatch.setattr("pyrl.sources.find_spec", lambda name: None)
     assert "pip install reasoning-gym" in refuse("reasoning_gym:chain_sum", byte_tokenizer)
+
+
+def test_a_task_with_a_scorer_brings_it_and_others_are_compared(byte_tokenizer):
+    (scored,) = read("reasoning_gym:countdown?size=1&shots=0", byte_tokenizer, max_tokens=2000)
+    assert (scored.task.name, scored.task.options) == ("countdown", '{"size": 1, "seed": 0}')
+    (compared,) = read(
+        "reasoning_gym:basic_arithmetic?size=1&shots=0", byte_tokenizer, max_tokens=999
+    )
+    assert compared.task is None
+    assert compared.answer is not None
+
+
+def test_a_task_without_answers_is_not_shown_and_one_without_any_truth_is_refused(
+    byte_tokenizer, monkeypatch
+):
+    assert "graph_color: shots: its questions come without answers" in refuse(
+        "reasoning_gym:graph_color?size=1&shots=1", byte_tokenizer
+    )
+    monkeypatch.setattr("pyrl.sources._own_scorer", lambda task, options: None)
+    message = refuse("reasoning_gym:graph_color?size=1&shots=0", byte_tokenizer)
+    assert (
+        message == "reasoning_gym:graph_color has neither answers nor a scorer to learn or score by"
+    )
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer"),
+    [
+        ("2 + 3 = <<2+3=5>>5 apples.\n#### 5", "5"),
+        ("...\n#### 1,000\n", "1,000"),
+        (r"First 2, so the answer is $\boxed{5}$.", "5"),
+        (r"\boxed{1}, no: \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{5}", "5"),
+        ("#### Solution\nIt is 5", "#### Solution\nIt is 5"),
+        ("5", "5"),
+    ],
+)
+def test_the_truth_in_a_whole_solution_is_its_final_answer(tmp_path, tokenizer, solution, answer):
+    data = write(tmp_path / "q.jsonl", {"prompt": "31=", "answer": solution})
+    assert [prompt.answer for prompt in read(data, tokenizer)] == [answer]
+
+
+def test_a_truth_that_only_compares_as_a_long_text_is_named(tmp_path, tokenizer, caplog):
+    solution = "First we add two and three apples and then we see that there are five"
+    rows = [{"prompt": "31=", "answer": "13"}, {"prompt": "42=", "answer": solution}]
+    data = write(tmp_path / "q.jsonl", *rows, {"prompt": "52=", "answer": "no real solution"})
+    read(data, tokenizer)
+    (message,) = caplog.messages
+    assert message.startswith(
+        f"{data}: 1 of 3 true answers can only be compared as a long text, such as that of question"
+    )
+    assert "First we add" in message

@@ -18,43 +18,45 @@ PYTHON = {
     "checks": "",
     "forest": "",
     "leaves": "",
-    "logits": "",
+    "logits": "checks",
     "models": "",
     "attention": "",
     "pack": "",
     "sources": "",
+    "foreign": "",  # calls of code that others wrote
     # Questions become trees.
-    "prompts": "sources",
     "engine": "attention logits models",
     "fork": "checks",
     "prune": "checks",
     "answers": "engine leaves sources",
+    "prompts": "answers foreign sources",
     "vote": "answers",
     "poll": "answers leaves vote",
     "budget": "forest poll",
     "rollout": "budget engine fork logits poll prune",
     # Trees become advantages, and these an update.
-    "reward": "answers vote",
+    "reward": "answers foreign vote",
     "select": "leaves",
     "advantage": "leaves",
     "loss": "checks logits pack",
     "presets": "loss",
-    "learner": "attention engine logits loss pack",
+    "learner": "attention engine logits loss models pack",
     "algorithm": "advantage answers budget fork leaves logits loss poll prune reward select vote",
     "methods": "advantage algorithm fork loss prune reward select",
     # A run: it is watched, set up, trained and called.
     "report": "answers budget engine leaves reward rollout vote",
     "evaluate": (
-        "answers checks engine fork leaves logits models prompts prune report rollout vote"
+        "answers checks engine foreign fork leaves logits models prompts prune report rollout vote"
     ),
     "run": (
-        "algorithm answers checks engine evaluate learner leaves models prompts report reward "
-        "rollout"
+        "algorithm answers checks engine evaluate foreign learner leaves loss models pack prompts "
+        "report "
+        "reward rollout"
     ),
-    "train": "advantage answers evaluate leaves pack prompts report rollout run vote",
-    "demo": ("algorithm evaluate fork loss methods models prune reward run sources"),
+    "train": "advantage answers engine evaluate leaves pack prompts report rollout run vote",
+    "demo": "algorithm checks evaluate fork loss methods models prune reward run sources",
     "cli": "answers checks demo engine evaluate methods report run train",
-    "__init__": "logits loss",
+    "__init__": "",
     "__main__": "cli",
 }
 """What the code of each room imports: a file at the top of pyrl/ is a room, and so is a folder.

@@ -35,6 +35,9 @@ def batch_of(prompt_N: list[int], response_N: list[int], seed: int = 0) -> Token
         advantage_T=rng.normal(size=tokens),
         input_offset_N1=offsets(length_N),
         token_offset_N1=offsets(np.array(response_N)),
+        reward_N=rng.random(len(prompt_N)),
+        group_N=rng.integers(0, 3, len(prompt_N)),
+        columns={"second_logprob_T": rng.normal(size=tokens)},
     )
 
 
@@ -43,9 +46,11 @@ def leaf_columns(batch: TokenBatch, leaf: int) -> dict[str, list[float]]:
     spans = {
         "I": slice(*batch.input_offset_N1[leaf : leaf + 2]),
         "T": slice(*batch.token_offset_N1[leaf : leaf + 2]),
+        "N": slice(leaf, leaf + 1),
     }
-    names = [f.name for f in fields(batch) if not f.name.endswith("_N1")]
-    return {name: getattr(batch, name)[spans[name[-1]]].tolist() for name in names}
+    names = [f.name for f in fields(batch) if f.name.rpartition("_")[2] in spans]
+    columns = {name: getattr(batch, name) for name in names} | dict(batch.columns)
+    return {n: c[spans[n[-1]]].tolist() for n, c in columns.items() if c is not None}
 
 
 def grown_forest(seed: int) -> Forest:
@@ -142,7 +147,7 @@ def test_packed_leaves_of_a_forest_are_their_paths(seed: int) -> None:
     leaf_N = np.random.default_rng(seed).permutation(forest.leaves())
     rows = pack_flat(forest, leaf_N)
     advantage_T = np.arange(len(rows.label_T), dtype=np.float64)
-    batch = pack(rows, advantage_T)
+    batch = pack(rows, advantage_T, np.arange(len(leaf_N)) / 2)
     assert len(batch) == len(leaf_N)
     start = 0
     for leaf, tree, handle in zip(
@@ -159,6 +164,7 @@ def test_packed_leaves_of_a_forest_are_their_paths(seed: int) -> None:
             "confidence_T": path.confidence.tolist(),
             "mask_T": (~path.forced).tolist(),
             "advantage_T": list(range(start, end)),
+            "reward_N": [leaf / 2],
         }
         start = end
     assert batch.leaf_T.tolist() == rows.leaf_T.tolist()

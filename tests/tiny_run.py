@@ -33,10 +33,12 @@ def write_questions(path: Path, count: int, answers: Sequence[str | None] | None
     return path
 
 
-def tiny(algorithm: Algorithm, *, votes: int = 6, train: int | None = None) -> Algorithm:
-    """With few votes, and answers of the demo's length."""
+def tiny(
+    algorithm: Algorithm, *, votes: int = 6, train: int | None = None, updates: int = 1
+) -> Algorithm:
+    """With few votes, answers of the demo's length, and updates that are on policy."""
     sample = replace(algorithm.sample, votes=votes, train=train or votes, max_tokens=21)
-    return replace(algorithm, sample=sample)
+    return replace(algorithm, sample=sample, updates_per_step=updates)
 
 
 def tiny_run(folder: Path, algorithm: Algorithm | None = None, **settings: Any) -> Run:
@@ -65,6 +67,7 @@ def tiny_run(folder: Path, algorithm: Algorithm | None = None, **settings: Any) 
         "equivalence": "exact",
         "chat": False,
         "loggers": (),
+        "eval_limit": 0,
     }
     return Run(**values | settings)
 

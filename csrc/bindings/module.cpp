@@ -19,7 +19,7 @@ pybind11::dict build_info() {
 
 }  // namespace
 
-PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
+PYBIND11_MODULE(_core, m) {
   pyrl::isa();  // a wrong PYRL_ISA fails here
   m.def("build_info", &build_info,
         "How this extension was compiled (cuda is None without kernels) and the instruction set it "

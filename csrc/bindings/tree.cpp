@@ -17,7 +17,6 @@ using namespace tree;
 namespace {
 
 using Handles = array<std::int64_t>;
-using Release = py::call_guard<py::gil_scoped_release>;
 
 void append(Forest& forest, const Handles& branch, const array<std::int32_t>& token,
             const array<float>& logprob, const array<float>& entropy,
@@ -113,7 +112,7 @@ void bind_branches(py::class_<Forest>& forest) {
           },
           "tree"_a)
       .def_property_readonly("trees", &Forest::trees)
-      .def("path", &Forest::path, "branch"_a, Release())
+      .def("path", &Forest::path, "branch"_a)
       .def(
           "leaves",
           [](const Forest& f, std::optional<std::int64_t> tree) {
@@ -127,8 +126,7 @@ void bind_leaves(py::class_<Forest>& forest) {
   forest
       .def(
           "leaf_table",
-          [](const Forest& f, const Handles& leaf) { return f.leaf_table(view(leaf)); }, "leaf_N"_a,
-          Release())
+          [](const Forest& f, const Handles& leaf) { return f.leaf_table(view(leaf)); }, "leaf_N"_a)
       .def(
           "tail_confidence",
           [](const Forest& f, const Handles& leaf, std::int64_t window) {
@@ -137,7 +135,7 @@ void bind_leaves(py::class_<Forest>& forest) {
           "leaf_N"_a, "window"_a)
       .def(
           "segments", [](const Forest& f, const Handles& leaf) { return f.segments(view(leaf)); },
-          "leaf_N"_a, Release())
+          "leaf_N"_a)
       .def(
           "top_entropy",
           [](const Forest& f, std::int64_t branch, std::int64_t n, std::int64_t begin,
@@ -149,7 +147,7 @@ void bind_leaves(py::class_<Forest>& forest) {
 }
 
 void bind_bytes(py::class_<Forest>& forest) {
-  forest.def("check", &Forest::check, Release())
+  forest.def("check", &Forest::check)
       .def("save", [](const Forest& f) { return py::bytes(f.save()); })
       .def_static(
           "load", [](const py::bytes& b) { return Forest::load(static_cast<std::string_view>(b)); },
@@ -161,6 +159,7 @@ void bind_bytes(py::class_<Forest>& forest) {
 
 }  // namespace
 
+// Every call on a forest holds the GIL, which is thereby its lock: several threads may use one.
 static void bind_forest(py::module_& m) {
   bind_records(m);
   py::class_<Forest> forest(m, "Forest");
@@ -290,7 +289,7 @@ static void bind_pack(py::module_& m) {
       [](const Forest& forest, const array<std::int64_t>& leaf) {
         return pack_flat(forest, view(leaf));
       },
-      "forest"_a, "leaf_N"_a, py::call_guard<py::gil_scoped_release>());
+      "forest"_a, "leaf_N"_a);
 }
 
 static void bind_pack_tree(py::module_& m) {

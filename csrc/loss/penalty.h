@@ -9,13 +9,18 @@ namespace pyrl::loss {
 enum class PenaltyKind : int {
   none,
   k1,       // D
-  abs,      // |D|
+  abs,      // |D|; no gradient within kDeadZone
   k2,       // D^2 / 2
   k3,       // exp(-D) + D - 1; D within [-20, 20], value within [-10, 10], no gradient outside
   k1_plus,  // value of k1, gradient of k2
   k3_plus,  // value of k3, gradient of k2
   leaky,    // x = scale D: x if x > 0, else leak x
 };
+
+// |D| has no gradient within this distance: its sign would be that of rounding. Log-probs of one
+// policy in sampler and learner (float32) differed by 2e-7 in the mean of a million tokens, and by
+// 4e-5 at most.
+inline constexpr double kDeadZone = 4e-5;
 
 namespace token {
 
@@ -27,7 +32,8 @@ struct Divergence {
 template <typename Real>
 PYRL_INLINE Divergence<Real> divergence(PenaltyKind kind, double leak, Real d, Real scale) {
   if (kind == PenaltyKind::abs)
-    return {magnitude(d), select(d > 0.0, Real(1.0), select(d < 0.0, Real(-1.0), Real(0.0)))};
+    return {magnitude(d),
+            select(d > kDeadZone, Real(1.0), select(d < -kDeadZone, Real(-1.0), Real(0.0)))};
   if (kind == PenaltyKind::k2) return {d * d * 0.5, d};
   if (kind == PenaltyKind::k3 || kind == PenaltyKind::k3_plus) {
     const Real near = clamped(d, -20.0, 20.0);

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from pyrl.answers.equivalence import EQUIVALENCES, Equivalence, Exact, MathEquivalence
 from pyrl.answers.extraction import (
     EXTRACTORS,
+    After,
     Boxed,
     Extractor,
     LastNumber,
     Pattern,
+    Until,
     Whole,
     extractor_named,
 )
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EQUIVALENCES",
     "EXTRACTORS",
+    "After",
     "Answers",
     "Boxed",
     "Equivalence",
@@ -37,6 +40,7 @@ __all__ = [
     "Outcome",
     "Pattern",
     "Status",
+    "Until",
     "VerifierError",
     "VerifierPool",
     "Whole",

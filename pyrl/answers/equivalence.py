@@ -18,6 +18,7 @@ from typing import Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pyrl.answers.notation import Reading, read
 from pyrl.answers.pool import Outcome, Status, VerifierPool
 
 _T = TypeVar("_T")
@@ -28,25 +29,32 @@ _LONGEST = 512
 """Characters; a longer answer is compared as text."""
 _STRIKES = 4
 """Unknown comparisons after which an answer is not sent to a verifier again for this prompt."""
-_CLOSE = 1e-5
-"""How near two values are the same; math-verify compares numbers to six decimals."""
+_CLOSE = 1e-9
+"""Relative distance of values above which expressions need no verifier to be told apart."""
+_NOTHING = 1e-100
+"""Likewise for a value of 0, which is computed to about 125 digits."""
 _MEMORY = 1_000_000
 """Remembered answers and verdicts, each; the oldest are forgotten first."""
 
 _DECIMAL = r"(\d{1,3}(?:,\d{3})+|\d+)?(\.\d+)?"
-_NUMBER = re.compile(rf"\\?\$?([-+]?){_DECIMAL}(?:/(\d+))?(\s*\\?%)?\$?")
-_FRACTION = re.compile(r"([-+]?)\\[dt]?frac\{(\d+)\}\{(\d+)\}")
-_THOUSANDS = re.compile(r"(?<=\d)(?:\\[,;: !]|~|\{,\})(?=\d{3}(?!\d))")
-_FULL_STOP = re.compile(r"(?<=[\w\]})%$])\.$")
-_WORD = re.compile(
-    r"(?<![\\A-Za-z])[A-Za-z]{3,}|^[A-Za-z]{2,}$|:"
-    r"|\d(?:\s|\\[,;: !]|~)+\d|\d_\d"
+_POWER = r"(?:\s*\\(?:times|cdot)\s*10\s*\^\s*\{([-+]?\d{1,3})\})?"
+_NUMBER = re.compile(rf"([-+]?)\s*{_DECIMAL}{_POWER}(?:\s*/\s*(\d+))?(\s*\\?%)?")
+_FRACTION = re.compile(r"([-+]?)\\[dtc]?frac\{(\d+)\}\{(\d+)\}")
+_CHOICE = re.compile(r"([A-Ja-d])|\(([A-Ja-d])\)")
+_TIME = re.compile(r"(\d{1,2})(?::(\d{2}))?(:\d{2})?(?: ?([ap])\.? ?m\b\.?)?", re.IGNORECASE)
+_BASE = re.compile(r"\(?(\b\w+)\)?_ ?\{? ?(\d+) ?\}?")
+_TEXT = re.compile(r"\\(?:text|mathrm|textbf)\{([^{}\\]*)\}")
+_ENVIRONMENT = re.compile(r"\\(?:begin|end)\{[a-z]+\*?\}(?:\{[lcr|]+\})?")
+_WORD = re.compile(r"(?<![\\A-Za-z])(?!and\b)[A-Za-z]{3,}")
+_FACTOR_BEFORE = re.compile(r"(?:(?<!\\)\{|[\d}^*+]) ?$")
+_FACTOR_BEHIND = re.compile(r" ?(?:[}^*+_]|[-/] ?[\d(])")
+_NOT_MATHEMATICS = re.compile(
+    r"^[A-Za-z]{2,}$|[:–'#]|\\prime|\d(?:\s|\\[,;: !]|~)+\d|[\d)]_|\d\.\d+\.\d"
     r"|^\d+(?P<dash>[-/])\d+(?P=dash)\d+$|^\d{3,}-\d{4}$"
 )
-r"""Not mathematics: a word (as LaTeX a product of letters, equal to its anagrams), a time, numbers
-side by side (as LaTeX a sum, or a product), a date or a telephone number (as LaTeX differences).
-`\sqrt` and the like are commands, not words."""
-_TEXT = re.compile(r"\\(?:text|mathrm|textbf)\{([^{}\\]*)\}")
+"""A word, a time, a range, a derivative (math-verify drops its sign), numbers side by side (as
+LaTeX a sum, or a product), a number in a base (its digits are read as decimal ones), a date or a
+telephone number (as LaTeX differences)."""
 
 
 class Equivalence(Protocol):
@@ -110,6 +118,8 @@ class _Form:
     """The answer, for the verifier."""
     value: complex | None = field(compare=False, default=None)
     """At a fixed point of its variables, where it has one. Equal forms have close values."""
+    unit: str = ""
+    """Empty: a bare value, which equals the same value in any unit."""
 
 
 def _number(answer: str) -> Fraction | None:
@@ -118,11 +128,12 @@ def _number(answer: str) -> Fraction | None:
     match = _NUMBER.fullmatch(fraction.expand(r"\1\2/\3") if fraction else answer)
     if match is None or not (match[2] or match[3]):
         return None
-    sign, whole, decimals, below, percent = match.groups()
+    sign, whole, decimals, power, below, percent = match.groups()
     below = int(below or 1) * (100 if percent else 1)
     if below == 0:
         return None
-    return Fraction(f"{sign}{(whole or '0').replace(',', '')}{decimals or ''}") / below
+    value = Fraction(f"{sign}{(whole or '0').replace(',', '')}{decimals or ''}")
+    return value * Fraction(10) ** int(power or 0) / below
 
 
 def _float(number: Fraction) -> float | None:
@@ -132,32 +143,69 @@ def _float(number: Fraction) -> float | None:
         return None
 
 
-def _tidy(answer: str) -> str:
-    """Without what separates thousands, and without a full stop behind it."""
-    return _FULL_STOP.sub("", _THOUSANDS.sub("", answer.strip()))
-
-
 def _plain_form(answer: str) -> _Form | None:
-    """The form of a tidy answer that needs no parser; None for the others."""
+    """The form of an answer that needs no parser; None for the others."""
     if len(answer) > _LONGEST:
-        return _Form("text", answer, answer)
-    number = _number(answer)
+        return _Form("text", answer.strip(), answer)
+    reading = read(answer)
+    body, unit = reading.body, reading.unit
+    number = _number(body)
     if number is not None:
-        return _Form("number", number, answer, _float(number))
-    text = _TEXT.sub(r"\1", answer) if _TEXT.fullmatch(answer) else answer
-    if _WORD.search(_TEXT.sub("", text)):
-        return _Form("text", " ".join(text.casefold().rstrip(".").split()), answer)
-    return None
+        return _Form("number", number, body, _float(number), unit)
+    choice = _CHOICE.fullmatch(body)
+    if choice is not None:
+        return _Form("text", choice[choice.lastindex or 0].lower(), body)
+    return _text_form(body, unit) if _is_words(body) else None
+
+
+def _is_words(body: str) -> bool:
+    """Whether an answer is no mathematics: as LaTeX a word equals its anagrams.
+
+    Three letters and more are a product only beside what multiplies, adds or groups them, as in
+    `xyz+2` and `2abc`.
+    """
+    bare = _ENVIRONMENT.sub("", _TEXT.sub("", body))
+    return _NOT_MATHEMATICS.search(bare) is not None or any(
+        not _FACTOR_BEFORE.search(bare, max(0, word.start() - 2), word.start())
+        and not _FACTOR_BEHIND.match(bare, word.end())
+        for word in _WORD.finditer(bare)
+    )
+
+
+def is_text(answer: str) -> bool:
+    """Whether an answer is compared as text, and not as mathematics."""
+    form = _plain_form(answer)
+    return form is not None and form.kind == "text"
+
+
+def _text_form(body: str, unit: str) -> _Form:
+    """Words: alike up to case and white space; formulas and short words keep their case."""
+    text = _BASE.sub(r"\1_\2", _clock(_TEXT.sub(r" \1 ", body).rstrip(". ")))
+    if text.casefold() == "no" or (len(text) > 2 and not re.search(r"[\\^_=]", text)):
+        text = text.casefold()
+    return _Form("text", re.sub(r"(?<=\W) | (?=\W)", "", " ".join(text.split())), body, None, unit)
+
+
+def _clock(text: str) -> str:
+    """A time of day in 24 hours, if it says which half of the day it means."""
+    match = _TIME.fullmatch(text.strip())
+    if match is None or not (match[2] or match[4]):
+        return text
+    hour = int(match[1])
+    if match[4]:
+        hour = hour % 12 + (12 if match[4] in "pP" else 0)
+    return f"{hour}:{match[2] or '00'}{match[3] or ''}"
 
 
 class MathEquivalence:
     r"""Mathematical equality by math-verify, in processes with hard limits.
 
     Numbers are equal if their exact values are (0.5 = 1/2 = 50\%, but 0.333 is not 1/3), words if
-    they are spelled alike up to case, expressions if math-verify can show it. An answer joins the
-    first class, in the order of the answers, whose first member it equals; the result depends on
-    that order alone, except that a comparison that runs into the time limit is unknown. Nothing
-    is judged twice. Not for several threads at once; the pool is.
+    they are spelled alike up to case, expressions if math-verify can show it. A bare number equals
+    the same number with a unit; two units equal only each other. An answer joins the first class,
+    in the order of the answers, whose first member it equals, in the unit of the first member that
+    has one; the result depends on that order alone, except that a comparison that runs into the
+    time limit is unknown. Nothing is judged twice. Not for several threads at once; the pool is.
     """
 
     def __init__(self, pool: VerifierPool | None = None) -> None:
@@ -200,18 +248,21 @@ class MathEquivalence:
             found = verdicts.index(True) if True in verdicts else None
             self._unknown += verdicts[:found].count(None)
             if found is not None:
-                return begin + found
+                found += begin
+                if not representatives[found].unit:
+                    representatives[found] = form if form.unit else representatives[found]
+                return found
         return None
 
     def _parse(self, answers: list[str]) -> dict[str, _Form]:
         """The form of each answer, remembered."""
         distinct = dict.fromkeys(answers)
-        form_of = {a: self._form.get(a) or _plain_form(_tidy(a)) for a in distinct}
-        hard = [answer for answer, form in form_of.items() if form is None]
-        outcomes = self.pool.map("canonical", [(_tidy(answer),) for answer in hard])
+        form_of = {answer: self._form.get(answer) or _plain_form(answer) for answer in distinct}
         known = {answer: form for answer, form in form_of.items() if form is not None}
-        for answer, outcome in zip(hard, outcomes, strict=True):
-            known[answer] = _parsed_form(_tidy(answer), outcome)
+        hard = {answer: read(answer) for answer, form in form_of.items() if form is None}
+        outcomes = self.pool.map("canonical", [(reading.body,) for reading in hard.values()])
+        for (answer, reading), outcome in zip(hard.items(), outcomes, strict=True):
+            known[answer] = _parsed_form(reading, outcome)
         for answer, form in known.items():
             _remember(self._form, answer, form)
         return known
@@ -243,19 +294,22 @@ class MathEquivalence:
         )
 
 
-def _parsed_form(answer: str, outcome: Outcome) -> _Form:
+def _parsed_form(reading: Reading, outcome: Outcome) -> _Form:
+    body, unit = reading.body, reading.unit
     if outcome.status is not Status.DONE:
-        return _Form("unknown", answer, answer)
+        return _Form("unknown", body, body, None, unit)
     if outcome.value is None:
-        return _Form("text", " ".join(answer.split()), answer)
+        return _text_form(body, unit)
     kind, key, parts = outcome.value
     value = None if parts is None else complex(*parts)
-    return _Form(kind, Fraction(key) if kind == "number" else key, answer, value)
+    return _Form(kind, Fraction(key) if kind == "number" else key, body, value, unit)
 
 
 def _compare_forms(a: _Form, b: _Form) -> bool | None:
     """The verdict where no verifier is needed, else None."""
-    if a == b:
+    if a.unit and b.unit and a.unit != b.unit:
+        return False
+    if (a.kind, a.key) == (b.kind, b.key):
         return True
     kinds = {a.kind, b.kind}
     if "unknown" in kinds:
@@ -264,7 +318,7 @@ def _compare_forms(a: _Form, b: _Form) -> bool | None:
         return False
     if a.value is None or b.value is None:
         return None
-    return None if cmath.isclose(a.value, b.value, rel_tol=_CLOSE, abs_tol=_CLOSE) else False
+    return None if cmath.isclose(a.value, b.value, rel_tol=_CLOSE, abs_tol=_NOTHING) else False
 
 
 def _remember(memory: dict[_T, _V], key: _T, value: _V) -> None:

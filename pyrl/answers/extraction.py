@@ -13,10 +13,19 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
+_THIN = "\u00a0\u2009\u202f"
+"""Spaces that only separate thousands; a plain one may as well separate two numbers."""
 _NUMBER = re.compile(
-    r"(?<![\w.])(?:(?<![)\]])[-+\N{MINUS SIGN}])?"
-    r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?"
+    r"(?<!\w)\d+(?:-\d+){2,}|\\(?:[dtc]?frac\s*\{[^{}]*\}|sqrt)\s*\{[^{}]*\}"
+    r"|(?<![\w.^√])(?P<number>(?>(?:(?<![)\]}])[-+\N{MINUS SIGN}\N{EN DASH}])?"
+    r"(?:\d+ \d+/\d+|"
+    rf"(?:(?:\d{{1,3}}(?:[, {_THIN}]\d{{3}})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+    r"(?:[eE][-+]?\d+|\s?\^\s?(?:\{[-+]?\d+\}|[-+]?\d+)|[⁺⁻]?[⁰¹²³⁴-⁹]+)?(?:/\d+)?)))"
+    r"(?![.,:/]?\d|\^|(?!(?!pi\b)[A-Za-z]{2,}\b)\w)"
+    r"|(?P<name>(?<!\w)[A-Za-z_]\w*+(?!\^))"
+    r"|(?<!\w)√?\w*\d[\w.,:^/]*"
 )
+"""A number, or (without the group) what has digits and is none: part of it is no answer."""
 
 
 class Extractor(Protocol):
@@ -65,17 +74,63 @@ class Whole:
 
 @dataclass(frozen=True)
 class LastNumber:
-    """The last integer, decimal or fraction, thousands separators removed: for plain-text tasks."""
+    """The last number of a text, for plain-text tasks: whole, or no answer.
+
+    Integers, decimals, fractions, mixed numbers, and powers such as 1.5e3 and 10^3; separators of
+    thousands are removed. Where the last digits belong to something else (12:30, 2x, a date, two
+    numbers side by side that may be one) there is no answer.
+    """
 
     needs_end: ClassVar[bool] = True
 
     def __call__(self, text: str) -> str | None:
-        number = None
+        last = None
         for match in _NUMBER.finditer(text):
-            number = match.group()
-        if number is None:
+            if not match["name"]:
+                last = match
+        if last is None or not last["number"]:
             return None
-        return number.replace(",", "").replace("\N{MINUS SIGN}", "-").lstrip("+")
+        number = re.sub(rf"[,{_THIN}]| (?=0\d\d)", "", last["number"])
+        if re.search(r"\d \d{3}(?!/)", number):
+            return None
+        return re.sub("[\N{MINUS SIGN}\N{EN DASH}]", "-", number).lstrip("+")
+
+
+@dataclass(frozen=True)
+class After:
+    """What another extractor reads behind the last `tag`; without the tag there is no answer.
+
+    For models that reason first: a box inside reasoning that never ended is no answer.
+    """
+
+    tag: str
+    extractor: Extractor
+
+    @property
+    def needs_end(self) -> bool:
+        return self.extractor.needs_end
+
+    def __call__(self, text: str) -> str | None:
+        _, tag, answer = text.rpartition(self.tag)
+        return self.extractor(answer) if tag else None
+
+
+@dataclass(frozen=True)
+class Until:
+    """The answer that another extractor finds before the first place of a text, or in all of it.
+
+    A response ends with the text that stopped it, which is no part of a whole answer.
+    """
+
+    text: str
+    extractor: Extractor
+
+    @property
+    def needs_end(self) -> bool:
+        return self.extractor.needs_end
+
+    def __call__(self, text: str) -> str | None:
+        return self.extractor(text.partition(self.text)[0])
 
 
 @dataclass(frozen=True)

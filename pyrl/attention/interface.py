@@ -6,7 +6,8 @@ one query per row against the slot cache; equal-length rows need neither.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -32,6 +33,11 @@ def use_pyrl_attention(model: PreTrainedModel) -> None:
     """
     # Configurations differ in their fields by design: absent means that the model lacks the thing.
     config = model.config.get_text_config().to_dict()
+    if model._is_stateful:
+        raise ValueError(
+            f"expected a model whose layers all attend, {type(model).__name__} has layers with a "
+            "state that runs along a text"
+        )
     unknown = set(config.get("layer_types") or ()) - _CAUSAL_LAYERS
     if unknown:
         raise ValueError(
@@ -44,6 +50,16 @@ def use_pyrl_attention(model: PreTrainedModel) -> None:
             f"expected a model that calls transformers' AttentionInterface, "
             f"{type(model).__name__} does not"
         )
+
+
+@contextmanager
+def plain_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Within, `model` attends as its own code says."""
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(NAME)
 
 
 def pyrl_attention(

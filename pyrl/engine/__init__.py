@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from pyrl.logits.sampling import Sampling
 
 RUNNING, STOPPED, TRUNCATED = 0, 1, 2
-"""Values of `Sampled.finish_B`: open, ended by an end-of-sequence token, ended by its limit."""
+"""Values of `Sampled.finish_B`: open, ended by an end-of-sequence token (or, by a
+rollout, where a stop text ends it), ended by its limit."""
 
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
 """What an engine computes in."""
@@ -118,6 +119,12 @@ class Engine(Protocol):
         Each draws its own token at position `keep` in the next step, with its own seed. The parent
         may be running (keep <= its length) or finished and retained; it is not changed. Nothing
         that it has computed is computed again. A sibling inherits the parent's limit and `retain`.
+        """
+
+    def finish(self, branch_B: NDArray[np.int64]) -> None:
+        """End running branches with the tokens that they have, as an end token would have.
+
+        A retained one can still be forked before its last token; the others are forgotten.
         """
 
     def abort(self, branch_B: NDArray[np.int64]) -> None:

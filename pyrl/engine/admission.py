@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrl.engine import Branches, check_seeds
+from pyrl.models import Room
 
 _Row = TypeVar("_Row")
 
@@ -20,10 +21,8 @@ class Admission:
 
     vocabulary: int
     """Token ids are below it."""
-    positions: int | None = None
+    room: Room | None = None
     """Tokens of prompt and response at most; None: no limit."""
-    room: str = ""
-    """That limit in words, for messages."""
 
     def submit(self, branches: Branches, known: Collection[int]) -> list[NDArray[np.int32]]:
         """The prompts; ValueError unless all branches can be sampled.
@@ -47,14 +46,14 @@ class Admission:
     def _limits(self, branches: Branches, size_B: NDArray[np.int64]) -> None:
         limit_B = branches.limit_B
         refused_B = limit_B < 1
-        if self.positions is not None:
-            refused_B = refused_B | (limit_B > self.positions - size_B)
+        if self.room is not None:
+            refused_B = refused_B | (limit_B > self.room.tokens - size_B)
         for b in np.flatnonzero(refused_B)[:1].tolist():
             expected = "a limit >= 1"
-            if self.positions is not None:
+            if self.room is not None:
                 expected = (
                     f"a limit of at least 1 that with its prompt of {size_B[b]} tokens fits "
-                    f"{self.room}"
+                    f"{self.room.limit}"
                 )
             raise ValueError(
                 f"submit: branch {branches.branch_B[b]}: expected {expected}, got {limit_B[b]}"

@@ -13,22 +13,22 @@ from itertools import groupby
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from pyrl.attention import Layout, use_pyrl_attention
 from pyrl.engine import RUNNING, STOPPED, TRUNCATED, Branches, Dtype, Sampled, Work
 from pyrl.engine.admission import Admission, check_fork, find
-from pyrl.engine.kv_cache import Prefill, Prefix, SlotCache, detached, part
+from pyrl.engine.kv_cache import Prefix, SlotCache, detached, part, prefill
 from pyrl.engine.packed_linear import PackedLinears
+from pyrl.engine.trial import check_sampling
 from pyrl.logits.sample_tokens import sample_tokens
 from pyrl.logits.sampling import Sampling
-from pyrl.models import positions
+from pyrl.models import room
 
 PREFILL_TOKENS = 8192
 """Prompt tokens per forward at most (a longer prompt goes alone): bounds the memory of prefills."""
 
-_DTYPES: dict[torch.dtype, Dtype] = {
+DTYPES: dict[torch.dtype, Dtype] = {
     torch.float64: "float64",
     torch.float32: "float32",
     torch.bfloat16: "bfloat16",
@@ -75,8 +75,7 @@ class HFEngine:
     `eos`: token ids that end a response. `max_rows`: rows of the running batch; further branches
     wait, forks before new prompts.
 
-    Raises ValueError for a model whose attention is not plain causal, or whose logits are not
-    exactly the output embeddings of the final hidden states (soft-capped or rescaled logits).
+    Raises ModelError for a model that it cannot sample from, by `pyrl.engine.trial`.
     """
 
     def __init__(
@@ -84,12 +83,11 @@ class HFEngine:
     ) -> None:
         if max_rows < 1:
             raise ValueError(f"max_rows: expected at least 1, got {max_rows}")
-        use_pyrl_attention(model)
+        check_sampling(model)
         self._model = model
         self._decoder = model.get_decoder()
-        room = positions(model)
         vocabulary: int = model.get_input_embeddings().num_embeddings
-        self._admission = Admission(vocabulary, room, f"the model's {room} positions")
+        self._admission = Admission(vocabulary, room(model))
         self._eos = np.array(sorted(eos), np.int32)
         self._max_rows = max_rows
         self._sampling: Sampling | None = None
@@ -104,18 +102,21 @@ class HFEngine:
         self._orphans: list[_Branch] = []  # aborted, but their last token is still to be computed
         self._forked: OrderedDict[int, _Branch] = OrderedDict()
         self._submitted: OrderedDict[int, _Branch] = OrderedDict()
-        model.eval()
-        _check_logits(model)
         self._linears = PackedLinears(model)
 
     @property
     def dtype(self) -> Dtype:
-        return _DTYPES[self._model.dtype]
+        return DTYPES[self._model.dtype]
 
     def start(self, sampling: Sampling) -> None:
         if self._running:
             raise RuntimeError(
                 f"start: {len(self._running)} branches are running; abort them first"
+            )
+        if self._linears.changed():
+            raise RuntimeError(
+                "start: the model's weights were written (through .data) since they were last "
+                "sampled from; call load_weights(None, version) after each such change"
             )
         self._sampling = sampling
 
@@ -140,6 +141,9 @@ class HFEngine:
             for b, seed in zip(branch_B.tolist(), seed_B.tolist(), strict=True)
         ]
         self._queue(new, self._forked)
+
+    def finish(self, branch_B: NDArray[np.int64]) -> None:
+        self._end([find(branch, self._running) for branch in branch_B.tolist()])
 
     def abort(self, branch_B: NDArray[np.int64]) -> None:
         leaving: list[_Branch] = []
@@ -210,16 +214,7 @@ class HFEngine:
         self._leave([orphan for orphan in self._orphans if not self._awaited(orphan)])
         self._orphans = [orphan for orphan in self._orphans if orphan.path.slot >= 0]
         if self._slots:
-            position_B1, mask = self._cache.begin_token()
-            token_B1 = torch.tensor([[entry.pending] for entry in self._slots])
-            hidden = self._decoder(
-                input_ids=token_B1.to(position_B1.device),
-                position_ids=position_B1,
-                attention_mask=mask,
-                past_key_values=self._cache,
-                use_cache=True,
-            ).last_hidden_state
-            self._cache.end_token(hidden[:, 0])
+            self._cache.decode(self._decoder, torch.tensor([x.pending for x in self._slots]))
             self._work["decode_tokens"] += len(self._slots)
         self._leave(self._orphans)
         self._orphans = []
@@ -261,12 +256,7 @@ class HFEngine:
         spent_B = np.array([entry.length == entry.limit for entry in rows])
         stopped_B = np.isin(drawn.token_B, self._eos)
         finish_B = np.where(stopped_B, STOPPED, np.where(spent_B, TRUNCATED, RUNNING))
-        finished = [rows[b] for b in np.flatnonzero(finish_B)]
-        for entry in finished:
-            del self._running[entry.branch]
-            if not entry.retain:
-                del self._known[entry.branch]
-        self._leave(finished)
+        self._end([rows[b] for b in np.flatnonzero(finish_B)])
         return Sampled(
             branch_B,
             drawn.token_B,
@@ -276,6 +266,14 @@ class HFEngine:
             finish_B.astype(np.uint8),
             drawn.truncated_logprob_B,
         )
+
+    def _end(self, entries: list[_Branch]) -> None:
+        """Take finished branches from their rows; retained ones stay known."""
+        for entry in entries:
+            del self._running[entry.branch]
+            if not entry.retain:
+                del self._known[entry.branch]
+        self._leave(entries)
 
     def _dequeue(self, count: int) -> Iterator[_Branch]:
         for queue in (self._forked, self._submitted):
@@ -298,16 +296,8 @@ class HFEngine:
 
     def _compute(self, prompts: list[NDArray[np.int32]], cu_seqlens: list[int]) -> list[Prefix]:
         device = self._model.device
-        layout = Layout.of_rows(np.diff(cu_seqlens))
-        cache = Prefill()
-        hidden = self._decoder(
-            input_ids=torch.from_numpy(np.concatenate(prompts)).to(device, torch.int64)[None],
-            position_ids=torch.from_numpy(layout.position_J).to(device)[None],
-            past_key_values=cache,
-            use_cache=True,
-            layout=layout,
-        ).last_hidden_state
-        return cache.prefixes(hidden, cu_seqlens)
+        token_I = torch.from_numpy(np.concatenate(prompts)).to(device, torch.int64)
+        return prefill(self._decoder, token_I, cu_seqlens)
 
     def _computed(self, path: _Path, total: int) -> Prefix:
         if path.parked is not None:
@@ -333,30 +323,6 @@ class HFEngine:
                 self._slots[path.slot] = last
                 last.path.slot = path.slot
             path.slot = -1
-
-
-def _check_logits(model: PreTrainedModel) -> None:
-    """Raise ValueError unless logits are the output embeddings of the final hidden states."""
-    head = model.get_output_embeddings()
-    seen: list[Tensor] = []
-
-    def loud(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        # Large logits, so that soft-capping shows in a model of any scale.
-        seen.extend((inputs[0], output * (100 / output.abs().max())))
-        return seen[1]
-
-    hook = head.register_forward_hook(loud)
-    with torch.no_grad():
-        # Several tokens: one may be padding, whose embedding, and so its logits, are 0.
-        token_1T = torch.arange(min(4, head.out_features), device=model.device)[None]
-        logits = model(input_ids=token_1T, use_cache=False).logits
-        hook.remove()
-        hidden = model.get_decoder()(input_ids=token_1T, use_cache=False).last_hidden_state
-    if not (torch.equal(seen[0], hidden) and torch.equal(seen[1], logits)):
-        raise ValueError(
-            f"{type(model).__name__} changes its hidden states or its logits (soft-capping, "
-            "scaling) around the output embeddings: not supported"
-        )
 
 
 def _replace_weights(model: PreTrainedModel, given: dict[str, Tensor]) -> None:

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+
+from pyrl.attention import Layout
 
 Prefix = Sequence[Tensor]
 """What the model has computed for the first T tokens of a path; token t lies at position t.
@@ -63,6 +65,19 @@ class Prefill:
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         return query_length, 0
+
+
+def prefill(decoder: nn.Module, token_I: Tensor, cu_seqlens: Sequence[int]) -> list[Prefix]:
+    """Compute packed prompts, whose offsets are `cu_seqlens`; one prefix each."""
+    cache, layout = Prefill(), Layout.of_rows(np.diff(cu_seqlens))
+    hidden = decoder(
+        input_ids=token_I[None],
+        position_ids=torch.from_numpy(layout.position_J).to(token_I.device)[None],
+        past_key_values=cache,
+        use_cache=True,
+        layout=layout,
+    ).last_hidden_state
+    return cache.prefixes(hidden, cu_seqlens)
 
 
 class SlotCache:
@@ -139,6 +154,18 @@ class SlotCache:
         value_store[slot_B, :, position_B] = value[:, :, 0]
         seen = (slice(self._rows), slice(None), slice(self._key_length))
         return key_store[seen], value_store[seen]
+
+    def decode(self, decoder: nn.Module, token_B: Tensor) -> None:
+        """Compute one more token in every row, and keep its final hidden states."""
+        position_B1, mask = self.begin_token()
+        hidden = decoder(
+            input_ids=token_B[:, None].to(position_B1.device),
+            position_ids=position_B1,
+            attention_mask=mask,
+            past_key_values=self,
+            use_cache=True,
+        ).last_hidden_state
+        self.end_token(hidden[:, 0])
 
     def end_token(self, hidden: Tensor) -> None:
         """Store the new token's final hidden states `[B, hidden_size]`."""

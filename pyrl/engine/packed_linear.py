@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from pyrl.engine.sync import digest
+
 SMALLEST = 1 << 18
 """A weight with fewer elements stays as it is: the call would cost more than the layout saves."""
 
@@ -22,7 +24,7 @@ class PackedLinears:
     def __init__(self, model: nn.Module) -> None:
         linear = (layer for layer in model.modules() if isinstance(layer, nn.Linear))
         self._layers = [layer for layer in linear if _packs(layer)]
-        self._packed: dict[nn.Linear, tuple[tuple[int, int], Tensor]] = {}
+        self._packed: dict[nn.Linear, tuple[tuple[int, int], int, Tensor]] = {}
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -39,6 +41,13 @@ class PackedLinears:
         """Forget the packed weights; they are made anew when they are next needed."""
         self._packed.clear()
 
+    def changed(self) -> bool:
+        """Whether a weight that is packed was written through `.data`, which counts no version."""
+        return any(
+            key == _version(layer) and found != digest(layer.weight)
+            for layer, (key, found, _) in self._packed.items()
+        )
+
     def _forward(self, layer: nn.Linear) -> Callable[[Tensor], Tensor]:
         def forward(rows: Tensor) -> Tensor:
             out: Tensor = torch.ops.mkldnn._linear_pointwise(
@@ -50,12 +59,16 @@ class PackedLinears:
 
     def _weight(self, layer: nn.Linear) -> Tensor:
         # The version counts changes in place, so that a learner's step is never missed.
-        key = layer.weight.data_ptr(), layer.weight._version
+        key = _version(layer)
         found = self._packed.get(layer)
         if found is None or found[0] != key:
-            found = key, torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)
-            self._packed[layer] = found
-        return found[1]
+            packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)
+            found = self._packed[layer] = key, digest(layer.weight), packed
+        return found[2]
+
+
+def _version(layer: nn.Linear) -> tuple[int, int]:
+    return layer.weight.data_ptr(), layer.weight._version
 
 
 def _packs(layer: nn.Linear) -> bool:

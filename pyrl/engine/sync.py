@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from pyrl.engine import Branches, Engine, EngineFailure
 from pyrl.logits.sampling import Sampling
+from pyrl.models import checkpoint_weights
 
 TOLERANCE = {"float64": 1e-3, "float32": 1e-3, "bfloat16": 0.5, "float16": 0.1}
 """Largest difference (nats) between a probe's log-prob or entropy and those of the learner in
@@ -68,7 +69,7 @@ class Sync:
     def __call__(self, version: int) -> dict[str, float]:
         """Sync; seconds and the largest difference of the probe (nats). SyncError if it failed."""
         started = time.monotonic()
-        weights = self._model.state_dict()
+        weights = checkpoint_weights(self._model)
         with ThreadPoolExecutor(1) as beside:
             sent = beside.submit(digests, weights)
             learned = beside.submit(self._logprobs)

@@ -93,6 +93,10 @@ class ToyEngine:
         seen = source.see() if total > source.computed else 0
         self._count(decode=seen, copied=total * len(new))
 
+    def finish(self, branch_B: NDArray[np.int64]) -> None:
+        for branch in branch_B.tolist():
+            self._end(find(branch, self._running))
+
     def abort(self, branch_B: NDArray[np.int64]) -> None:
         for row in [find(branch, self._known) for branch in dict.fromkeys(branch_B.tolist())]:
             del self._known[row.branch]
@@ -115,9 +119,7 @@ class ToyEngine:
         stopped_B = np.isin(drawn.token_B, self._eos)
         finish_B = np.where(stopped_B, STOPPED, np.where(spent_B, TRUNCATED, RUNNING))
         for b in np.flatnonzero(finish_B):
-            row = self._running.pop(rows[b].branch)
-            if not row.retain:
-                del self._known[row.branch]
+            self._end(rows[b])
         return Sampled(
             np.array([row.branch for row in rows], np.int64),
             drawn.token_B,
@@ -157,6 +159,11 @@ class ToyEngine:
         ids = {row.branch: row for row in new}
         self._known |= ids
         self._running |= ids
+
+    def _end(self, row: _Row) -> None:
+        del self._running[row.branch]
+        if not row.retain:
+            del self._known[row.branch]
 
     def _count(self, *, prompt: int = 0, decode: int = 0, copied: int = 0) -> None:
         old = self._work

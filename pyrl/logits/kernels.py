@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyrl import _core
 from pyrl._core.logits import Dtype, LogitMatrix, TokenStatsOptions
+from pyrl.checks import described
 
 ELEMENTS = {
     torch.float32: Dtype.float32,
@@ -18,6 +19,13 @@ ELEMENTS = {
     torch.bfloat16: Dtype.bfloat16,
 }
 """Element types that the kernels read."""
+
+
+def check_tensors(**given: object) -> None:
+    """TypeError names the first argument that is no tensor, and what came in its place."""
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a torch.Tensor, got {described(value)}")
 
 
 def matrix_of(logits_TV: Tensor) -> LogitMatrix:

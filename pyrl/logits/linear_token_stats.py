@@ -12,7 +12,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from pyrl.logits.kernels import empty_stats, grad_into, stats_into
+from pyrl.logits.kernels import check_tensors, empty_stats, grad_into, stats_into
 from pyrl.logits.lm_head import Head, HeadGradient, chunk_rows
 from pyrl.logits.token_stats import (
     Options,
@@ -46,7 +46,8 @@ def linear_token_stats(
     rounded once; a frozen weight, as under LoRA, costs no gradient. A weight tied to the embedding
     needs nothing: autograd adds both gradients. The backward pass cannot be differentiated again.
 
-    Raises ValueError for wrong shapes, dtypes or devices or an option outside its range.
+    Raises ValueError for wrong shapes, dtypes or devices or an option outside its range, TypeError
+    for arguments that are no tensors.
     """
     head = checked_head(hidden_TH, weight_VH, bias, label_T, chunk)
     refuse_forward_mode("linear_token_stats", hidden_TH, weight_VH, bias)
@@ -58,7 +59,13 @@ def linear_token_stats(
 def checked_head(
     hidden_TH: Tensor, weight_VH: Tensor, bias: Tensor | None, label_T: Tensor, chunk: int | None
 ) -> Head:
-    """The head with its chunk chosen; ValueError for arguments that do not belong together."""
+    """The head with its chunk chosen; ValueError for arguments that do not belong together.
+
+    TypeError for those that are no tensors.
+    """
+    check_tensors(hidden_TH=hidden_TH, weight_VH=weight_VH, label_T=label_T)
+    if bias is not None:
+        check_tensors(bias=bias)
     Head(hidden_TH, weight_VH, bias, 1 if chunk is None else chunk).check()
     check_labels(label_T, hidden_TH, "hidden_TH")
     if chunk is None:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from pyrl import _core
 from pyrl._core.logits import Truncation
-from pyrl.logits.kernels import ELEMENTS, adjacent, device_of, matrix_of
+from pyrl.checks import described
+from pyrl.logits.kernels import ELEMENTS, adjacent, check_tensors, device_of, matrix_of
 from pyrl.logits.sampling import Sampling
 
 _CHUNK_ELEMENTS = 1 << 23
@@ -56,7 +57,8 @@ def sample_tokens(
     differ from the CPU's only where rounding (relative 1e-7) moves the boundary between two tokens
     across the uniform number.
 
-    Raises ValueError for wrong shapes, dtypes or devices, and FloatingPointError for rows with NaN
+    Raises TypeError for arguments of wrong types, ValueError for wrong shapes, dtypes or devices,
+    and FloatingPointError for rows with NaN
     or +inf or without a finite entry (-inf masks a token).
     """
     sampled = draw_tokens(logits_BV, seed_B, position_B, sampling)
@@ -76,7 +78,7 @@ def draw_tokens(
     sampling: Sampling,
 ) -> SampledTokens:
     """`sample_tokens`, but a row that cannot be drawn has token -1 in place of the exception."""
-    _check(logits_BV, seed_B, position_B)
+    _check(logits_BV, seed_B, position_B, sampling)
     if logits_BV.device.type == "cpu":
         draw = _sample_kernel
     else:
@@ -84,7 +86,15 @@ def draw_tokens(
     return draw(logits_BV.detach(), seed_B, position_B, sampling)
 
 
-def _check(logits_BV: Tensor, seed_B: NDArray[np.uint64], position_B: NDArray[np.int64]) -> None:
+def _check(
+    logits_BV: Tensor,
+    seed_B: NDArray[np.uint64],
+    position_B: NDArray[np.int64],
+    sampling: Sampling,
+) -> None:
+    check_tensors(logits_BV=logits_BV)
+    if not isinstance(sampling, Sampling):
+        raise TypeError(f"sampling: expected a Sampling, got {described(sampling)}")
     if logits_BV.ndim != 2 or logits_BV.shape[1] == 0:
         raise ValueError(f"logits_BV: expected shape [B, V >= 1], got {tuple(logits_BV.shape)}")
     if logits_BV.dtype not in ELEMENTS:
@@ -95,6 +105,8 @@ def _check(logits_BV: Tensor, seed_B: NDArray[np.uint64], position_B: NDArray[np
         ("seed_B", seed_B, np.uint64),
         ("position_B", position_B, np.int64),
     ):
+        if not isinstance(values, np.ndarray):
+            raise TypeError(f"{name}: expected a numpy array, got {described(values)}")
         if values.shape != logits_BV.shape[:1] or values.dtype != dtype:
             raise ValueError(
                 f"{name}: expected {np.dtype(dtype).name}[{logits_BV.shape[0]}], "

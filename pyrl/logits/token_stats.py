@@ -18,8 +18,17 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from pyrl._core.logits import TokenStatsOptions
+from pyrl.checks import described
 from pyrl.logits.graph import traced
-from pyrl.logits.kernels import ELEMENTS, adjacent, apart, empty_stats, grad_into, stats_into
+from pyrl.logits.kernels import (
+    ELEMENTS,
+    adjacent,
+    apart,
+    check_tensors,
+    empty_stats,
+    grad_into,
+    stats_into,
+)
 
 IGNORED_LABEL = -100
 """A row with this label has zero outputs and a zero gradient."""
@@ -102,6 +111,8 @@ class Request:
     def __post_init__(self) -> None:
         for name in ("temperature", "softcap", "second_temperature"):
             value = getattr(self, name)
+            if isinstance(value, str) or (value is None and name == "temperature"):
+                raise TypeError(f"{name}: expected a number, got {described(value)}")
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name}: expected a finite number > 0, got {value}")
         for name in ("kept_share", "nucleus"):
@@ -221,6 +232,7 @@ def token_stats(
 
     Raises ValueError for wrong shapes, dtypes or devices, an option outside its range, or logits
     that cannot be overwritten with `inplace=True`: columns not adjacent or rows that overlap.
+    Raises TypeError for arguments that are no tensors.
     """
     check_rows(logits_TV, label_T, inplace=inplace)
     request = Request(
@@ -256,7 +268,11 @@ def record(stats_K: Sequence[Tensor], asked: Sequence[str]) -> TokenStats:
 
 
 def check_rows(logits_TV: Tensor, label_T: Tensor, *, inplace: bool) -> None:
-    """ValueError unless the kernels can read the logits, and with `inplace` overwrite them."""
+    """ValueError unless the kernels can read the logits, and with `inplace` overwrite them.
+
+    TypeError for arguments that are no tensors.
+    """
+    check_tensors(logits_TV=logits_TV, label_T=label_T)
     if logits_TV.ndim != 2 or logits_TV.shape[1] == 0:
         raise ValueError(f"logits_TV: expected shape [T, V >= 1], got {tuple(logits_TV.shape)}")
     if logits_TV.dtype not in ELEMENTS:

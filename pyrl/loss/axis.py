@@ -26,7 +26,9 @@ class LossState:
     progress: float = 0.0
     """Share of the run that is done, in [0, 1]."""
     entropy: float | None = None
-    """Mean entropy measured over earlier updates (nats); None: not measured."""
+    """Mean entropy of the step before this one (nats); None: not measured."""
+    mean_entropy: float | None = None
+    """The mean of that over all earlier steps (nats); None: there are none."""
     nucleus_entropy: float | None = None
     """The aggregate that `NucleusAnchor` holds on to: that of the first step (nats)."""
     epoch: float | None = None
@@ -51,7 +53,7 @@ class Need(NamedTuple):
 
 
 _MEANING = {
-    "state.entropy": ", the entropy of the last update",
+    "state.entropy": ", the entropy of the last step",
     "state.nucleus_entropy": ", what it holds on to",
     "clip_low_T": ", as it returns them",
     "clip_high_T": ", as it returns them",

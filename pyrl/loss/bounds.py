@@ -30,7 +30,9 @@ class Clip:
     """PPO's interval [1 - low, 1 + high] (arXiv:1707.06347; high > low: arXiv:2503.14476)."""
 
     low: float = 0.2
+    """How far a ratio may fall below 1."""
     high: float = 0.2
+    """How far a ratio may rise above 1."""
     needs = ()
 
     def __post_init__(self) -> None:
@@ -50,11 +52,15 @@ class ConfidenceClip:
     """
 
     minimum: float = 0.05
+    """Radius where the tail is most confident."""
     maximum: float = 0.2
+    """Radius where it is least confident."""
     kappa: float = 4.0
+    """Steepness between the two."""
     tail: int = 16
     """Last tokens of a response whose mean confidence counts."""
     centre: float | None = None
+    """Tail confidence of the middle radius; None: the median of the batch."""
     needs = RADII
 
     def radius(self, batch: TokenBatch) -> NDArray[np.float64]:
@@ -84,7 +90,9 @@ class Range:
     """low <= R <= high."""
 
     low: float = 0.0
+    """Smallest ratio with a gradient."""
     high: float = 2.0
+    """Largest ratio with a gradient."""
     needs = ()
 
     def __post_init__(self) -> None:
@@ -99,9 +107,13 @@ class PositionClip:
     """
 
     low: float = 0.025
+    """How far log R may fall at the first token."""
     high: float = 0.05
+    """How far it may rise."""
     dual: float = 0.05
+    """Cap of log R for negative advantages."""
     power: float = 0.5
+    """Growth of all three with the position t."""
     needs = ()
 
     def __post_init__(self) -> None:
@@ -120,8 +132,11 @@ class EntropyClip:
     """
 
     low: float = 0.2
+    """How far a ratio may fall below 1 at no heat."""
     high: float = 0.2
+    """How far it may rise above 1."""
     alpha: float = 1.0
+    """How far heat widens the interval."""
     needs = ("entropy_T",)
 
     def __post_init__(self) -> None:
@@ -133,6 +148,7 @@ class TotalVariation:
     """Cuts A > 0 where pi - pi_old > delta, and A < 0 where it is < -delta (DPPO)."""
 
     delta: float = 0.15
+    """Largest change of the token's probability."""
     needs = ()
 
     def __post_init__(self) -> None:
@@ -144,6 +160,7 @@ class BinaryKL:
     """Cuts where `TotalVariation` would, by the KL divergence of {this token, any other} (DPPO)."""
 
     delta: float = 0.05
+    """Largest divergence (nats)."""
     needs = ()
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
+from pyrl.logits.kernels import check_tensors
 from pyrl.logits.linear_token_stats import checked_head
 from pyrl.logits.token_stats import (
     IGNORED_LABEL,
@@ -32,7 +33,7 @@ from pyrl.loss.fused_ops import (
     linear_fused_loss,
     with_gradient,
 )
-from pyrl.loss.loss import Loss
+from pyrl.loss.loss import Loss, check_loss
 from pyrl.loss.policy_loss import check_terms, given_columns, policy_loss, token_columns
 from pyrl.loss.result import PolicyLoss
 from pyrl.loss.spec import TOKEN_COLUMNS, lower
@@ -171,6 +172,7 @@ def _plan(
     label_T: Tensor,
     per_token: bool,
 ) -> _Plan:
+    check_loss(loss)
     tokens = rows.shape[0]
     unknown_T = rows.new_empty(tokens, dtype=torch.float64)  # before the rows are visited
     given = given_columns(unknown_T, unknown_T, columns)
@@ -200,6 +202,8 @@ def _local_terms(
 ) -> Terms:
     """The terms of a loss that reads no log-prob, entropy or group; ValueError for another one."""
     known_T = label_T != IGNORED_LABEL
+    if mask_T is not None:
+        check_tensors(mask_T=mask_T)
     if mask_T is not None and (mask_T.dtype != torch.bool or mask_T.shape != label_T.shape):
         raise ValueError(
             f"mask_T: expected torch.bool[{len(label_T)}], got {mask_T.dtype}{list(mask_T.shape)}"

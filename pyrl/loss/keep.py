@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrl.checks import ordered
+from pyrl.logits.token_stats import Options
 from pyrl.loss.axis import LossState
 from pyrl.loss.columns import LossColumns, numbers
 from pyrl.loss.philox import uniforms
@@ -145,6 +146,9 @@ class ClipV:
     def needs(self) -> tuple[str, ...]:
         moments = ("sum_p2_T", "sum_p2_logp_T")
         return ("advantage_T", "entropy_T", *moments, f"{self.policy}_logprob_T")
+
+    def asks(self, temperature: float, state: LossState) -> Options:
+        return Options(squares=True)
 
     def __call__(self, columns: LossColumns, state: LossState) -> Tensor:
         expected_T = columns["entropy_T"] * columns["sum_p2_T"] + columns["sum_p2_logp_T"]

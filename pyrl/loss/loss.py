@@ -8,11 +8,12 @@ capped, multiplied by detached factors, regularised and aggregated.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from pyrl.checks import check_axes
+from pyrl.checks import check_axes, described
+from pyrl.logits.token_stats import Options
 from pyrl.loss.aggregate import RESPONSES, Aggregate, TokenMean
-from pyrl.loss.axis import Factor, Keep, Need, Reshape, needs_of
+from pyrl.loss.axis import Factor, Keep, LossState, Need, Reshape, needs_of
 from pyrl.loss.bounds import (
     RADII,
     BinaryKL,
@@ -26,6 +27,14 @@ from pyrl.loss.bounds import (
 )
 from pyrl.loss.penalties import KL, EntropySmoothing, ExpertLeak, NucleusAnchor, Penalty
 from pyrl.loss.surrogates import ClampedLogp, Clipped, MaskedLogp, Sigmoid, SoftClipped
+
+LEARNED = frozenset(
+    {
+        *("sum_p2_T", "sum_p2_logp_T", "proxy_logprob_T", "second_logprob_T"),
+        *("nucleus_entropy_T", "expert_logprob_T"),
+    }
+)
+"""Columns that no engine reports."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,7 @@ class Loss:
     behaviour: Factor | None = None
     """Correction of the rollout engine's mismatch with the old policy."""
     weight: Factor | None = None
+    """A further factor of the policy term."""
     keep: tuple[Keep, ...] = ()
     """A token stays if all of them keep it."""
     penalties: tuple[Penalty | ExpertLeak | EntropySmoothing | NucleusAnchor, ...] = ()
@@ -154,6 +164,65 @@ class Loss:
         return [*self.terms_needs, *self.token_needs]
 
     @property
+    def learner_needs(self) -> list[Need]:
+        """What only a pass of the learner over the samples can give, before it updates.
+
+        The engine that sampled has one log-prob of a token, so a loss that compares it with the
+        old policy's needs the learner's too.
+        """
+        both = {"old_logprob_T", "rollout_logprob_T"} <= {need.name for need in self.needs}
+        names = LEARNED | {"rollout_logprob_T"} if both else LEARNED
+        return [need for need in self.needs if need.name in names]
+
+    @property
+    def follows_signs(self) -> bool:
+        """A penalty pushes by the sign of a difference to the old policy, also where it is noise.
+
+        From the reference it is none: one learner computes both with the same kernels.
+        """
+        penalties = [p for p in self.penalties if isinstance(p, Penalty)]
+        return any(p.estimator == "abs" and p.target == "old" for p in penalties)
+
+    @property
+    def off_policy_parts(self) -> list[str]:
+        """What acts only where the policy that learns is not the old one, by the fields' names."""
+        of_ratio = {
+            "loss.bounds": not isinstance(self.bounds, Unbounded),
+            "loss.dual": self.dual is not None,
+            "loss.ratio.pre_clip": self.ratio.pre_clip is not None,
+        }
+        parts = [name for name, acts in of_ratio.items() if acts and self.ratio.of != "one"]
+        penalties = [p for p in self.penalties if isinstance(p, Penalty) and p.target == "old"]
+        return parts + ["loss.penalties"] * bool(penalties)
+
+    def asks(self, temperature: float, state: LossState) -> Options:
+        """What `token_stats` is to compute of the old policy, beside log-prob and entropy."""
+        options = Options()
+        axes: list[Any] = [*self.reshape, self.behaviour, self.weight, *self.keep, *self.penalties]
+        for axis in axes:
+            if hasattr(axis, "asks"):
+                options |= axis.asks(temperature, state)
+        return options
+
+    @property
+    def nucleus(self) -> NucleusAnchor | None:
+        """The penalty on an entropy of the nucleus, whose gradient the current pass computes."""
+        return next((p for p in self.penalties if isinstance(p, NucleusAnchor)), None)
+
+    @property
+    def expert(self) -> ExpertLeak | None:
+        """The penalty that reads an expert's responses."""
+        return next((p for p in self.penalties if isinstance(p, ExpertLeak)), None)
+
+    @property
     def needs_advantage(self) -> bool:
         """A token without an advantage has no gradient."""
         return not (self.kl.coef or self.entropy or self.penalties)
+
+
+def check_loss(loss: object) -> None:
+    """TypeError unless it is a loss, and not a preset's name or one that was not called."""
+    if not isinstance(loss, Loss):
+        raise TypeError(
+            f"loss: expected a pyrl.loss.Loss, such as pyrl.presets.dapo(), got {described(loss)}"
+        )

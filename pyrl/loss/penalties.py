@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pyrl.checks import finite
+from pyrl.checks import finite, shares
+from pyrl.logits.token_stats import Options
 from pyrl.loss.aggregate import Aggregate
 from pyrl.loss.axis import LossState, Select
 from pyrl.loss.columns import LossColumns, one_part
@@ -20,6 +21,7 @@ class KL:
     """A penalty towards the frozen initial model; coefficient 0 needs no such model."""
 
     coef: float = 0.001
+    """Weight of the penalty; 0 loads no initial model."""
     estimator: Literal["k1", "abs", "k2", "k3", "k1+", "k2+", "k3+"] = "k3"
     """From D = logprob - ref_logprob: D, |D|, D^2 / 2, exp(-D) + D - 1 (arXiv:2402.03300 uses k3);
     with "+" the gradient is k2's, which is that of the reverse KL on policy."""
@@ -33,20 +35,32 @@ class Penalty:
     """coef times an estimate of the distance to a target policy, on the selected tokens."""
 
     coef: float = 1.0
+    """Weight of the penalty."""
     estimator: Literal["k1", "abs", "k2", "k3", "k1+", "k2+", "k3+"] = "k3"
     """The estimates of `KL`."""
     target: Literal["ref", "old", "proxy"] = "ref"
+    """The frozen initial model, the policy before the update, or that one without its least
+    probable tokens."""
     select: Select | None = None
+    """The tokens that it is put on; None: all."""
     aggregate: Aggregate | None = None
     """None: the loss's."""
+    kept_share: float = 0.02
+    """The proxy keeps tokens of at least this share of the largest probability."""
 
     def __post_init__(self) -> None:
         finite(self, "coef")
+        shares(self, "kept_share")
 
     @property
     def column(self) -> str:
         """The log-probability that the distance is measured from."""
         return f"{self.target}_logprob_T"
+
+    def asks(self, temperature: float, state: LossState) -> Options:
+        """What the proxy is computed from."""
+        proxy = Options(kept_share=self.kept_share, max_probability=True)
+        return proxy if self.target == "proxy" else Options()
 
     def scale(self, columns: LossColumns, state: LossState) -> Tensor | None:
         """1 for the selected tokens, bool [T]; None: all."""
@@ -64,13 +78,15 @@ class ExpertLeak:
     coef: float = 0.1
     slope: float = 0.5
     passed: float = 0.1
+    expert: str = "expert"
+    """The column of the data that has an expert's response to each question."""
     aggregate: Aggregate | None = None
     column = "expert_logprob_T"
-    needs = ("advantage_T", "reward_T")
+    needs = ("advantage_T", "reward_T", column)
 
     def scale(self, columns: LossColumns, state: LossState) -> Tensor:
-        """s |A|, which the kernels multiply the distance by."""
-        size_T = columns["advantage_T"].abs()
+        """s |A|, which the kernels multiply the distance by; 0 after the expert's response."""
+        size_T = torch.where(columns[self.column].isnan(), 0.0, columns["advantage_T"].abs())
         return torch.where(columns["reward_T"] > self.passed, -size_T, size_T)
 
 
@@ -95,10 +111,10 @@ class EntropySmoothing:
     def __call__(self, columns: LossColumns, state: LossState) -> Tensor:
         """Addends [T] to the loss."""
         weight, entropy_T = self.coef * self.epoch_weight(state.epoch), columns["entropy_T"]
-        if state.entropy is None:  # no history: outside
+        if state.mean_entropy is None:  # no history: outside
             low, high = inf, -inf
         else:
-            low, high = self.low * state.entropy, self.high * state.entropy
+            low, high = self.low * state.mean_entropy, self.high * state.mean_entropy
             weight *= self.height
 
         def outside(entropy: Tensor) -> Tensor:
@@ -121,24 +137,41 @@ class EntropySmoothing:
 class NucleusAnchor:
     """SIREN: coef (mean nucleus entropy of each response's peaks - its first value)^2.
 
-    Peaks: tokens above the response's quantile (arXiv:2509.25133). The nucleus, whose mass is .8
-    there, is the business of `token_stats`.
+    Peaks: tokens above the response's quantile (arXiv:2509.25133). The nucleus keeps the token
+    that crosses its mass.
     """
 
     coef: float = 0.005
     quantile: float = 0.8
+    mass: float = 0.8
+    """Of the nucleus."""
     column = "nucleus_entropy_T"
     needs = ("state.nucleus_entropy", column, "offset_N1")
+
+    def __post_init__(self) -> None:
+        shares(self, "mass")
+
+    def asks(self, temperature: float, state: LossState) -> Options:
+        return Options(nucleus=self.mass)
 
     def __call__(self, columns: LossColumns, state: LossState) -> tuple[Tensor, Tensor]:
         """d loss / d nucleus entropy [T], and how far the peaks are from the first value (nats)."""
         assert state.nucleus_entropy is not None
+        level, share_T = self._peaks(columns)
+        gap = level - state.nucleus_entropy
+        return 2 * self.coef * gap * share_T, gap
+
+    def level(self, columns: LossColumns) -> float:
+        """The mean nucleus entropy of the peaks (nats), which the first step sets."""
+        return float(self._peaks(columns)[0])
+
+    def _peaks(self, columns: LossColumns) -> tuple[Tensor, Tensor]:
+        """Their mean nucleus entropy, and each token's share in it [T]."""
         nucleus_T, responses = columns[self.column], columns.responses
         threshold_N = responses.quantile(self.column, nucleus_T, self.quantile)
         peak_T = columns.used(nucleus_T > responses.spread(threshold_N)).double()
         peaks_N = responses.sum(peak_T)
         mean_N = responses.sum(torch.where(peak_T > 0, nucleus_T, 0.0)) / peaks_N
         of_responses = one_part(mean_N, peaks_N > 0)
-        gap = of_responses.mean(mean_N)[0] - state.nucleus_entropy
         share_N = torch.where(peaks_N > 0, 1 / peaks_N, 0.0) / of_responses.count_P.clamp(min=1)
-        return 2 * self.coef * gap * peak_T * responses.spread(share_N), gap
+        return of_responses.mean(mean_N)[0], peak_T * responses.spread(share_N)

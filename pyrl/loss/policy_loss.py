@@ -14,11 +14,13 @@ from typing import Any, NamedTuple, Unpack
 import torch
 from torch import Tensor
 
+from pyrl.checks import described
 from pyrl.logits.graph import traced
+from pyrl.logits.kernels import check_tensors
 from pyrl.loss.axis import LossState, check_needs
 from pyrl.loss.columns import Columns
 from pyrl.loss.kernels import PolicyInputs, policy_sums
-from pyrl.loss.loss import Loss
+from pyrl.loss.loss import Loss, check_loss
 from pyrl.loss.result import TOTALS, PolicyLoss
 from pyrl.loss.spec import TOKEN_COLUMNS, LossSpec, Lowered, lower
 from pyrl.loss.terms import Terms, reduced
@@ -51,8 +53,9 @@ def policy_loss(
 
     Raises ValueError for a column that is missing, or of another dtype, length or device, for an
     advantage that is not finite or a radius below 0, and for a mask, offsets, groups or a state
-    beside `terms`.
+    beside `terms`. Raises TypeError for what is no tensor, or no Loss.
     """
+    check_loss(loss)
     named = given_columns(logprob_T, entropy_T, columns)
     if terms is None:
         if "advantage_T" not in named:
@@ -120,7 +123,14 @@ def given_columns(
 
 
 def check_terms(terms: Terms, tokens: int, own: Mapping[str, object]) -> None:
-    """ValueError unless the terms have `tokens` tokens and nothing is given that they contain."""
+    """ValueError unless the terms have `tokens` tokens and nothing is given that they contain.
+
+    TypeError unless they are terms.
+    """
+    if not isinstance(terms, Terms):
+        raise TypeError(
+            f"terms: expected what pyrl.loss.terms.loss_terms returns, got {described(terms)}"
+        )
     if len(terms.advantage_T) != tokens:
         raise ValueError(f"terms: expected those of {tokens} tokens, got {len(terms.advantage_T)}")
     for name, given in own.items():
@@ -129,6 +139,7 @@ def check_terms(terms: Terms, tokens: int, own: Mapping[str, object]) -> None:
 
 
 def _check(columns: Mapping[str, Tensor]) -> None:
+    check_tensors(**columns)
     like_T = columns["logprob_T"]
     for name, tensor in columns.items():
         if tensor.ndim != 1 or tensor.dtype not in (torch.float32, torch.float64):

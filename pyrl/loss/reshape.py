@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pyrl.logits.token_stats import Options
 from pyrl.loss.axis import LossState
 from pyrl.loss.columns import LossColumns, checked, segments
 
@@ -32,16 +33,26 @@ class Blend:
     """DCPO: mixes in reward times the ratio of a second temperature to the first.
 
     (1 - alpha) A + alpha R rho, alpha = a / (1 + a), a = min(|target - entropy|, limit) / share of
-    responses with a reward; alpha = 0 without any. The second temperature is the caller's choice.
+    responses with a reward; alpha = 0 without any.
     """
 
     target: float = 0.5
     """Wanted entropy (nats)."""
     limit: float = 0.1
+    hotter: float = 1.2
+    """The second temperature as a multiple of the first, while the entropy is not above its
+    target."""
+    cooler: float = 0.8
+    """The same above it."""
     needs = (
         *("state.entropy", "advantage_T", "reward_T", "second_logprob_T", "old_logprob_T"),
         "offset_N1",
     )
+
+    def asks(self, temperature: float, state: LossState) -> Options:
+        assert state.entropy is not None
+        times = self.hotter if state.entropy <= self.target else self.cooler
+        return Options(second_temperature=times * temperature)
 
     def __call__(self, columns: LossColumns, state: LossState) -> Tensor:
         assert state.entropy is not None
@@ -110,7 +121,8 @@ class EntropyBand:
         reward_T = checked(
             reward_T,
             columns.used(reward_T.abs() != 1),
-            "EntropyBand: expected rewards of -1 or 1, got {} at {}",
+            "EntropyBand: expected rewards of -1 or 1, got {} at {} (VoteReward(wrong=-1, "
+            "no_answer=-1) has such)",
         )
         entropy = columns.whole.mean(columns["entropy_T"])
         negative_T = torch.where(entropy < low, reward_T.clamp(max=0), columns["advantage_T"])

@@ -12,11 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyrl.checks import described
+from pyrl.logits.kernels import check_tensors
 from pyrl.loss.aggregate import Aggregate
 from pyrl.loss.axis import LossState, check_needs
 from pyrl.loss.bounds import Clip, entropy_heat, has_radii
 from pyrl.loss.columns import Columns, LossColumns, Parts, checked, checked_offsets, kind
-from pyrl.loss.loss import Loss
+from pyrl.loss.loss import Loss, check_loss
 from pyrl.loss.penalties import EntropySmoothing, ExpertLeak, NucleusAnchor, Penalty
 from pyrl.pack import gather, offsets
 
@@ -93,6 +95,8 @@ def loss_terms(
     Raises ValueError: a column that an axis needs is missing, or a column or what an axis returns
     has another length or dtype.
     """
+    check_loss(loss)
+    check_tensors(**columns)
     if "advantage_T" not in columns:
         raise ValueError("loss_terms: needs the column advantage_T")
     for name, column in columns.items():
@@ -115,6 +119,8 @@ def reduced(
     state: LossState | None,
 ) -> Terms:
     """`loss_terms` of columns that are checked."""
+    if not isinstance(state, LossState | None):
+        raise TypeError(f"state: expected a LossState or None, got {described(state)}")
     state = replace(state or LossState(), radii=_radii(loss))
     responses = {"mask_T": mask_T, "offset_N1": offset_N1, "group_N": group_N}
     there = [name for name, tensor in responses.items() if tensor is not None]
@@ -170,7 +176,10 @@ def _held(
 
 
 def _check_kind(name: str, tensor: Tensor | None, dtype: torch.dtype) -> None:
-    if tensor is not None and (tensor.dtype != dtype or tensor.ndim != 1):
+    if tensor is None:
+        return
+    check_tensors(**{name: tensor})
+    if tensor.dtype != dtype or tensor.ndim != 1:
         expected = str(dtype).removeprefix("torch.")
         raise ValueError(f"{name}: expected {expected} with one axis, got {kind(tensor)}")
 

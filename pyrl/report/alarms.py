@@ -10,13 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from pyrl.report.metrics import Value, matching
+from pyrl.answers import EXTRACTORS, Extractor
+from pyrl.report.metrics import Value, matching, short, step_of
 
 History = Sequence[Mapping[str, Value]]
 """Rows of metrics.jsonl in order of step."""
 
 START = 3
 """Rows whose mean is the start of a run that later values are compared with."""
+
+QUIET = 10
+"""Steps of silence after which an alarm has gone: a value about its bound is no news."""
 
 
 class Rule(Protocol):
@@ -50,7 +54,7 @@ class Outside:
         if not beyond:
             return None
         return (
-            f"{self.seen} is {last:.3g} over the last {self.steps} steps "
+            f"{self.seen} is {short(last)} over the last {self.steps} steps "
             f"({self.than} {self.bound:g}). {self.advice}"
         )
 
@@ -79,7 +83,7 @@ class Changed:
         if first <= 0 or not (last > bound if self.than == "above" else last < bound):
             return None
         grew = "has grown" if self.than == "above" else "has fallen"
-        return f"{self.seen} {grew} from {first:.3g} to {last:.3g}. {self.advice}"
+        return f"{self.seen} {grew} from {short(first)} to {short(last)}. {self.advice}"
 
 
 _SLOWER = "The run is collapsing: lower the learning rate, and go back to an earlier checkpoint."
@@ -133,8 +137,8 @@ RULES: tuple[Rule, ...] = (
         "frac_reward_zero_std",
         "the share of prompts without any gradient",
         "above",
-        0.8,
-        3,
+        0.9,  # a run that has learned comes near 0.85
+        5,
         "Most sampling is wasted: use harder questions, a higher temperature or more samples.",
     ),
     Outside(
@@ -142,7 +146,7 @@ RULES: tuple[Rule, ...] = (
         "the correlation of votes inside a trunk",
         "above",
         0.3,
-        3,
+        10,  # a step with few contested prompts says little
         "Leaves of one trunk are no independent votes: use more trunks, or fork earlier.",
     ),
     Outside(
@@ -190,12 +194,13 @@ RULES: tuple[Rule, ...] = (
 
 
 class Alarms:
-    """Applies the rules after each step; an alarm fires once, and again only after it cleared."""
+    """Applies the rules after each step; an alarm speaks again only after it has been gone."""
 
     def __init__(self, total_steps: int, rules: Sequence[Rule] = RULES) -> None:
         self._total = total_steps
         self._rules = rules
-        self._active: set[tuple[int, str]] = set()
+        self._held: dict[object, int] = {}
+        """The last step at which each alarm held."""
 
     def check(self, history: History) -> list[str]:
         """Messages of the alarms that are new at the last row of the history."""
@@ -205,23 +210,53 @@ class Alarms:
             for name in matching(rule.metric, seen):
                 values = [v for row in history if isinstance(v := row.get(name), int | float)]
                 said = rule(values) if self._holds(rule, history) else None
-                if said is None:
-                    self._active.discard((index, name))
-                elif (index, name) not in self._active:
-                    self._active.add((index, name))
+                if said and self.news((index, name), step_of(history[-1])):
                     messages.append(_at(history, name) + said)
         return messages
+
+    def news(self, alarm: object, step: int) -> bool:
+        """Whether the alarm, which holds at this step, has not held in the last `QUIET` ones."""
+        before = self._held.get(alarm)
+        self._held[alarm] = step
+        return before is None or step - before > QUIET
 
     def _holds(self, rule: Rule, history: History) -> bool:
         if not isinstance(rule, Changed) or rule.until == 1.0:
             return True
-        step = history[-1]["step"]
+        step = step_of(history[-1])
         # Short runs get as many steps as the rule needs to compare at all.
         shortest = rule.start + rule.steps
-        return isinstance(step, int) and step <= max(rule.until * self._total, shortest)
+        return step <= max(rule.until * self._total, shortest)
 
 
 def _at(history: History, name: str) -> str:
     step = f"Step {history[-1]['step']}"
     where = name.split("/")[1] if name.startswith("eval/") else ""
     return f"{step}, {where}: " if where else f"{step}: "
+
+
+def no_update(
+    text_N: Sequence[str], answer_N: Sequence[str | None], extractor: Extractor, cut: float
+) -> str:
+    """Why no response could be rewarded: what was read from which text, and what to change.
+
+    `cut` is the share of responses that ended at the token limit.
+    """
+    name = next((n for n, known in EXTRACTORS.items() if known == extractor), repr(extractor))
+    read = "; ".join(
+        f"{_excerpt(text)!r} (read: {'nothing' if answer is None else repr(answer)})"
+        for text, answer in ((text_N[n], answer_N[n]) for n in (0, -1))
+    )
+    asked = r" such as ' Put the final answer in \boxed{}.'," if name == "boxed" else ""
+    others = ", ".join([*(n for n in EXTRACTORS if n != name), "regex:PATTERN"])
+    return (
+        f"no response can be rewarded, so there is no update. The extractor in effect is {name}; "
+        f"two responses: {read}. Ask for answers that it reads by --suffix,{asked} or choose "
+        f"another one by --extractor ({others}). {cut:.0%} of the responses were cut at "
+        "--sample.max-tokens."
+    )
+
+
+def _excerpt(text: str, most: int = 160) -> str:
+    """The text, or its end, where an answer would be."""
+    return text if len(text) <= most else f"... {text[-most:]}"

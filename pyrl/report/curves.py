@@ -21,7 +21,7 @@ class Panel:
 
     title: str
     lines: tuple[tuple[str, str], ...]
-    """(label, metric); "eval/*/NAME" draws one line for each evaluated set."""
+    """(label, metric); "eval/*/NAME" draws one line for each set in the last evaluation."""
     share: bool = False
     """Values in [0, 1]: the axis shows all of it."""
 
@@ -36,11 +36,15 @@ PANELS = (
         ),
         share=True,
     ),
-    Panel("evaluation", (("greedy", "eval/*/greedy"), ("maj@16", "eval/*/maj@16")), share=True),
+    Panel("evaluation", (("", "eval/*/greedy"), ("", "eval/*/maj@*")), share=True),
     Panel("entropy (nats)", (("entropy", "entropy"),)),
     Panel(
         "votes",
-        (("majority ratio", "vote/majority_ratio"), ("answered", "vote/answered")),
+        (
+            ("majority ratio", "vote/majority_ratio"),
+            ("answered", "vote/answered"),
+            ("distinct labels", "vote/distinct_labels"),
+        ),
         share=True,
     ),
     Panel("response length (tokens)", (("length", "completions/mean_length"),)),
@@ -66,7 +70,7 @@ def save_curves(metrics_path: Path, picture_path: Path, title: str) -> None:
     # A Figure of its own keeps pyplot's global state and the user's backend out of it.
     figure = Figure(figsize=(12, 6.4), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=13, fontweight="bold", x=0.01, ha="left")
+    figure.suptitle(title, fontsize=13, fontweight="bold", x=0.01, ha="left", wrap=True)
     last_step = max(1, *(step_of(row) for row in rows))
     for axes, panel in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
         axes.set_xlim(-0.02 * last_step, 1.02 * last_step)
@@ -75,20 +79,21 @@ def save_curves(metrics_path: Path, picture_path: Path, title: str) -> None:
 
 
 def _draw(axes: Axes, panel: Panel, rows: Sequence[Row]) -> None:
-    seen = {name: value for row in rows for name, value in row.items()}
+    seen = {n: v for row in rows for n, v in row.items() if not n.startswith("eval/")}
+    seen |= next((row for row in reversed(rows) if matching("eval/*", row)), {})
     for index, (label, pattern) in enumerate(panel.lines):
         for order, name in enumerate(matching(pattern, seen)):
             points = [(r["step"], v) for r in rows if isinstance(v := r.get(name), int | float)]
             if points and pattern == name:
                 _step_line(axes, points, label, COLORS[index])
             elif points:
-                evaluated_set = name.split("/")[1]
+                _, evaluated_set, score = name.split("/", 2)
                 axes.plot(
                     *zip(*points, strict=True),
                     ("-o", ":o")[index],
                     markersize=4,
                     color=COLORS[order % len(COLORS)],
-                    label=f"{evaluated_set}, {label}",
+                    label=f"{evaluated_set}, {score}",
                 )
     axes.set_title(panel.title, loc="left", fontsize=11)
     axes.set_xlabel("step", fontsize=8)

@@ -1,25 +1,25 @@
-"""The numbers of a run: one JSON object per step in metrics.jsonl, and the loggers people use."""
+"""The numbers of a run: one JSON object per step in metrics.jsonl, and how they are read again."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import os
-import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType, TracebackType
-from typing import Any, Literal, Protocol
+from types import TracebackType
+from typing import Any
 
 import numpy as np
+
+from pyrl.report.loggers import LOGGERS, Logger, Sink, Started
 
 Value = float | int | bool | str | None
 Row = dict[str, Value]
 """Metric names and values of one step; "step" counts finished updates, 0 is the untrained model."""
-Logger = Literal["tensorboard", "wandb", "trackio"]
 
 MEANING = {
     "reward": "mean reward of the leaves that train",
@@ -42,6 +42,8 @@ MEANING = {
     "sampling/importance_sampling_ratio/max": "its largest value",
     "sampling/sampling_logp_difference/mean": "mean |log-prob at sampling - at training| (nats)",
     "sampling/sampling_logp_difference/max": "its largest value in the step (nats)",
+    "old_logprobs/seconds": "seconds of the learner's pass over the samples before its updates",
+    "old_logprobs/tokens": "tokens that this pass read",
     "vote/majority_ratio": "share of votes for the label, mean over prompts",
     "vote/majority_ratio_min": "its smallest value over the prompts",
     "vote/majority_voting_reward": "mean reward of the leaves, mean over prompts",
@@ -103,36 +105,35 @@ class Completion:
     reward: float | None
 
 
-class Sink(Protocol):
-    """A logger beside metrics.jsonl."""
-
-    def write(self, step: int, row: Mapping[str, float]) -> None: ...
-    def close(self) -> None: ...
-
-
 class MetricsLog:
     """Writes metrics.jsonl and completions.jsonl, durable row by row, and feeds the loggers.
 
     `resume_at` None begins a run: FileExistsError if the directory already has one. Otherwise
     rows of that step and later are dropped first, so that a repeated step counts once; a last line
-    torn by a crash is dropped as well.
+    torn by a crash is dropped as well. `settings` are those of the run, for the loggers to show.
     """
 
     def __init__(
-        self, output_dir: Path, loggers: Sequence[Logger] = (), *, resume_at: int | None = None
+        self,
+        output_dir: Path,
+        loggers: Sequence[Logger] = (),
+        *,
+        resume_at: int | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         for name in loggers:
-            if name not in SINKS:
-                raise ValueError(f"loggers: expected some of {', '.join(SINKS)}, got {name!r}")
+            if name not in LOGGERS:
+                raise ValueError(f"loggers: expected some of {', '.join(LOGGERS)}, got {name!r}")
         output_dir.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             self._metrics = _Jsonl(output_dir / "metrics.jsonl", resume_at)
             stack.callback(self._metrics.close)
             self._completions = _Jsonl(output_dir / "completions.jsonl", resume_at)
             stack.callback(self._completions.close)
+            started = Started(output_dir, settings or {}, resume_at, self._metrics.last_step)
             self._sinks: list[Sink] = []
             for name in loggers:
-                self._sinks.append(SINKS[name](output_dir, resume_at, self._metrics.last_step))
+                self._sinks.append(LOGGERS[name](started))
                 stack.callback(self._sinks[-1].close)
             self.close = stack.pop_all().close
             """Close the files and finish the loggers."""
@@ -149,12 +150,11 @@ class MetricsLog:
 
     def write_completions(self, step: int, completions: Iterable[Completion]) -> None:
         """Append sampled responses of this step to completions.jsonl."""
-        self._completions.append(
-            [
-                {"step": step} | {name: _plain(v) for name, v in asdict(row).items()}
-                for row in completions
-            ]
-        )
+        rows: list[Row] = [{"step": step} | plain_row(asdict(row)) for row in completions]
+        self._completions.append(rows)
+        for sink in self._sinks:
+            if rows:
+                sink.write_completions(step, rows)
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -176,12 +176,22 @@ def read_metrics(path: Path) -> list[Row]:
     return [merged[step] for step in sorted(merged)]
 
 
+def size_before(path: Path, step: int) -> int:
+    """Bytes of the rows before a step."""
+    return max((end for end, row in _lines(path) if step_of(row) < step), default=0)
+
+
 def matching(pattern: str, row: Mapping[str, Value]) -> list[str]:
-    """The row's metrics that match a pattern with at most one `*`, such as "eval/*/greedy"."""
-    head, star, tail = pattern.partition("*")
-    if not star:
+    """The row's metrics that match a pattern in which `*` stands for any text: "eval/*/maj@*"."""
+    if "*" not in pattern:
         return [pattern] if pattern in row else []
-    return [name for name in row if name.startswith(head) and name.endswith(tail)]
+    regex = re.compile(".*".join(map(re.escape, pattern.split("*"))), re.DOTALL)
+    return [name for name in row if regex.fullmatch(name)]
+
+
+def short(value: float) -> str:
+    """Three digits of a number for reading; all of a large one's before the point."""
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 class _Jsonl:
@@ -227,7 +237,7 @@ def _lines(path: Path) -> Iterable[tuple[int, Row]]:
             yield end, row
 
 
-def step_of(row: Row) -> int:
+def step_of(row: Mapping[str, Value]) -> int:
     """The row's step, which every row has."""
     step = row["step"]
     assert isinstance(step, int)
@@ -246,76 +256,3 @@ def _plain(value: Any) -> Value:
     if value is None or isinstance(value, float | int | str):
         return value
     raise TypeError(f"a metric is expected to be a number or a string, got {type(value).__name__}")
-
-
-class _TensorBoard:
-    def __init__(self, output_dir: Path, resume_at: int | None, sent: int) -> None:
-        tensorboard = _import("torch.utils.tensorboard", "tensorboard", "tensorboard")
-        # TensorBoard hides what an earlier process wrote for the steps that now come again.
-        self._writer = tensorboard.SummaryWriter(
-            str(output_dir / "tensorboard"), purge_step=resume_at
-        )
-
-    def write(self, step: int, row: Mapping[str, float]) -> None:
-        for name, value in row.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class _Wandb:
-    def __init__(self, output_dir: Path, resume_at: int | None, sent: int) -> None:
-        wandb = _import("wandb", "wandb", "wandb")
-        self._sent = sent
-        id_path = output_dir / "wandb_id.txt"
-        if resume_at is None or not id_path.exists():
-            id_path.write_text(uuid.uuid4().hex)
-        self._run = wandb.init(
-            project="pyrl",
-            name=output_dir.name,
-            dir=str(output_dir),
-            id=id_path.read_text(),
-            resume="allow",
-        )
-
-    def write(self, step: int, row: Mapping[str, float]) -> None:
-        # A resumed run repeats its steps exactly: what was sent before is not sent again.
-        if step > self._sent:
-            self._run.log(dict(row), step=step)
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-class _Trackio:
-    def __init__(self, output_dir: Path, resume_at: int | None, sent: int) -> None:
-        self._sent = sent
-        self._trackio = _import("trackio", "trackio", "trackio")
-        resume = "never" if resume_at is None else "allow"
-        self._trackio.init(project="pyrl", name=output_dir.name, resume=resume)
-
-    def write(self, step: int, row: Mapping[str, float]) -> None:
-        if step > self._sent:
-            self._trackio.log(dict(row), step=step)
-
-    def close(self) -> None:
-        self._trackio.finish()
-
-
-def _import(module: str, logger: Logger, package: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"the logger {logger!r} needs the package {package}: "
-            f"`pip install {package}`, or leave it out of --loggers"
-        ) from error
-
-
-SINKS: dict[str, Callable[[Path, int | None, int], Sink]] = {
-    "tensorboard": _TensorBoard,
-    "wandb": _Wandb,
-    "trackio": _Trackio,
-}

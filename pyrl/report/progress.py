@@ -1,8 +1,7 @@
-"""What a run says while it runs: a live display, or a plain line every few seconds in a pipe."""
+"""What a run says while it runs: a live display, or in a pipe a plain line for each step."""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -13,6 +12,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from pyrl.report.metrics import short
 
 HEADLINE = {
     "vote": "vote/majority_ratio",
@@ -28,18 +29,17 @@ class Progress:
     """A context manager; every method is cheap enough to be called at each decode step.
 
     On a terminal the display redraws itself; elsewhere (a pipe, CI) a line without control
-    characters is written after each step and whenever `every` seconds passed in silence.
+    characters is written after each step, and where something begins that is no part of a step.
     """
 
-    def __init__(self, *, console: Console | None = None, every: float = 4.0) -> None:
+    def __init__(self, *, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
-        self._every = every
-        self._ticker = threading.Thread(target=self._tick, name="pyrl-progress", daemon=True)
-        self._stopped = threading.Event()
-        self._lock = threading.Lock()
-        self._spoken = self._started = self._phase_started = time.monotonic()
-        self._step_started = self._first_started = self._started
-        self._step = self._first_step = self._total = 0
+        self._started = self._phase_started = time.monotonic()
+        self._step_started = self._first_started = self._finished_at = self._started
+        self._step = self._total = 0
+        self._in_step = False
+        self._finished = 0
+        """Steps that this process has finished."""
         self._phase = "starting"
         self._tokens = self._phase_tokens = 0
         self._rate = 0.0
@@ -53,9 +53,6 @@ class Progress:
     def __enter__(self) -> Progress:
         if self._live:
             self._live.start()
-        else:
-            self._say(self._line())
-            self._ticker.start()
         return self
 
     def __exit__(
@@ -64,23 +61,22 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stopped.set()
         if self._live:
             self._live.stop()
-        else:
-            self._ticker.join()
 
     def step(self, step: int, total: int) -> None:
         """Step number `step` of `total` begins (from 1); a resumed run begins later than 1."""
         self._step_started = time.monotonic()
         if not self._total:
-            self._first_step, self._first_started = step, self._step_started
-        self._step, self._total = step, total
+            self._first_started = self._step_started
+        self._step, self._total, self._in_step = step, total, True
 
     def phase(self, name: str) -> None:
-        """What happens now: "sampling", "scoring", "updating", "evaluating"..."""
+        """What happens now: "sampling", "scoring", "updating", "evaluating held-out"..."""
         self._speed()
         self._phase, self._phase_started, self._phase_tokens = name, time.monotonic(), 0
+        if not (self._live or self._in_step):
+            self._say(f"{name}, step {self._step}/{self._total}" if self._total else name)
 
     def tokens(self, n: int) -> None:
         """`n` more tokens were sampled."""
@@ -90,6 +86,11 @@ class Progress:
     def show(self, metrics: Mapping[str, Any]) -> None:
         """The numbers of the step that has just ended."""
         self._shown.update(metrics)
+        if not self._in_step:
+            return
+        self._in_step = False
+        self._finished += 1
+        self._finished_at = time.monotonic()
         if not self._live:
             self._say(self._line())
 
@@ -101,15 +102,8 @@ class Progress:
             self._say(f"! {text}")
 
     def _say(self, line: str) -> None:
-        with self._lock:
-            self._console.file.write(line + "\n")
-            self._console.file.flush()
-            self._spoken = time.monotonic()
-
-    def _tick(self) -> None:
-        while not self._stopped.wait(max(0.0, self._spoken + self._every - time.monotonic())):
-            if time.monotonic() - self._spoken >= self._every:
-                self._say(self._line())
+        self._console.file.write(line + "\n")
+        self._console.file.flush()
 
     def _speed(self) -> float:
         """Tokens per second of this phase; of the last one that sampled if this one does not."""
@@ -119,19 +113,20 @@ class Progress:
         return self._rate
 
     def _left(self) -> str:
-        done = self._step - self._first_step
-        if not done:
+        """The time of the steps to come; nothing is known of a final evaluation."""
+        missing = self._total - self._step + self._in_step
+        if not (self._finished and missing):
             return ""
-        pace = (self._step_started - self._first_started) / done
-        spent = time.monotonic() - self._step_started
-        return f"{_clock(max(0.0, pace * (self._total - self._step + 1) - spent))} left"
+        pace = (self._finished_at - self._first_started) / self._finished
+        spent = time.monotonic() - self._finished_at
+        return f"{_clock(max(0.0, pace * missing - spent))} left"
 
     def _line(self) -> str:
         parts = [
-            f"step {self._step}/{self._total}" if self._total else "",
-            f"{self._phase} {time.monotonic() - self._phase_started:.0f} s",
-            f"{self._tokens:,} tokens" if self._tokens else "",
-            f"{self._speed():,.0f} tokens/s" if self._tokens else "",
+            f"step {self._step}/{self._total}",
+            f"{time.monotonic() - self._step_started:.0f} s",
+            f"{self._tokens:,} tokens",
+            f"{self._speed():,.0f} tokens/s",
             *(f"{label} {number}" for label, number in self._numbers()),
             self._left(),
         ]
@@ -139,14 +134,14 @@ class Progress:
 
     def _numbers(self) -> list[tuple[str, str]]:
         values = ((label, self._shown.get(name)) for label, name in HEADLINE.items())
-        return [(label, f"{value:.3g}") for label, value in values if value is not None]
+        return [(label, short(value)) for label, value in values if value is not None]
 
     def _render(self) -> RenderableType:
         now = time.monotonic()
         grid = Table.grid(padding=(0, 2))
         grid.add_row(
             Text(f"step {self._step}/{self._total}" if self._total else "before training", "bold"),
-            ProgressBar(total=max(self._total, 1), completed=max(self._step - 1, 0), width=40),
+            ProgressBar(total=max(self._total, 1), completed=self._step - self._in_step, width=40),
             Text(f"{_clock(now - self._started)}  {self._left()}", "dim"),
         )
         work = f"{self._tokens:,} tokens sampled  {self._speed():,.0f} tokens/s"

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrl.answers import Answers, Equivalence
+from pyrl.answers.truth import has_truth, right
 from pyrl.engine import TRUNCATED
 from pyrl.leaves import Leaves
 from pyrl.report.metrics import Completion, Row, plain_row
 from pyrl.report.tree import tree_metrics
-from pyrl.reward import Question, accuracy, grade
+from pyrl.reward import Question, grade
 from pyrl.vote import FlipCounter, Votes
 
 if TYPE_CHECKING:
@@ -156,6 +157,7 @@ def label_metrics(
     """
     equivalence = answers.equivalence
     grade_N = grade(leaves, answers, prompts, equivalence)
+    label_G = right(votes.label_G, prompts, equivalence)
     rows: dict[str, list[float]] = {}
     for group in np.unique(leaves.group_N):
         member_N = leaves.group_N == group
@@ -164,9 +166,8 @@ def label_metrics(
             "answered": float((answers.class_N[member_N] >= 0).mean()),
             "majority_voting_reward": _mean(reward_N[member_N]),
         }
-        truth = prompts[group].answer
-        if truth is not None:
-            row["label_accuracy"] = accuracy(votes.label_G[group], truth, equivalence)
+        if has_truth(prompts[group]):
+            row["label_accuracy"] = float(label_G[group])
             known_N = member_N & np.isfinite(grade_N) & np.isfinite(reward_N)
             row["reward_accuracy"] = _mean(grade_N[known_N] == reward_N[known_N])
             row["ground_truth_reward"] = _mean(grade_N[member_N])

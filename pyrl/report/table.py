@@ -1,20 +1,37 @@
-"""The result of a run: scores before and after training beside the sampling that they cost."""
+"""The result of a run: scores before and after training, and how its steps began and ended."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Literal
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-TITLES = {"before": "untrained", "after": "after training"}
+from pyrl.report.metrics import Row, short, step_of
+
+TITLES = {"before": "untrained", "after": "after training", "given": ""}
+"""Headings of the scores of each model; one that was only scored needs none."""
+
+IN_TRAINING = {
+    "vote share": "vote/majority_ratio",
+    "answered": "vote/answered",
+    "distinct labels": "vote/distinct_labels",
+    "entropy": "entropy",
+    "response length": "completions/mean_length",
+    "reward": "reward",
+}
+"""What every run has, with and without true answers."""
+
+STEPS = 5
+"""Steps whose mean is the beginning or the end of a run."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +40,8 @@ class Evaluation:
 
     set: str
     """The name that a person gives the set: "trained questions", "held-out", "length 18"."""
-    model: Literal["before", "after"]
+    model: Literal["before", "after", "given"]
+    """Of a run before or after training, or one that `pyrl eval` was given."""
     metrics: Mapping[str, float]
     """Shares of questions in [0, 1] in the order of the rows: "greedy", "pass@1/T=0.3", "maj@16".
 
@@ -35,6 +53,25 @@ class Evaluation:
     seconds: float
 
 
+def first_and_last(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """Means over the first and the last steps of a run, at most `STEPS` and half of them each."""
+    rows = [row for row in rows if step_of(row) > 0]
+    count = max(1, min(STEPS, len(rows) // 2))
+    parts = {"first": rows[:count], "last": rows[-count:]}
+    if len(rows) < 2:
+        parts = {"only": rows} if rows else {}
+    name = f"{count} steps" if count > 1 else "step"
+    return {f"{which} {name}": _means(part) for which, part in parts.items()}
+
+
+def _means(rows: Sequence[Row]) -> dict[str, float]:
+    values = {
+        label: [value for row in rows if isinstance(value := row.get(name), int | float)]
+        for label, name in IN_TRAINING.items()
+    }
+    return {label: fmean(found) for label, found in values.items() if found}
+
+
 @dataclass(frozen=True)
 class Report:
     """What a run prints at its end and leaves as report.md and report.json."""
@@ -43,37 +80,57 @@ class Report:
     evaluations: tuple[Evaluation, ...]
     facts: Mapping[str, str | int | float] = field(default_factory=dict)
     """Beside the scores: tokens that training sampled, seconds, seed, learning rate..."""
+    training: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Numbers of the steps, by part of the run: `first_and_last`."""
 
     def __rich__(self) -> Group:
         """For the terminal: `rich.print(report)`."""
-        table = Table(title=self.title, title_justify="left")
+        # Not a title of the table, which would break it at the table's width.
+        parts: list[Text | Table] = [Text(self.title, style="bold", overflow="fold")]
+        if self.evaluations:
+            parts.append(self._scores())
+        if self.training:
+            table = _table(self.training)
+            for row in self._changes():
+                table.add_row(*row)
+            parts.append(table)
+        return Group(*parts, Text(self._caption(), style="dim"))
+
+    def _scores(self) -> Table:
         sets = self._sets()
-        table.add_column("")
-        for name in sets:
-            table.add_column(name, justify="right")
-        for model in ("before", "after"):
+        table = _table(sets)
+        for model, title in TITLES.items():
             rows = self._rows(model)
-            if rows:
-                table.add_row(TITLES[model], *[""] * len(sets), style="bold")
+            if rows and title:
+                table.add_row(title, *[""] * len(sets), style="bold")
             for label, *cells in rows:
-                table.add_row(f"  {label}", *cells)
+                table.add_row(f"  {label}" if title else label, *cells)
             table.add_section()
-        return Group(table, Text(self._caption(), style="dim"))
+        return table
 
     def markdown(self) -> str:
         """The same as GitHub's Markdown."""
-        sets = self._sets()
-        lines = [f"# {self.title}", "", f"| | {' | '.join(sets)} |", "|---|" + "---:|" * len(sets)]
-        for model in ("before", "after"):
-            lines += [f"| {TITLES[model]}: {' | '.join(cells)} |" for cells in self._rows(model)]
-        return "\n".join([*lines, "", *self._caption().splitlines(), ""])
+        lines = [f"# {self.title}", ""]
+        if self.evaluations:
+            lines += _markdown_head(self._sets())
+            for model, title in TITLES.items():
+                start = f"| {title}: " if title else "| "
+                lines += [f"{start}{' | '.join(cells)} |" for cells in self._rows(model)]
+            lines.append("")
+        if self.training:
+            lines += _markdown_head([*self.training])
+            lines += [f"| {' | '.join(cells)} |" for cells in self._changes()]
+            lines.append("")
+        return "\n".join([*lines, *self._caption().splitlines(), ""])
 
     def save(self, output_dir: Path) -> None:
         """Write report.md and report.json, each whole or not at all."""
+        output_dir.mkdir(parents=True, exist_ok=True)
         record = {
             "title": self.title,
             "facts": dict(self.facts),
             "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
+            "training": {part: dict(means) for part, means in self.training.items()},
         }
         for name, text in (
             ("report.md", self.markdown()),
@@ -104,14 +161,26 @@ class Report:
             rows.append(["sampled tokens", *(f"{e.tokens:,}" if e else "" for e in tokens)])
         return rows
 
+    def _changes(self) -> list[list[str]]:
+        """Label and one cell per part of the run."""
+        parts = self.training.values()
+        names = [name for name in IN_TRAINING if any(name in means for means in parts)]
+        return [
+            [name, *(short(means[name]) if name in means else "" for means in parts)]
+            for name in names
+        ]
+
     def _cell(self, model: str, set_name: str, metric: str) -> str:
-        evaluation, before = self._find(model, set_name), self._find("before", set_name)
+        evaluation = self._find(model, set_name)
         if evaluation is None or metric not in evaluation.metrics:
             return ""
-        value = evaluation.metrics[metric]
-        if model == "before" or before is None or metric not in before.metrics:
-            return f"{value:.3f}"
-        return f"{value:.3f} ({value - before.metrics[metric]:+.3f})"
+        value, before = evaluation.metrics[metric], self._before(evaluation, metric)
+        return f"{value:.3f}" if before is None else f"{value:.3f} ({value - before:+.3f})"
+
+    def _before(self, evaluation: Evaluation, metric: str) -> float | None:
+        """The same score before training, of one after it."""
+        before = self._find("before", evaluation.set)
+        return before.metrics.get(metric) if before and evaluation.model == "after" else None
 
     def _caption(self) -> str:
         lines = [", ".join(f"{name} {_text(value)}" for name, value in self.facts.items())]
@@ -121,11 +190,24 @@ class Report:
             for p in e.metrics.values()
         ]
         if errors:
+            gains = any(self._before(e, m) is not None for e in self.evaluations for m in e.metrics)
+            brackets = "In brackets: the gain over the untrained model. " if gains else ""
             lines.append(
-                f"In brackets: the gain over the untrained model. "
-                f"Standard error of a score over questions: up to {max(errors):.3f}."
+                f"{brackets}Standard error of a score over questions: up to {max(errors):.3f}."
             )
         return "\n".join(line for line in lines if line)
+
+
+def _table(columns: Iterable[str]) -> Table:
+    table = Table()
+    table.add_column("")
+    for name in columns:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _markdown_head(columns: Sequence[str]) -> list[str]:
+    return [f"| | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
 
 
 def _text(value: str | float) -> str:

@@ -23,6 +23,8 @@ from pyrl.models import quiet_progress
 STATE = "pyrl.json"
 OPTIMIZER = "optimizer.safetensors"
 SIGNALS = "signals.bin"
+SEAL = "sha256"
+"""Where the record of a checkpoint has the digest of all else in it."""
 
 
 class CheckpointError(ValueError):
@@ -69,7 +71,7 @@ def save(
     if target.exists():
         files = json.loads((target / STATE).read_text())["files"]
         with _explained(target):
-            _replace_text(target / STATE, json.dumps({**state, "files": files}, indent=1))
+            _replace_text(target / STATE, _sealed({**state, "files": files}))
         return target
     with replacing(target) as folder:
         write_model(folder, model, tokenizer)
@@ -77,8 +79,8 @@ def save(
             {k: v.detach().contiguous().cpu() for k, v in optimizer[0].items()}, folder / OPTIMIZER
         )
         (folder / SIGNALS).write_bytes(signals)
-        files = {p.relative_to(folder).as_posix(): _digest(p) for p in _files(folder)}
-        (folder / STATE).write_text(json.dumps({**state, "files": files}, indent=1))
+        files = {name: _digest(path) for name, path in _files(folder).items()}
+        (folder / STATE).write_text(_sealed({**state, "files": files}))
     for old in _checkpoints(directory)[:-keep]:
         # Under its own name it would count as a checkpoint until its last file is gone.
         shutil.rmtree(old.rename(_partial(old)))
@@ -138,7 +140,7 @@ def _explained(target: Path) -> Iterator[None]:
 
 
 def _replace_text(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f".{path.name}.part")
     part.write_text(text)
     _sync(part)
     part.replace(path)
@@ -152,23 +154,55 @@ def latest(directory: Path) -> Checkpoint | None:
 
 
 def read(path: Path) -> Checkpoint:
-    """Verify every file against its recorded digest; CheckpointError names the one that differs."""
-    try:
-        state = json.loads((path / STATE).read_text())
-        files, step = dict(state["files"]), int(state["step"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path / STATE}: expected the record of a checkpoint: {error}"
-        ) from error
-    for name, expected in files.items():
-        if not (path / name).is_file():
+    """Verify the record and every file; CheckpointError names the one that differs."""
+    state = _unsealed(path / STATE)
+    found = _files(path)
+    for name, expected in state["files"].items():
+        if name not in found:
             raise CheckpointError(f"{path / name}: expected a file of the checkpoint, found none")
-        if (found := _digest(path / name)) != expected:
-            raise CheckpointError(
-                f"{path / name}: expected sha256 {expected[:12]}, got {found[:12]}: the file is "
-                f"damaged; remove {path} to resume from an earlier checkpoint"
-            )
-    return Checkpoint(path, step, state["record"], state["counts"])
+        if (digest := _digest(found[name])) != expected:
+            raise _damaged(path / name, expected, digest)
+    if more := found.keys() - state["files"].keys() - {STATE}:
+        # transformers would read some of them, such as the index of other weights.
+        raise CheckpointError(
+            f"{path / min(more)}: expected only the files that the checkpoint was saved with; "
+            f"move this one elsewhere"
+        )
+    if path.name != f"checkpoint-{state['step']}":
+        raise CheckpointError(
+            f"{path}: expected the name checkpoint-{state['step']}, which it was saved under"
+        )
+    return Checkpoint(path, state["step"], state["record"], state["counts"])
+
+
+def _sealed(state: Mapping[str, Any]) -> str:
+    """The record of a checkpoint with a digest of itself: a changed count is a changed run."""
+    plain = json.loads(json.dumps(state))
+    return json.dumps({**plain, SEAL: _seal(plain)}, indent=1)
+
+
+def _unsealed(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = json.loads(path.read_bytes())
+        expected = state.pop(SEAL)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: expected the record of a checkpoint, got {type(error).__name__}: {error}"
+        ) from error
+    if (digest := _seal(state)) != expected:
+        raise _damaged(path, expected, digest)
+    return state
+
+
+def _seal(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _damaged(path: Path, expected: object, found: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: expected sha256 {str(expected)[:12]}, got {found[:12]}: the file is damaged; "
+        f"remove {path.parent} to resume from an earlier checkpoint"
+    )
 
 
 def _checkpoints(directory: Path) -> list[Path]:
@@ -179,9 +213,13 @@ def _checkpoints(directory: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")))
 
 
-def _files(folder: Path) -> list[Path]:
-    """All files, those in folders included: transformers puts further chat templates into one."""
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+def _files(folder: Path) -> dict[str, Path]:
+    """All files, those in folders included: transformers puts further chat templates into one.
+
+    Hidden ones are those of a file system or a desktop.
+    """
+    files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    return {name: path for name, path in sorted(files.items()) if "/." not in f"/{name}"}
 
 
 def _digest(path: Path) -> str:

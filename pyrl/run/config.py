@@ -29,6 +29,7 @@ from tyro.constructors import (
 from pyrl.checks import one_of
 from pyrl.engine.launch import ENGINES
 from pyrl.engine.vllm.options import VLLMOptions
+from pyrl.foreign import TIME_LIMIT
 
 
 class ConfigError(ValueError):
@@ -71,8 +72,11 @@ class Run:
     """What it falls towards, as a share of the peak; one step after the last it would be there."""
     clip_grad_norm: float = 1.0
     """Largest norm of the gradient; larger ones are scaled down to it."""
-    updates_per_step: int = 1
-    """Optimizer updates that share the samples of a step; above 1 they are off-policy."""
+    old_logprobs: Literal["auto", "learner", "engine"] = "auto"
+    """Whose log-probs the policy before the update has: "learner" (a pass over the samples before
+    a step's updates) or "engine" (what it reported while sampling). "auto": the learner's where the
+    loss compares both, reads what no engine reports, or follows the sign of a difference, and where
+    the engine is another one or computes in another precision."""
     tokens_per_pass: int = 16_384
     """Tokens in one forward and backward pass: the memory knob. It does not change the result."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -96,25 +100,48 @@ class Run:
     """Text before each question."""
     suffix: str = ""
     """Text after each question, such as how the answer should be written."""
+    prompt_column: str | None = None
+    """Column of the questions; None: prompt, question, problem or messages."""
+    answer_column: str | None = None
+    """Column of the true answers; None: answer, solution, ground_truth or
+    reward_model.ground_truth."""
+    system: str | None = None
+    """A system message before each question, for the chat template."""
+    chat_arguments: tuple[str, ...] = ()
+    """Variables of the chat template, each NAME=VALUE, such as enable_thinking=False."""
     extractor: str | None = None
     """How the answer is read from a response: "boxed", "whole", "number" or "regex:PATTERN"; None:
     as the questions ask for (reasoning_gym "whole", others "boxed")."""
+    answer_after: str = ""
+    """Read the answer only from what follows the last such text, as "</think>"; a response
+    without it has none. Empty: from all of the response."""
     equivalence: Literal["math", "exact"] = "math"
     """When two answers are the same: as mathematics (math-verify), or as text."""
     stop: str | None = None
-    """A response also ends with any token that contains this text; None: as the questions ask for
-    (reasoning_gym with worked examples a line break, others nothing)."""
+    """A response also ends where it has this text, of one token or several; None: as the questions
+    ask for (reasoning_gym with worked examples a line break, others nothing)."""
     reward_function: str | None = None
-    """Reward responses by a function that you write, as TRL calls it, not by the method's reward:
-    "module:function" or "file.py:function"."""
+    """Reward responses by a function that you write, as TRL or verl calls it, not by the method's
+    reward: "module:function" or "file.py:function"."""
     reward_answers: bool = False
-    """Also pass that function the true answers, as the column `answer`."""
+    """Also pass that function the true answers, as the column `answer` and under the names of the
+    data's own columns. A function of verl's needs them."""
+    call_time_limit: float = TIME_LIMIT
+    """Seconds that the reward function may take for the responses of a step, and the chat template
+    for a question; a call that takes longer ends the run."""
     save_every: int = 10
     """Steps between checkpoints; the last step always leaves one."""
     keep_checkpoints: int = 2
     """Newest checkpoints that stay on disk."""
     eval_every: int = 0
-    """Steps between evaluations; 0: only before and after training."""
+    """Steps between evaluations during training; 0: none."""
+    eval_before: bool = True
+    """Score the model before training, if there are questions with answers."""
+    eval_after: bool = True
+    """Score the model after training, if there are questions with answers."""
+    eval_limit: int | None = None
+    """Score only this many questions of each set, the same random ones each time; 0: all; None: as
+    many as cost less than a tenth of the tokens that training samples."""
     eval_data: str | None = None
     """Questions with answers to evaluate on; None: the training questions, if they have answers."""
     eval_samples: int = 16
@@ -128,7 +155,7 @@ class Run:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}: expected >= {least}, got {value}")
-        for name in ("learning_rate", "clip_grad_norm"):
+        for name in ("learning_rate", "clip_grad_norm", "call_time_limit"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected > 0, got {getattr(self, name)}")
         if not 0 <= self.min_learning_rate <= 1:
@@ -146,13 +173,13 @@ _LEAST = {
     "seed": 0,
     "weight_decay": 0,
     "warmup_steps": 0,
-    "updates_per_step": 1,
     "tokens_per_pass": 1,
     "threads": 1,
     "max_rows": 1,
     "save_every": 1,
     "keep_checkpoints": 1,
     "eval_every": 0,
+    "eval_limit": 0,
     "eval_samples": 1,
 }
 
@@ -169,21 +196,38 @@ def parse_run(argv: Sequence[str], method: str, algorithm: object) -> Run:
     first. A wrong option exits with code 2 after naming the nearest right one; ConfigError: wrong
     file.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", type=Path)
-    known, options = parser.parse_known_args(argv)
+    path, options = _config_file(argv)
     run = Run(MISSING, MISSING, method, algorithm, Path("runs") / method)
-    if known.config:
-        settings = _read(known.config)
+    if path:
+        settings = _read(path)
         named = settings.pop("method", method)
         if named != method:
-            raise ConfigError(f"{known.config}: method: expected {method!r}, got {named!r}")
-        run = _apply(run, settings, known.config)
+            raise ConfigError(f"{path}: method: expected {method!r}, got {named!r}")
+        run = _apply(run, settings, path)
     return _parse(run, options)
 
 
-def save_run(run: Run, path: Path) -> None:
-    """Write all settings as YAML, whole or not at all; `load_run` gives an equal Run back."""
+def method_of(argv: Sequence[str]) -> str:
+    """The method that the file of `--config` names; ConfigError: no such file, or it names none."""
+    path, _ = _config_file(argv)
+    if path is None:
+        raise ConfigError(f"expected a method before the options of pyrl train, got {argv[0]!r}")
+    method = _read(path).get("method")
+    if not isinstance(method, str):
+        raise ConfigError(f"{path}: expected the setting 'method', or a method before the options")
+    return method
+
+
+def _config_file(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The file of `--config`, and all other options."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path)
+    known, options = parser.parse_known_args(argv)
+    return known.config, options
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """All settings, nested as on the command line, and the class of each choice."""
     nested: dict[str, Any] = {"method": run.method}
     for name, value in _leaves(run):
         *groups, last = name.split(".")
@@ -192,9 +236,14 @@ def save_run(run: Run, path: Path) -> None:
             target = target.setdefault(group, {})
         target[last] = _plain(value)
     nested[CHOICES] = dict(_choices(run.algorithm))
+    return nested
+
+
+def save_run(run: Run, path: Path) -> None:
+    """Write all settings as YAML, whole or not at all; `load_run` gives an equal Run back."""
     part = path.with_name(path.name + ".part")
     # Escaped beyond ASCII: YAML folds raw line separators such as U+0085 into spaces.
-    part.write_text(yaml.safe_dump(nested, sort_keys=False, allow_unicode=False), "utf-8")
+    part.write_text(yaml.safe_dump(settings_of(run), sort_keys=False, allow_unicode=False), "utf-8")
     os.replace(part, path)
 
 
@@ -325,7 +374,7 @@ def _read(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
+    except (ValueError, yaml.YAMLError) as error:  # a date such as 2020-99-99 is a ValueError
         raise ConfigError(f"{path}: no valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected settings `name: value`, got {content!r}")

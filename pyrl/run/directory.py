@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,9 +14,10 @@ import yaml
 from pyrl._core.tree import Forest
 from pyrl.engine import EngineFailure
 from pyrl.prompts import Prompt
-from pyrl.run import checkpoint
+from pyrl.run import checkpoint, log
 from pyrl.run.checkpoint import Checkpoint
 from pyrl.run.config import CHOICES, Run, save_run
+from pyrl.run.lock import LOCK, RunError
 
 SETTINGS = "run.yaml"
 
@@ -32,30 +34,27 @@ FREE = frozenset(
         "save_every",
         "keep_checkpoints",
         "eval_every",
+        "eval_before",
+        "eval_after",
         "eval_data",
         "eval_samples",
         "loggers",
+        "call_time_limit",
         "vllm",
     }
 )
 """What a resumed run may change: how long, where and how it is watched, not what it learns."""
 
 
-class RunError(ValueError):
-    """A run cannot begin or go on; nothing that it has saved is lost."""
-
-
 def find_start(run: Run) -> Checkpoint | None:
     """The checkpoint to go on from, or None for a run that begins; nothing is written.
 
-    RunError if the directory holds another run, or nothing to resume; CheckpointError if its
-    newest checkpoint is damaged.
+    RunError if the directory holds another run, or nothing to resume, or if its log is not the one
+    that the run has written; CheckpointError if its newest checkpoint is damaged.
     """
     settings = run.output / SETTINGS
     if not run.resume:
-        if run.output.exists() and not run.output.is_dir():
-            raise RunError(f"{run.output}: expected a directory for --output, got a file")
-        if run.output.exists() and any(run.output.iterdir()):
+        if run.output.exists() and {path.name for path in run.output.iterdir()} - {LOCK}:
             raise RunError(
                 f"{run.output}: expected a new or empty directory, it holds a run already; "
                 f"choose another --output, or go on with --resume"
@@ -67,13 +66,18 @@ def find_start(run: Run) -> Checkpoint | None:
     found = checkpoint.latest(run.output)
     if found and found.step > run.steps:
         raise RunError(f"{found.path}: expected at most --steps {run.steps}, it has {found.step}")
+    if found:
+        log.check(run.output, found.record["log"])
     return found
 
 
 def claim(run: Run) -> None:
-    """Write the settings: from now on the directory is this run's."""
+    """Write the settings: from now on the directory is this run's.
+
+    They are those of the run, however this process came to it: `resume` is not among them.
+    """
     run.output.mkdir(parents=True, exist_ok=True)
-    save_run(run, run.output / SETTINGS)
+    save_run(replace(run, resume=False), run.output / SETTINGS)
 
 
 def _check_same(run: Run, path: Path) -> None:
@@ -100,7 +104,7 @@ def _check_same(run: Run, path: Path) -> None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
-    except yaml.YAMLError as error:
+    except (ValueError, yaml.YAMLError) as error:  # no UTF-8, or a date such as 2020-99-99
         raise RunError(f"{path}: no valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise RunError(f"{path}: expected the settings of a run, got {content!r}")

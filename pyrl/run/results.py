@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pyrl.report import Report, save_curves
+from pyrl.report import Report, read_metrics, save_curves
 from pyrl.report.step import StepObserver
+from pyrl.report.table import first_and_last
 from pyrl.run.checkpoint import replacing, write_model
 from pyrl.run.config import Run
 from pyrl.run.evaluation import Evaluations
@@ -17,19 +18,26 @@ def write_results(
     tokenizer: PreTrainedTokenizerBase,
     evaluations: Evaluations,
     observer: StepObserver,
+    changed: bool,
 ) -> Report:
     """Write the trained model, report.md, report.json and curves.png, each whole or not at all."""
     with replacing(run.output / "model") as folder:
         write_model(folder, model, tokenizer)
-    facts = {
-        "training steps": run.steps,
+    facts: dict[str, str | int | float] = {
+        "training steps": run.steps
+        if changed
+        else f"{run.steps:,} (none of them updated the model: it is unchanged)",
         "sampled tokens in training": observer.tokens,
         "seconds of training": round(observer.seconds),
         "learning rate": run.learning_rate,
         "seed": run.seed,
     }
+    if evaluations.taken and (left_out := evaluations.left_out()):
+        facts["scored"] = left_out
     title = f"{run.method} on {run.model}, {run.data}"
-    report = Report(title, tuple(evaluations.taken), facts)
+    metrics = run.output / "metrics.jsonl"
+    training = first_and_last(read_metrics(metrics))
+    report = Report(title, tuple(evaluations.taken), facts, training)
     report.save(run.output)
-    save_curves(run.output / "metrics.jsonl", run.output / "curves.png", title)
+    save_curves(metrics, run.output / "curves.png", title)
     return report

@@ -12,18 +12,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pyrl._core.tree import Signals
 from pyrl.algorithm import Algorithm
 from pyrl.answers import EQUIVALENCES, Equivalence, Extractor
-from pyrl.answers.reading import answer_format, check_formats, decoder
+from pyrl.answers.reading import StopText, answer_format, check_formats, decoder
+from pyrl.answers.truth import has_truth
 from pyrl.engine import Engine
 from pyrl.engine.launch import ENGINES, Carry, Request
+from pyrl.engine.sync import Shared
 from pyrl.learner import Learner
 from pyrl.leaves import Decode
-from pyrl.models import find_device, load_model, positions
+from pyrl.models import find_device, load_model, room
 from pyrl.prompts import Prompt, load_prompts
 from pyrl.reward import FunctionReward, check_answers
 from pyrl.rollout import make_signals
 from pyrl.run.checkpoint import Checkpoint
 from pyrl.run.config import Run
 from pyrl.run.directory import find_start
+from pyrl.run.evaluation import TRAINED
+from pyrl.run.expert import Experts
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,13 @@ class Parts:
     learner: Learner
     prompts: list[Prompt]
     """The training questions."""
+    experts: Experts
+    """What an expert says to them, for a loss that reads it."""
     eval_sets: dict[str, list[Prompt]]
-    """Questions with true answers, by the names that the report gives them."""
+    """Questions, some or all with true answers, by the names that the report gives them."""
     decode: Decode
     extractor: Extractor
+    stop: StopText | None
     equivalence: Equivalence
     engine: Engine
     sync: Carry
@@ -58,7 +65,7 @@ def assemble(run: Run, eval_sets: Mapping[str, str] | None = None) -> Parts:
     """
     algorithm: Algorithm = run.algorithm
     if run.reward_function is not None:
-        reward = FunctionReward(run.reward_function, run.reward_answers)
+        reward = FunctionReward(run.reward_function, run.reward_answers, run.call_time_limit)
         algorithm = replace(algorithm, reward=reward)
     start = find_start(run)
     if run.threads:
@@ -68,19 +75,19 @@ def assemble(run: Run, eval_sets: Mapping[str, str] | None = None) -> Parts:
     initial = load_model(run.model)[0].to(device) if algorithm.loss.has_reference else None
     learner = Learner(model.to(device), initial, run)
 
-    load = partial(
-        load_prompts,
-        tokenizer=tokenizer,
-        max_tokens=positions(model) - algorithm.sample.max_tokens,
-        chat=run.chat,
-        prefix=run.prefix,
-        suffix=run.suffix,
-    )
+    load = _loader(run, model, tokenizer)
     prompts = check_answers(algorithm.reward, load(run.data), run.data)
+    experts = Experts(
+        algorithm.loss,
+        prompts,
+        tokenizer,
+        max_tokens=algorithm.sample.max_tokens,
+        data=run.data,
+    )
     sets = _eval_sets(run, prompts, load, eval_sets)
-    extractor, eos = answer_format(model, tokenizer, run.data, run.extractor, run.stop)
-    engine, sync = _engine(run, model, eos, prompts[0])
-    learner.sampler_dtype = engine.dtype
+    form = answer_format(model, tokenizer, run.data, run.extractor, run.stop, run.answer_after)
+    engine, sync = _engine(run, model, form.eos, prompts[0])
+    learner.sampler_dtype, learner.sampler_shares = engine.dtype, isinstance(sync, Shared)
     signals = make_signals(algorithm.fork, algorithm.prune)
     if start:
         learner.load_state(start.optimizer(), start.counts)
@@ -93,13 +100,36 @@ def assemble(run: Run, eval_sets: Mapping[str, str] | None = None) -> Parts:
         tokenizer=tokenizer,
         learner=learner,
         prompts=prompts,
+        experts=experts,
         eval_sets=sets,
         decode=decoder(tokenizer),
-        extractor=extractor,
+        extractor=form.extractor,
+        stop=form.stop,
         equivalence=EQUIVALENCES[run.equivalence](),
         engine=engine,
         sync=sync,
         signals=signals,
+    )
+
+
+def _loader(
+    run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Callable[[str], list[Prompt]]:
+    """Reads the questions of a source as the run asks for."""
+    space = room(model)
+    return partial(
+        load_prompts,
+        tokenizer=tokenizer,
+        max_tokens=space.tokens - run.algorithm.sample.max_tokens,
+        space=space.limit,
+        chat=run.chat,
+        prefix=run.prefix,
+        suffix=run.suffix,
+        prompt_column=run.prompt_column,
+        answer_column=run.answer_column,
+        system=run.system,
+        chat_arguments=run.chat_arguments,
+        time_limit=run.call_time_limit,
     )
 
 
@@ -128,6 +158,9 @@ def _eval_sets(
         sources = {"evaluation": run.eval_data} if run.eval_data else {}
     check_formats(run.data, sources.values(), run.extractor, run.stop)
     sets = {name: load(source) for name, source in sources.items()}
-    if all(prompt.answer is not None for prompt in prompts):
-        sets = {"trained questions": prompts} | sets
+    for name, questions in sets.items():
+        if not any(map(has_truth, questions)):
+            raise ValueError(f"{sources[name]}: expected questions with true answers, none has one")
+    if any(map(has_truth, prompts)):
+        sets = {TRAINED: prompts} | sets
     return sets

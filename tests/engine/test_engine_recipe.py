@@ -31,7 +31,7 @@ from pyrl.fork import Flat, Fork, TopEntropy
 from pyrl.logits.sample_tokens import sample_tokens
 from pyrl.logits.sampling import Sampling
 from pyrl.methods import METHODS
-from pyrl.models import positions
+from pyrl.models import room
 from pyrl.run.config import parse_run
 
 
@@ -52,8 +52,8 @@ class PlainEngine:
 
     def __init__(self, model: PreTrainedModel, eos: Collection[int], max_rows: int) -> None:
         self.model, self.eos, self.max_rows = model, eos, max_rows
-        vocabulary, room = model.get_input_embeddings().num_embeddings, positions(model)
-        self.admission = Admission(vocabulary, room, f"the model's {room} positions")
+        vocabulary = model.get_input_embeddings().num_embeddings
+        self.admission = Admission(vocabulary, room(model))
         self.rows: dict[int, Row] = {}
         self.version = self.computed = 0
 
@@ -75,6 +75,10 @@ class PlainEngine:
         for branch, seed in zip(branch_B.tolist(), seed_B.tolist(), strict=True):
             self.rows[branch] = replace(row, seed=seed, tokens=row.tokens[:keep], finish=RUNNING)
 
+    def finish(self, branch_B: NDArray[np.int64]) -> None:
+        for branch in branch_B.tolist():
+            self._end(branch, find(branch, self.rows), STOPPED)
+
     def abort(self, branch_B: NDArray[np.int64]) -> None:
         for branch in branch_B.tolist():
             find(branch, self.rows)
@@ -95,9 +99,8 @@ class PlainEngine:
         for (branch, row), token in zip(running.items(), drawn.token_B.tolist(), strict=True):
             row.tokens.append(token)
             spent = len(row.tokens) == row.limit
-            row.finish = STOPPED if token in self.eos else TRUNCATED if spent else RUNNING
-            if row.finish != RUNNING and not row.retain:
-                del self.rows[branch]
+            if spent or token in self.eos:
+                self._end(branch, row, STOPPED if token in self.eos else TRUNCATED)
         return Sampled(
             np.array(list(running), np.int64),
             drawn.token_B,
@@ -107,6 +110,11 @@ class PlainEngine:
             np.array([row.finish for row in running.values()], np.uint8),
             drawn.truncated_logprob_B,
         )
+
+    def _end(self, branch: int, row: Row, finish: int) -> None:
+        row.finish = finish
+        if not row.retain:
+            del self.rows[branch]
 
     def _logits(self, row: Row) -> Tensor:
         path_T = torch.tensor([*row.prompt.tolist(), *row.tokens])

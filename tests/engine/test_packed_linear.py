@@ -52,6 +52,30 @@ def test_a_learners_step_is_never_missed() -> None:
         optimizer.step()
 
 
+def test_weights_written_behind_the_engine_are_noticed_when_it_starts() -> None:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=16,
+            hidden_size=512,
+            intermediate_size=512,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            max_position_embeddings=16,
+        )
+    )
+    engine = HFEngine(model, [])
+    one = np.zeros(1, np.int64)
+    engine.start(Sampling())
+    engine.submit(Branches([np.array([1, 2])], one, one, one.astype(np.uint64), one + 1))
+    engine.step()
+    model.model.layers[0].mlp.up_proj.weight.data[3, 4] += 1
+    with pytest.raises(RuntimeError, match=r"written \(through .data\) .* call load_weights"):
+        engine.start(Sampling())
+    engine.load_weights(None, 1)
+    engine.start(Sampling())
+
+
 def test_layers_are_dense_again_afterwards_even_after_an_error() -> None:
     model = layers()
     with pytest.raises(RuntimeError), torch.no_grad(), PackedLinears(model).active():

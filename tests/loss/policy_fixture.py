@@ -37,7 +37,7 @@ COLUMNS: dict[str, Tensor] = {
 NOUGHT_OR_ONE_T = COLUMNS["reward_T"].clamp(min=0)
 """The same rewards without a sign, as some published values have them."""
 RESPONSES = {"offset_N1": torch.tensor([0, 4, 7]), "group_N": torch.tensor([0, 0])}
-STATE = LossState(entropy=0.3, nucleus_entropy=2.0)
+STATE = LossState(entropy=0.3, mean_entropy=0.3, nucleus_entropy=2.0)
 PPO = ppo()
 
 

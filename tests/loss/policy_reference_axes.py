@@ -203,7 +203,7 @@ def penalty_of(axis, batch: Batch) -> Tensor:
             x = side * (logprob - batch["expert_logprob"])
             return coef * batch["advantage"].abs() * torch.where(x > 0, x, slope * x)
         case axes.EntropySmoothing(coef, height, low, high):
-            mean, entropy = batch.state.entropy, batch["entropy"].detach()
+            mean, entropy = batch.state.mean_entropy, batch["entropy"].detach()
             inside = (entropy > low * mean) & (entropy < high * mean)
             return torch.where(inside, 0.0, coef * height).double()
         case axes.NucleusAnchor(coef, quantile):

@@ -72,7 +72,7 @@ def terms_of(loss: Loss, columns: dict[str, Tensor], before: dict[str, Tensor]) 
         mask_T=MASK_T,
         offset_N1=OFFSET_N1,
         group_N=torch.tensor([0, 0, 1]),
-        state=LossState(entropy=2.0, nucleus_entropy=1.0, seed=3),
+        state=LossState(entropy=2.0, mean_entropy=2.0, nucleus_entropy=1.0, seed=3),
     )
 
 

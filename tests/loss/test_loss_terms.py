@@ -39,7 +39,7 @@ def test_terms_do_not_depend_on_the_number_of_threads(name: str) -> None:
                 mask_T=columns["sum_p2_T"] < 0.9,
                 offset_N1=torch.tensor([0, 70_000, tokens]),
                 group_N=torch.tensor([0, 0]),
-                state=LossState(entropy=0.3, nucleus_entropy=2.0),
+                state=LossState(entropy=0.3, mean_entropy=0.3, nucleus_entropy=2.0),
             )
         finally:
             torch.set_num_threads(threads)

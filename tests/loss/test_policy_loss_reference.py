@@ -35,7 +35,7 @@ from pyrl.loss.aggregate import SeqMeanTokenMean, SeqMeanTokenSum, TokenMean
 from pyrl.loss.policy_loss import policy_loss
 from pyrl.loss.presets import PRESETS, ppo
 
-STATE = LossState(seed=7, entropy=0.6, nucleus_entropy=0.3, progress=0.5)
+STATE = LossState(seed=7, entropy=0.6, mean_entropy=0.6, nucleus_entropy=0.3, progress=0.5)
 # Shares and thresholds that choose tokens even of a few.
 LOSSES: dict[str, Loss] = {name: preset() for name, preset in PRESETS.items()} | {
     "ratio seq_prod": replace(ppo(), ratio=Ratio("seq_prod")),

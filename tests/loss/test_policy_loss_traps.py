@@ -90,7 +90,7 @@ def test_group_advantages_count_tokens() -> None:
 
 
 def test_entropy_smoothing_moves_the_value_and_not_the_gradient() -> None:
-    state = LossState(entropy=1.0)
+    state = LossState(mean_entropy=1.0)
     loss = replace(PPO, entropy=0.001)
     for low, high, term in ((0.0, 2.0, -0.00132857), (0.8, 1.2, -0.00128571)):
         smooth = replace(loss, penalties=(EntropySmoothing(0.001, 0.1, low, high),))
@@ -175,7 +175,7 @@ def test_results_do_not_depend_on_the_passes(name: str) -> None:
         loss,
         COLUMNS,
         **RESPONSES,
-        state=LossState(entropy=0.3, nucleus_entropy=2.0),
+        state=LossState(entropy=0.3, mean_entropy=0.3, nucleus_entropy=2.0),
     )
     total, parts = 0.0, []
     for leaf, part in ((1, slice(4, 7)), (0, slice(0, 4))):
@@ -191,7 +191,7 @@ def test_results_do_not_depend_on_the_passes(name: str) -> None:
         per_token=True,
         offset_N1=torch.tensor([0, 4]),
         group_N=torch.tensor([0]),
-        state=LossState(entropy=0.3, nucleus_entropy=2.0),
+        state=LossState(entropy=0.3, mean_entropy=0.3, nucleus_entropy=2.0),
         **{k: v[:4] for k, v in COLUMNS.items() if k != "ref_logprob_T"},
     )
     if name in ("kl_cov", "hapo", "aepo_agentic", "dcpo"):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from driven_engine import PROMPTS, Driver, assert_as_a_fresh_forward
+from model_families import tiny
 from small_llama import Small, assert_same, small_llama
 
 from pyrl.engine import RUNNING, EngineError, EngineFailure
@@ -179,3 +180,15 @@ def test_copies_can_be_left_out(tmp_path: Path) -> None:
     driver.step()
     assert plain.engine.work().recomputed_tokens == len(PROMPTS[0]) + 50 - 32
     plain.engine.close()
+
+
+def test_a_model_that_vllm_wraps_is_sent_to_a_process_of_its_own(tmp_path: Path) -> None:
+    tiny("olmo2").save_pretrained(tmp_path)
+    with pytest.raises(EngineError, match=r"code of transformers.*\(--vllm.own-process True\)"):
+        VLLMEngine(str(tmp_path), [2])
+
+
+def test_experts_that_would_go_stale_on_a_cpu_are_refused(tmp_path: Path) -> None:
+    tiny("qwen3_moe").save_pretrained(tmp_path)
+    with pytest.raises(EngineError, match="does not compute with new weights of a mixture of exp"):
+        VLLMEngine(str(tmp_path), [2])

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from driven_engine import Driver
@@ -50,6 +51,27 @@ def test_branches_go_on_where_they_were(own: Small, fault: signal.Signals | None
     for branch, trace in reference.traces.items():
         assert ours.traces[branch].tokens == trace.tokens
     assert own.engine.weight_version() == 3
+    own.clear(ours)
+
+
+def test_a_branch_that_is_ended_has_no_token_more_and_still_forks(own: Small) -> None:
+    """The process has drawn on meanwhile; those tokens are dropped."""
+    drivers, seed = own.drivers(), own.long_seed(0, 30)
+    for driver in drivers:
+        driver.submit([0], limit=30, seed_B=[seed], retain=True)
+        driver.submit([0, 1], limit=30, seed_B=[seed, 2])
+        driver.step(5)
+        driver.engine.finish(np.array([0, 1]))
+        with pytest.raises(ValueError, match="branch 1 is unknown"):
+            driver.abort(1)
+        had = [len(driver.traces[branch].tokens) for branch in (0, 1)]
+        driver.fork(0, 2, 2)
+        driver.finish()
+        assert [len(driver.traces[branch].tokens) for branch in (0, 1)] == had
+    ours, reference = drivers
+    assert len(reference.traces) == 5
+    for branch in (2, 3, 4):  # the others had a token more or less when they were ended
+        assert ours.traces[branch].tokens == reference.traces[branch].tokens
     own.clear(ours)
 
 

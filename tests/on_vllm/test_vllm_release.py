@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
-from vllm.config import VllmConfig
+from vllm.config import ModelConfig, VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.layers import utils as layers
 from vllm.platforms import current_platform
@@ -50,6 +50,10 @@ def assert_has(owner: str, found: Iterable[str], needed: Iterable[str]) -> None:
 def test_a_missing_name_is_named() -> None:
     with pytest.raises(AssertionError, match="EngineArgs has no blocks, rows"):
         assert_has("EngineArgs", {"model"}, ["model", "rows", "blocks"])
+
+
+def test_a_models_configuration_tells_what_a_learner_cannot_follow() -> None:
+    assert_has("ModelConfig", dir(ModelConfig), {"using_transformers_backend", "is_moe"})
 
 
 def test_requests_and_outputs_have_the_fields_that_are_read() -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,11 +10,14 @@ from small_llama import HEADS
 from tiny_run import make_trainer, stepped, tiny, tiny_run
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from pyrl import demo
+from pyrl import demo, learner
 from pyrl.engine import EngineFailure
 from pyrl.engine.vllm.engine import VLLMEngine
 from pyrl.engine.vllm.options import VLLMOptions
+from pyrl.loss.presets import PRESETS
+from pyrl.loss.terms import Terms, loss_terms
 from pyrl.methods import METHODS
+from pyrl.reward import RandomReward
 from pyrl.run.config import Run
 
 
@@ -79,3 +83,28 @@ def test_a_run_whose_engine_fails_saves_its_trees_and_goes_on(
     assert again.step == run.steps
     assert not (run.output / "forest_in_flight").exists()
     again.engine.close()
+
+
+def test_the_learner_s_own_log_probs_differ_from_those_of_vllm(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the factors of TIS are not all 1."""
+    made: list[Terms] = []
+
+    def note(*args: Any, **kwargs: Any) -> Terms:
+        made.append(loss_terms(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(learner, "loss_terms", note)
+    run = run_of(tmp_path, model, "ttrl")
+    algorithm = replace(run.algorithm, loss=PRESETS["tis"](), reward=RandomReward())
+    trainer = make_trainer(replace(run, algorithm=algorithm))
+    try:
+        metrics = stepped(trainer)
+    finally:
+        trainer.engine.close()
+    factor_T = made[0].factor_T
+    assert factor_T is not None
+    assert 0 < float((factor_T - 1).abs().max()) < 1e-3
+    assert metrics["old_logprobs/tokens"] > 0
+    assert metrics["sampling/importance_sampling_ratio/max"] == 1.0

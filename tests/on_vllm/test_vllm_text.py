@@ -12,12 +12,12 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from pyrl.answers.reading import decoder, stop_tokens
+from pyrl.answers.reading import StopText, decoder, end_tokens
 from pyrl.engine import STOPPED, Branches
 from pyrl.engine.hf import HFEngine
 from pyrl.engine.vllm.engine import VLLMEngine
 from pyrl.engine.vllm.options import VLLMOptions
-from pyrl.fork import TopEntropy
+from pyrl.fork import Flat, Fork, TopEntropy
 from pyrl.leaves import collect
 from pyrl.logits.sampling import Sampling
 from pyrl.prune import Keep
@@ -76,7 +76,7 @@ def engines(
     folder: Path = tmp_path_factory.mktemp("bytes")
     model = bigrams()
     model.save_pretrained(folder)
-    stop = stop_tokens(model, tokenizer, "\n")
+    stop = end_tokens(model, tokenizer) | StopText("\n", tokenizer).alone
     assert stop == {ord("\n"), END}
     options = VLLMOptions(kv_cache_gib=0.25)
     vllm = VLLMEngine(str(folder), stop, max_rows=64, options=options)
@@ -87,6 +87,37 @@ def engines(
 def test_the_tokenizer_has_a_token_for_each_byte(tokenizer: PreTrainedTokenizerFast) -> None:
     text = f"a{EURO}\n"
     assert tokenizer(text)["input_ids"] == list(text.encode())
+
+
+@pytest.mark.parametrize("fork", [Flat(), TopEntropy()], ids=repr)
+def test_a_text_of_several_tokens_ends_a_response_as_on_the_reference(
+    engines: Both, tokenizer: PreTrainedTokenizerFast, fork: Fork
+) -> None:
+    stop = StopText(f"{EURO}{EURO}", tokenizer)
+    assert not stop.alone
+    grown = []
+    for engine in engines:
+        forest = Rollout(
+            engine,
+            [ids(EURO), ids("a")],
+            votes=24,
+            limit=40,
+            sampling=Sampling(temperature=0.7),
+            fork=fork,
+            prune=Keep(),
+            signals=None,
+            seed=5,
+            stop=stop,
+        ).run()
+        leaves = collect(forest, decoder(tokenizer))
+        grown.append(sorted(zip(leaves.text_N, leaves.finish_N.tolist(), strict=True)))
+        engine.load_weights(bigrams().state_dict().items(), 0)  # refused if it knew a branch
+    ours, reference = grown
+    assert ours == reference
+    ended = [how for text, how in ours if text.endswith(stop.text)]
+    assert len(ended) >= 5
+    assert set(ended) == {STOPPED}
+    assert not any(stop.text in text[:-1] for text, _ in ours)
 
 
 def test_trees_of_texts_are_read_as_their_bytes(

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from run_history import history
 
+from pyrl.answers import Boxed, Pattern
 from pyrl.report import (
     Alarms,
 )
-from pyrl.report.alarms import RULES, Changed, Outside
+from pyrl.report.alarms import QUIET, RULES, Changed, Outside, no_update
 
 
 def messages(rows: list[dict[str, Any]], total: int = 80) -> list[str]:
@@ -26,14 +27,14 @@ def test_a_run_that_learns_raises_no_alarm() -> None:
         reward=lambda step: 0.6 + 0.003 * step + rng.gauss(0, 0.03),
         entropy=lambda step: 0.3 * math.exp(-step / 50),
         grad_norm=lambda step: rng.uniform(3, 10),
-        frac_reward_zero_std=lambda step: 0.4 + 0.004 * step,
+        frac_reward_zero_std=lambda step: 0.5 + 0.004 * step + 0.08 * (-1) ** step,
         vote__majority_ratio=lambda step: 0.7 + 0.003 * step,
         vote__majority_ratio_min=0.3,
         vote__answered=0.99,
         vote__distinct_labels=1.0,
         vote__label_accuracy=lambda step: 0.65 + 0.003 * step,
         vote__reward_accuracy=0.85,
-        vote__icc=0.1,
+        vote__icc=lambda step: 0.9 if step % 20 < 3 else -0.3,  # few prompts are contested
         completions__mean_length=lambda step: 17 + rng.gauss(0, 0.3),
         tree__branch_rate=0.02,
         tree__prune_rate=0.1,
@@ -65,12 +66,29 @@ def test_a_high_vote_share_alone_is_no_alarm() -> None:
     assert messages(history(40, vote__majority_ratio=0.99, reward=0.99)) == []
 
 
-def test_an_alarm_speaks_once_and_again_only_after_it_cleared() -> None:
-    icc = [0.5] * 6 + [0.0] * 6 + [0.5] * 6
-    rows = history(18, vote__icc=lambda step: icc[step - 1])
-    alarms = Alarms(80)
-    fired = [end for end in range(1, 19) if alarms.check(rows[:end])]
-    assert fired == [3, 14]
+def test_an_alarm_speaks_once_and_again_only_after_it_was_gone() -> None:
+    rule = Outside("vote/icc", "the correlation", "above", 0.3, 1, "Do something.")
+
+    def fired(icc: list[float]) -> list[int]:
+        rows = history(len(icc), vote__icc=lambda step: icc[step - 1])
+        alarms = Alarms(80, [rule])
+        return [end for end in range(1, len(rows) + 1) if alarms.check(rows[:end])]
+
+    assert fired([0.5, 0.0, 0.5, 0.0, 0.0, 0.0, 0.5]) == [1]  # about its bound
+    assert fired([0.0, 0.5, *[0.0] * QUIET, 0.5]) == [2, 3 + QUIET]
+
+
+def test_the_alarm_of_a_step_without_an_update_shows_what_was_read() -> None:
+    long = "so we add them. " * 30 + "The answer is 5."
+    said = no_update(["It is 7.", "in between", long], [None, "8", None], Boxed(), 0.25)
+    assert "The extractor in effect is boxed;" in said
+    assert "'It is 7.' (read: nothing)" in said
+    assert "The answer is 5.' (read: nothing)" in said
+    assert len(said) < 800
+    assert r"by --suffix, such as ' Put the final answer in \boxed{}.', or choose" in said
+    assert "--extractor (whole, number, regex:PATTERN)" in said
+    assert "25% of the responses were cut at --sample.max-tokens." in said
+    assert "The extractor in effect is Pattern(" in no_update(["a"], ["b"], Pattern("(a)"), 0.0)
 
 
 def test_entropy_may_fall_late_but_not_in_the_first_tenth() -> None:

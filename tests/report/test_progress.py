@@ -1,6 +1,5 @@
 """The live display: it speaks, in a pipe and on a terminal."""
 
-import re
 import threading
 import time
 from io import StringIO
@@ -20,14 +19,25 @@ def pipe() -> Console:
     return Console(file=StringIO(), force_terminal=False)
 
 
-def test_in_a_pipe_a_long_phase_speaks_on_its_own(pipe: Console) -> None:
-    with Progress(console=pipe, every=0.05) as progress:
-        progress.step(3, 80)
-        progress.phase("sampling")
-        time.sleep(0.5)
+def test_in_a_pipe_each_step_is_a_line_and_so_is_what_happens_outside_of_steps(
+    pipe: Console,
+) -> None:
+    with Progress(console=pipe) as progress:
+        progress.phase("loading")
+        progress.phase("evaluating held-out")
+        progress.show({"eval/held-out/greedy": 0.5})
+        for step in (1, 2, 3):
+            progress.step(step, 3)
+            for phase in ("sampling", "scoring", "updating"):
+                progress.phase(phase)
+                progress.tokens(10)
+            progress.show({"entropy": 0.5})
+        progress.phase("evaluating held-out")
     said = written(pipe).splitlines()
-    assert 4 <= len(said) <= 11
-    assert all(re.fullmatch(r"step 3/80  sampling \d s", line) for line in said[1:])
+    assert said[:2] == ["loading", "evaluating held-out"]
+    assert [line.split("  ")[0] for line in said[2:5]] == ["step 1/3", "step 2/3", "step 3/3"]
+    assert said[5:] == ["evaluating held-out, step 3/3"]
+    assert ["left" in line for line in said] == [False, False, True, True, False, False]
 
 
 def test_in_a_pipe_there_are_no_control_characters(pipe: Console) -> None:
@@ -57,10 +67,8 @@ def test_time_left_and_speed_come_from_this_process_alone(
     clock.now += 6
     progress.phase("updating")
     clock.now += 4
-    progress.step(42, 50)
-    clock.now += 3
     progress.show({})
-    assert written(pipe) == "step 42/50  updating 7 s  600 tokens  100 tokens/s  1:27 left\n"
+    assert written(pipe) == "step 41/50  10 s  600 tokens  100 tokens/s  1:30 left\n"
 
 
 def test_on_a_terminal_the_display_is_live_and_alarms_stay() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from io import StringIO
 from pathlib import Path
@@ -23,8 +24,9 @@ from pyrl.report import (
 )
 from pyrl.report.alarms import RULES
 from pyrl.report.curves import PANELS
-from pyrl.report.metrics import MEANING
+from pyrl.report.metrics import MEANING, matching
 from pyrl.report.progress import HEADLINE
+from pyrl.report.table import IN_TRAINING, first_and_last
 
 # --- metrics.jsonl
 
@@ -144,39 +146,72 @@ class Service:
     def __init__(self) -> None:
         self.inits: list[dict[str, Any]] = []
         self.rows: list[tuple[int, dict[str, float]]] = []
+        self.tables: list[tuple[int, Any]] = []
         self.finished = 0
 
     def init(self, **settings: Any) -> Service:
         self.inits.append(settings)
         return self
 
-    def log(self, row: dict[str, float], step: int) -> None:
-        self.rows.append((step, row))
+    def log(self, row: dict[str, Any], step: int) -> None:
+        if "completions" in row:
+            self.tables.append((step, row["completions"]["dataframe"].to_dict("records")))
+        else:
+            self.rows.append((step, row))
 
     def finish(self) -> None:
         self.finished += 1
 
 
-@pytest.mark.parametrize("name", ["wandb", "trackio"])
-def test_a_service_is_sent_each_step_once_also_after_a_resume(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Any
-) -> None:
+@pytest.fixture
+def service(name: str, monkeypatch: pytest.MonkeyPatch) -> Service:
     service = Service()
     module = ModuleType(name)
-    module.__dict__.update(init=service.init, log=service.log, finish=service.finish)
+    module.__dict__.update(
+        init=service.init, log=service.log, finish=service.finish, Table=lambda **table: table
+    )
     monkeypatch.setitem(sys.modules, name, module)
+    for variable in ("WANDB_PROJECT", "WANDB_NAME"):
+        monkeypatch.delenv(variable, raising=False)
+    return service
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_service_is_sent_each_step_once_also_after_a_resume(
+    tmp_path: Path, service: Service, name: Any
+) -> None:
+    said = [Completion("1+1=", "?", None, "2", math.nan), Completion("1+1=", "2", "2", "2", 1.0)]
     with MetricsLog(tmp_path, [name]) as log:
         for step in (1, 2, 3):
+            log.write_completions(step, said)
             log.write(step, {"reward": 0.5, "kl": math.nan, "note": "text"})
     with MetricsLog(tmp_path, [name], resume_at=2) as log:
         for step in (2, 3, 4):
+            log.write_completions(step, said)
             log.write(step, {"reward": 0.5})
     assert service.rows == [(step, {"reward": 0.5}) for step in (1, 2, 3, 4)]
+    assert [step for step, _ in service.tables] == [1, 2, 3, 4]
+    rows = lines(tmp_path / "completions.jsonl")
+    assert [row for _, table in service.tables for row in table] == rows
+    assert [row["answer"] for row in rows] == [None, "2"] * 4
     assert service.finished == 2
     first, second = service.inits
     assert first["name"] == second["name"] == tmp_path.name
+    assert first["project"] == "pyrl"
     assert first.get("id") == second.get("id")
     assert second["resume"] == "allow"
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_service_gets_the_settings_and_its_names_from_the_environment(
+    tmp_path: Path, service: Service, name: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_PROJECT", "sorting")
+    monkeypatch.setenv("WANDB_NAME", "first try")
+    settings = {"steps": 3, "loss": {"kl": {"coef": 0.0}}}
+    MetricsLog(tmp_path, [name], settings=settings).close()
+    (init,) = service.inits
+    assert (init["project"], init["name"], init["config"]) == ("sorting", "first try", settings)
 
 
 @pytest.mark.parametrize(
@@ -199,8 +234,14 @@ def test_an_unknown_logger_is_refused(tmp_path: Path) -> None:
 
 def test_every_name_that_a_reader_uses_is_a_metric() -> None:
     used = {name for panel in PANELS for _, name in panel.lines}
-    used |= set(HEADLINE.values()) | {rule.metric for rule in RULES}
+    used |= set(IN_TRAINING.values()) | set(HEADLINE.values()) | {rule.metric for rule in RULES}
     assert {name for name in used if not name.startswith("eval/*/")} <= set(MEANING)
+
+
+def test_patterns_find_the_vote_of_any_number_of_samples() -> None:
+    row = {"eval/held-out/maj@4": 0.5, "eval/held-out/pass@4": 0.5, "eval/a*/maj@64": 0.5}
+    assert matching("eval/*/maj@*", row) == ["eval/held-out/maj@4", "eval/a*/maj@64"]
+    assert "eval/*/maj@*" in {name for panel in PANELS for _, name in panel.lines}
 
 
 # --- report
@@ -241,6 +282,60 @@ def test_the_markdown_is_a_table_with_every_number() -> None:
     assert "| after training: greedy | 0.750 (+0.250) | 0.875 (+0.250) |" in rows
     assert "| after training: pass@16 | 0.900 |  |" in rows
     assert "| after training: sampled tokens | 12,000 | 12,000 |" in rows
+
+
+def training_rows(steps: int) -> list[dict[str, Any]]:
+    return [
+        {"step": 0, "eval/held-out/greedy": 0.5},
+        *history(steps, vote__majority_ratio=lambda step: step / 100, entropy=0.25, reward=None),
+    ]
+
+
+def test_a_run_without_answers_reports_its_first_steps_against_its_last() -> None:
+    training = first_and_last(training_rows(20))
+    assert training == {
+        "first 5 steps": {"vote share": pytest.approx(0.03), "entropy": 0.25},
+        "last 5 steps": {"vote share": pytest.approx(0.18), "entropy": 0.25},
+    }
+    title = "echo on a model with a long name, a file of questions with a very long name"
+    report = Report(title, (), {"seed": 0}, training)
+    console = Console(file=StringIO(), width=80)
+    console.print(report)
+    text = written(console)
+    assert title in text  # whole
+    assert re.search(r"vote share +│ +0.03 │ +0.18 │", text)
+    assert "reward" not in text
+    assert "brackets" not in text
+    assert report.markdown().splitlines()[2:6] == [
+        "| | first 5 steps | last 5 steps |",
+        "|---|---:|---:|",
+        "| vote share | 0.03 | 0.18 |",
+        "| entropy | 0.25 | 0.25 |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("steps", "parts"),
+    [
+        (0, []),
+        (1, ["only step"]),
+        (2, ["first step", "last step"]),
+        (5, ["first 2 steps", "last 2 steps"]),
+    ],
+)
+def test_short_runs_have_a_beginning_and_an_end_too(steps: int, parts: list[str]) -> None:
+    assert [*first_and_last(training_rows(steps))] == parts
+
+
+def test_scores_of_a_model_that_was_only_scored_are_not_called_untrained() -> None:
+    report = Report("m on d", (evaluation("d", "given", greedy=0.5),))
+    console = Console(file=StringIO(), width=80)
+    console.print(report)
+    for text in (written(console), report.markdown()):
+        assert "untrained" not in text
+        assert "brackets" not in text
+        assert "up to 0.050" in text
+    assert "| greedy | 0.500 |" in report.markdown()
 
 
 def test_the_saved_report_holds_every_evaluation(tmp_path: Path) -> None:

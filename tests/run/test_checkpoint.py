@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import errno
+import json
 import os
+import random
 import resource
 import shutil
 import subprocess
@@ -178,17 +180,82 @@ def test_a_write_that_the_system_refuses_is_said_whoever_writes(
 def test_a_damaged_file_is_named_and_not_loaded(loaded: Loaded, tmp_path: Path) -> None:
     saved = save(tmp_path, 1, loaded)
     for path in sorted(saved.iterdir()):
-        if path.name == checkpoint.STATE:
-            continue
         whole = path.read_bytes()
         path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-        with pytest.raises(CheckpointError, match=rf"{path.name}: .*damaged"):
+        with pytest.raises(CheckpointError, match=rf"{path.name}: expected "):
             checkpoint.latest(tmp_path)
         path.unlink()
-        with pytest.raises(CheckpointError, match=rf"{path.name}: .*found none"):
+        with pytest.raises(CheckpointError, match=rf"{path.name}: .*(found none|No such file)"):
             checkpoint.latest(tmp_path)
         path.write_bytes(whole)
     check(tmp_path, 1)
+
+
+def mutated(whole: bytes, dice: random.Random) -> bytes:
+    """The bytes with one of them changed, lost or added, or cut short."""
+    at = dice.randrange(len(whole))
+    change = dice.randrange(4)
+    if change == 0:
+        return whole[:at] + bytes([whole[at] ^ (1 << dice.randrange(8))]) + whole[at + 1 :]
+    if change == 1:
+        return whole[:at] + bytes([dice.randrange(256)]) + whole[at:]
+    return whole[:at] + (whole[at + 1 :] if change == 2 else b"")
+
+
+def test_any_change_of_any_file_is_refused_by_a_sentence_or_changes_nothing(
+    loaded: Loaded, tmp_path: Path
+) -> None:
+    dice, refused, harmless = random.Random(15), [], 0
+    saved = save(tmp_path, 1, loaded, tokens=4321, seconds=1.5, labels={"0": "12", "7": "3"})
+    as_saved = checkpoint.latest(tmp_path)
+    for path in sorted(saved.iterdir()):
+        whole = path.read_bytes()
+        for _ in range(200 if path.name == checkpoint.STATE else 6):
+            path.write_bytes(mutated(whole, dice))
+            try:
+                found = checkpoint.latest(tmp_path)
+            except CheckpointError as error:
+                refused.append(str(path) in str(error) and "\n" not in str(error))
+            else:  # such as a space between two values of the record
+                harmless += 1
+                assert path.name == checkpoint.STATE or path.read_bytes() == whole
+                assert found == as_saved
+        path.write_bytes(whole)
+    assert all(refused)
+    assert len(refused) > 180
+    assert harmless < 60
+
+
+@pytest.mark.parametrize("digit", ["counts", "tokens", "step"])
+def test_a_record_with_another_digit_is_damaged(digit: str, loaded: Loaded, tmp_path: Path) -> None:
+    """Adam's count of steps scales the next update: a changed digit is a changed run."""
+    path = save(tmp_path, 1, loaded, tokens=1) / checkpoint.STATE
+    record = json.loads(path.read_text())
+    match digit:
+        case "counts":
+            record["counts"]["weight"] = 9.0
+        case "tokens":
+            record["record"]["tokens"] = 9
+        case "step":
+            record["step"] = 9
+    path.write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match=r"pyrl\.json: expected sha256 .*damaged; remove"):
+        checkpoint.latest(tmp_path)
+
+
+def test_a_file_that_was_added_or_another_name_is_refused(loaded: Loaded, tmp_path: Path) -> None:
+    """transformers would read the weights that such an index names."""
+    saved = save(tmp_path, 1, loaded)
+    (saved / ".DS_Store").write_text("of a desktop")
+    check(tmp_path, 1)
+    index = saved / "model.safetensors.index.json"
+    index.write_text("{}")
+    with pytest.raises(CheckpointError, match=rf"{index.name}: expected only the files that"):
+        checkpoint.latest(tmp_path)
+    index.unlink()
+    saved.rename(tmp_path / "checkpoint-2")
+    with pytest.raises(CheckpointError, match="checkpoint-2: expected the name checkpoint-1"):
+        checkpoint.latest(tmp_path)
 
 
 @pytest.mark.parametrize("record", [None, "", "[]", "{}", '{"step": 1'])

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pyrl.methods import METHODS
-from pyrl.run.config import ConfigError, Run, load_run, parse_run, save_run
+from pyrl.run.config import ConfigError, Run, load_run, method_of, parse_run, save_run
 
 
 class Fork(Protocol):
@@ -248,6 +248,7 @@ def test_options_override_yaml_and_complete_it(tmp_path: Path) -> None:
         ("method: ttrl", "expected 'echo', got 'ttrl'"),
         ("- steps", "expected settings `name: value`"),
         ("steps: [", "no valid YAML"),
+        ("steps: 2020-99-99", "no valid YAML"),
         ("", "expected settings `name: value`"),
     ],
 )
@@ -316,6 +317,16 @@ def test_a_saved_run_is_a_config_of_the_command_line(tmp_path: Path) -> None:
     assert parse_run(["--config", str(tmp_path / "run.yaml")], "echo", ECHO) == run
     content = yaml.safe_load((tmp_path / "run.yaml").read_text())
     assert content["fork"] == {"width": 3}
+
+
+def test_a_settings_file_knows_its_method(tmp_path: Path) -> None:
+    save_run(parse(), tmp_path / "run.yaml")
+    assert method_of(["--steps", "3", "--config", str(tmp_path / "run.yaml")]) == "echo"
+    path = write(tmp_path, "model: M\n")
+    with pytest.raises(ConfigError, match=rf"{path.name}: expected the setting 'method', or a"):
+        method_of([f"--config={path}"])
+    with pytest.raises(ConfigError, match=r"expected a method before .* got '--steps'"):
+        method_of(["--steps", "3"])
 
 
 def test_a_damaged_saved_run_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +34,31 @@ def test_a_run_resumes_with_the_classes_that_it_began_with(tmp_path: Path) -> No
         with pytest.raises(RunError) as error:
             find_start(replace(run, algorithm=other))
         assert message in str(error.value)
+
+
+def test_the_settings_of_a_run_do_not_say_that_it_was_resumed(tmp_path: Path) -> None:
+    """As a --config for another directory they would ask for a checkpoint there."""
+    run = tiny_run(tmp_path, METHODS["ttrl"](), resume=True)
+    claim(run)
+    assert load_run(run.output / SETTINGS, METHODS) == replace(run, resume=False)
+
+
+def test_any_change_of_the_settings_is_refused_by_a_sentence_or_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    run = tiny_run(tmp_path, tiny(ttrl()), resume=True)
+    claim(run)
+    path = run.output / SETTINGS
+    whole = path.read_bytes()
+    dice, refused = random.Random(15), 0
+    for _ in range(20):
+        at = dice.randrange(len(whole))
+        path.write_bytes(whole[:at] + bytes([dice.randrange(256)]) + whole[at + 1 :])
+        try:
+            assert find_start(run) is None
+        except RunError:
+            refused += 1
+    assert refused > 10
 
 
 def test_settings_without_classes_are_compared_by_their_numbers(tmp_path: Path) -> None:

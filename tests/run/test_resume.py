@@ -9,6 +9,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from io import StringIO
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,12 +19,16 @@ import pytest
 import torch
 from rich.console import Console
 from short_run import ECHO, SETTINGS, outcome, write_questions
+from tiny_run import make_trainer, tiny_run
 
 from pyrl import cli
+from pyrl.engine import EngineFailure
 from pyrl.methods import METHODS
+from pyrl.prompts import repeating_steps, step_prompts
 from pyrl.report import Progress
+from pyrl.report.metrics import read_metrics
 from pyrl.rollout import Rollout
-from pyrl.run import checkpoint
+from pyrl.run import checkpoint, results
 from pyrl.run.config import parse_run
 from pyrl.train import Trainer
 
@@ -151,7 +156,38 @@ def test_a_run_killed_at_random_moments_again_and_again_ends_with_the_same_bits(
     assert runs <= KILLS, "the kills came too late to hit a run at work"
 
 
-def interrupt_at(place: tuple[type, str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_process_on_the_directory_of_a_run_is_refused_and_the_run_does_not_notice(
+    options: Options,
+    uninterrupted: dict[str, Any],
+    processes: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = options(tmp_path / "run")
+    here, there = processes.Pipe()
+    process = processes.Process(target=attempt, args=(given, there))
+    process.start()
+    assert here.recv() == "ready"
+    os.kill(process.pid, signal.SIGSTOP)
+    with monkeypatch.context() as patch:
+        patch.delattr("pyrl.run.setup.load_model")  # the answer comes before
+        for more in ([], ["--resume"]):
+            with pytest.raises(SystemExit) as stop:
+                cli.main(["train", "echo", *given, *more])
+            assert stop.value.code == 2
+            assert f"it is in use by process {process.pid} on " in capsys.readouterr().err
+    os.kill(process.pid, signal.SIGCONT)
+    process.join()
+    assert process.exitcode == 0
+    assert outcome(tmp_path / "run", STEPS) == uninterrupted
+
+
+def interrupt_at(
+    place: tuple[type, str, int],
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals = signal.SIGINT,
+) -> None:
     """Press Ctrl-C inside the given call of a method, before it does its work."""
     owner, name, count = place
     method = getattr(owner, name)
@@ -161,26 +197,27 @@ def interrupt_at(place: tuple[type, str, int], monkeypatch: pytest.MonkeyPatch) 
         nonlocal calls
         calls += 1
         if calls == count:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         return method(*args, **options)
 
     monkeypatch.setattr(owner, name, pressed)
 
 
 @pytest.mark.parametrize(
-    ("place", "finished"),
+    ("place", "finished", "number"),
     [
-        ((Rollout, "engine_step", 3), 0),
-        ((Rollout, "_prune", 3), None),
-        ((Rollout, "run", 6), 2),
-        ((torch.optim.AdamW, "step", 3), 3),
-        ((Rollout, "run", 14), 6),
+        ((Rollout, "engine_step", 3), 0, signal.SIGINT),
+        ((Rollout, "_prune", 3), None, signal.SIGINT),
+        ((Rollout, "run", 6), 2, signal.SIGTERM),
+        ((torch.optim.AdamW, "step", 3), 3, signal.SIGTERM),
+        ((Rollout, "run", 14), 6, signal.SIGINT),
     ],
     ids=["evaluation before", "sampling", "evaluation between", "update", "evaluation after"],
 )
-def test_ctrl_c_saves_the_last_finished_step_and_the_run_goes_on_from_it(
+def test_ctrl_c_and_sigterm_save_the_last_finished_step_and_the_run_goes_on_from_it(
     place: tuple[type, str, int],
     finished: int | None,
+    number: signal.Signals,
     options: Options,
     uninterrupted: dict[str, Any],
     tmp_path: Path,
@@ -189,7 +226,7 @@ def test_ctrl_c_saves_the_last_finished_step_and_the_run_goes_on_from_it(
 ) -> None:
     given = options(tmp_path / "run", "--save-every", "100")
     with monkeypatch.context() as patch:
-        interrupt_at(place, patch)
+        interrupt_at(place, patch, number)
         with pytest.raises(SystemExit) as stop:
             cli.main(["train", "echo", *given])
     assert stop.value.code == 130
@@ -199,6 +236,72 @@ def test_ctrl_c_saves_the_last_finished_step_and_the_run_goes_on_from_it(
     assert finished is None or found.step == finished
     train([*given, "--resume"])
     assert outcome(tmp_path / "run", STEPS) == uninterrupted
+
+
+def test_an_engine_that_the_same_signal_ends_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scheduler signals all processes of a job: those of vLLM as well."""
+    trainer = make_trainer(tiny_run(tmp_path, eval_before=False))
+
+    def ended(rollout: Rollout) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise EngineFailure("the engine has ended")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Rollout, "run", ended)
+        with pytest.raises(KeyboardInterrupt, match="--resume to go on"):
+            trainer.train()
+    found = checkpoint.latest(trainer.run.output)
+    assert found is not None
+    assert found.step == 0
+
+
+def test_a_signal_while_the_results_are_written_does_not_stop_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny_run(tmp_path, steps=1, eval_before=False, eval_after=False)
+    interrupt_at((results.Report, "save", 1), monkeypatch, signal.SIGTERM)
+    make_trainer(run).train()
+    assert (run.output / "curves.png").is_file()
+
+
+def test_a_run_that_goes_on_for_longer_says_what_that_does_to_the_learning_rate(
+    tmp_path: Path,
+) -> None:
+    rate = {"learning_rate": 1e-6, "schedule": "linear", "eval_before": False, "eval_after": False}
+    run = tiny_run(tmp_path, steps=2, **rate)
+    make_trainer(run).train()
+    longer = make_trainer(replace(run, resume=True, steps=4))
+    (said,) = longer.first_words
+    assert "Resumed with --steps 4 in the place of 2: the schedule 'linear'" in said
+    longer.train()
+    third = read_metrics(run.output / "metrics.jsonl")[3]["learning_rate"]
+    assert f"step 3 has the learning rate {third:.3g} where 5e-08 would have been next" in said
+    assert make_trainer(replace(run, resume=True, steps=4)).first_words == ()
+
+
+def test_a_constant_rate_has_nothing_to_say(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, steps=1, eval_before=False, eval_after=False)
+    make_trainer(run).train()
+    assert make_trainer(replace(run, resume=True, steps=4)).first_words == ()
+
+
+def test_questions_that_come_more_than_once_in_a_step_are_said(tmp_path: Path) -> None:
+    """Of 4 questions 3 a step: two orders meet in step 2 and in step 3."""
+    run = tiny_run(tmp_path, steps=3, prompts_per_step=3)
+    trainer = make_trainer(run)
+    indices = [
+        [prompt.index for prompt in step_prompts(trainer.prompts, step, 3, run.seed)]
+        for step in range(3)
+    ]
+    repeating = sum(len(set(step)) < 3 for step in indices)
+    assert repeating
+    (said,) = trainer.first_words
+    assert said.startswith(f"In {repeating} of 3 steps a question comes more than once")
+    assert said.endswith("questions.jsonl has 4 questions, --prompts-per-step is 3.")
+    assert repeating_steps(trainer.prompts, 3, 5, 0) == 3
+    assert repeating_steps(trainer.prompts, 3, 2, 0) == 0
 
 
 def test_resuming_a_finished_run_only_reports(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from grow import append, finish, handles, seeds, trunk
@@ -323,3 +326,43 @@ def test_trees_and_queries_say_what_is_wrong() -> None:
     ):
         with pytest.raises(ValueError, match="top_entropy: expected"):
             forest.top_entropy(branch, n, begin, end, gap)
+
+
+THREADS = """
+import threading, time
+import numpy as np
+from pyrl._core.tree import Forest, pack_flat
+
+forest, until = Forest(), time.monotonic() + 1.5
+tree = forest.add_tree(np.arange(8, dtype=np.int32))
+
+def grow():
+    x_B = np.ones(64, np.float32)
+    while time.monotonic() < until:
+        branch_B = np.array([forest.add_trunk(tree, seed) for seed in range(64)])
+        for _ in range(8):
+            forest.append(branch_B, np.ones(64, np.int32), x_B, x_B, x_B)
+        forest.finish(branch_B, np.ones(64, np.uint8))
+
+def read():
+    while time.monotonic() < until:
+        leaf_N = forest.leaves()[-200:]
+        if len(leaf_N):
+            forest.check()
+            assert forest.leaf_table(leaf_N).length_N.tolist() == [8] * len(leaf_N)
+            assert len(forest.path(int(leaf_N[-1])).tokens) == 8
+            assert len(pack_flat(forest, leaf_N).label_T) == 8 * len(leaf_N)
+
+threads = [threading.Thread(target=work) for work in (grow, read, read, read)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert len(forest.leaves()) >= 64
+print("whole")
+"""
+
+
+def test_several_threads_may_call_one_forest() -> None:
+    done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "whole\n", "")

@@ -58,6 +58,7 @@ class Core:
         with ExitStack() as undo, _own_threads():
             undo.callback(self.close)
             config = _configuration(model, max_rows, dtype, options)
+            _check_model(model, config, options)
             with _refusing(model):
                 self._within(START_SECONDS, lambda: self._launch(config))
             patience = options.step_seconds if options.own_process else 0.0
@@ -241,6 +242,21 @@ def _configuration(
     with _refusing(model):
         return release.configuration(
             arguments, taps, "pyrl.engine.vllm.forks:ForkCopies" if options.copy_forks else None
+        )
+
+
+def _check_model(model: str, config: release.VllmConfig, options: VLLMOptions) -> None:
+    """EngineError for a model that vLLM loads and that a learner cannot keep up to date."""
+    if not options.own_process and release.wraps_transformers(config):
+        raise EngineError(
+            f"{model}: vLLM {release.VERSION} runs this architecture with the code of "
+            "transformers, which it changes for its whole process: give it one of its own "
+            "(--vllm.own-process True)"
+        )
+    if release.keeps_experts(config):
+        raise EngineError(
+            f"{model}: vLLM {release.VERSION} on a CPU does not compute with new weights of a "
+            "mixture of experts: use --engine hf, or a GPU"
         )
 
 

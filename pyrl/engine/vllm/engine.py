@@ -34,6 +34,7 @@ from pyrl.engine.vllm.release import EngineCoreOutput
 from pyrl.engine.vllm.table import Branch, BranchTable
 from pyrl.engine.vllm.tap import KEY
 from pyrl.logits.sampling import Sampling
+from pyrl.models import Room
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +72,9 @@ class VLLMEngine:
         self.dtype: Dtype = self._options.dtype or dtype
         self._eos = sorted(eos)
         self._core = self._launch()
-        room = self._core.max_model_len
-        self._admission = Admission(self.vocabulary, room, f"vllm.max_model_len = {room}")
+        longest = self._core.max_model_len
+        room = Room(longest, f"vllm.max_model_len = {longest}")
+        self._admission = Admission(self.vocabulary, room)
         self._sampling: Sampling | None = None
         self._version = 0
         self._weights: list[tuple[str, Tensor]] | None = None
@@ -138,15 +140,19 @@ class VLLMEngine:
         ]
         self._enter(new, self._table.tokens(source.ticket, keep))
 
+    def finish(self, branch_B: NDArray[np.int64]) -> None:
+        running = {entry.branch: entry for entry in self._by_ticket.values()}
+        entries = [find(branch, running) for branch in branch_B.tolist()]
+        for entry in entries:
+            if not entry.retain:
+                del self._known[entry.branch]
+        self._cancel(entries)
+
     def abort(self, branch_B: NDArray[np.int64]) -> None:
         entries = [find(branch, self._known) for branch in dict.fromkeys(branch_B.tolist())]
-        running = [entry.ticket for entry in entries if entry.ticket in self._by_ticket]
         for entry in entries:
             del self._known[entry.branch]
-        for ticket in running:
-            self._close(ticket)
-        if running and not self._core.closed:
-            self._tell(lambda: self._core.abort([str(ticket) for ticket in running]))
+        self._cancel([entry for entry in entries if entry.ticket in self._by_ticket])
 
     def step(self) -> Sampled:
         if self._sampling is None:
@@ -232,6 +238,13 @@ class VLLMEngine:
                 function()
             except EngineFailure as failure:
                 self._failure = failure
+
+    def _cancel(self, entries: list[Branch]) -> None:
+        """Take branches that run or wait out of vLLM."""
+        for entry in entries:
+            self._close(entry.ticket)
+        if entries and not self._core.closed:
+            self._tell(lambda: self._core.abort([str(entry.ticket) for entry in entries]))
 
     def _close(self, ticket: int) -> None:
         del self._by_ticket[ticket]

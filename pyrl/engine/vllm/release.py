@@ -187,6 +187,23 @@ def configuration(
     return config
 
 
+def wraps_transformers(config: VllmConfig) -> bool:
+    """Whether vLLM has no code of its own for the model and runs that of transformers.
+
+    To do so it changes the model's class, of which the learner's model is one too if it lives in
+    the same process.
+    """
+    return bool(config.model_config.using_transformers_backend())
+
+
+def keeps_experts(config: VllmConfig) -> bool:
+    """Whether new weights of a mixture of experts do not reach its products.
+
+    So it is in the CPU build: after a reload the layers compute with experts packed wrongly.
+    """
+    return on_cpu() and bool(config.model_config.is_moe)
+
+
 def launch(config: VllmConfig, *, own_process: bool) -> Any:
     """The client of a new engine core: add_request, abort_requests, get_output, collective_rpc...
 

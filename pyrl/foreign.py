@@ -1,0 +1,94 @@
+"""Foreign: calls of code that others wrote, with a time limit; what they raise is one sentence."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+import traceback
+from types import FrameType, TracebackType
+
+import torch
+
+TIME_LIMIT = 600.0
+"""Seconds that a call may take unless a run says otherwise."""
+AGAIN = 1.0
+"""Seconds after which code that goes on nonetheless is interrupted again."""
+
+_INTERRUPT = signal.SIGVTALRM
+"""Not SIGALRM: verifiers such as math-verify set their own alarms with it. Two clocks send it: a
+thread, for code that waits, and the system's clock of computing time, for code such as a regular
+expression that computes without letting another thread of Python run."""
+
+
+class ForeignError(ValueError):
+    """Code of others failed; the message names it, and what it raised."""
+
+
+class _Overtime(BaseException):
+    """The time is up. Code of others that catches every Exception does not catch it."""
+
+
+class Foreign:
+    """`with Foreign("reward f.py:score", 600.0):` turns what the body raises into a ForeignError.
+
+    `what` names the code in the message; with `file` the line of that file is named too. `seconds`
+    is the time limit, which holds in the main thread, the only one that Python can interrupt; code
+    that goes on nonetheless is interrupted again. Gradients switched off, torch's
+    default type and the working directory are afterwards what they were before.
+    """
+
+    def __init__(self, what: str, seconds: float, file: str = "") -> None:
+        self._what, self._seconds, self._file = what, seconds, file
+        self._done = threading.Event()
+
+    def __enter__(self) -> None:
+        self._grad, self._dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+        self._folder = os.open(".", os.O_RDONLY)
+        self._watched = threading.current_thread() is threading.main_thread()
+        if self._watched:
+            self._deadline = time.monotonic() + self._seconds
+            self._before = signal.signal(_INTERRUPT, self._interrupt)
+            signal.setitimer(signal.ITIMER_VIRTUAL, self._seconds, AGAIN)
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._done.set()
+        if self._watched:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            signal.signal(_INTERRUPT, self._before)
+        torch.set_grad_enabled(self._grad)
+        torch.set_default_dtype(self._dtype)
+        os.chdir(self._folder)
+        os.close(self._folder)
+        if isinstance(error, _Overtime):
+            raise ForeignError(
+                f"{self._what}: expected an end within {self._seconds:g} s "
+                f"(--call-time-limit), but it was still running{self._line(trace)}"
+            ) from error
+        if isinstance(error, Exception | SystemExit):
+            said = " ".join(str(error).split())
+            raise ForeignError(
+                f"{self._what} raised {type(error).__name__}{self._line(trace)}: {said}"
+            ) from error
+
+    def _watch(self) -> None:
+        wait = self._seconds
+        while not self._done.wait(wait):
+            signal.pthread_kill(threading.main_thread().ident or 0, _INTERRUPT)
+            wait = AGAIN
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if not self._done.is_set() and time.monotonic() >= self._deadline:
+            raise _Overtime
+
+    def _line(self, trace: TracebackType | None) -> str:
+        """The last line of the named file that was running."""
+        lines = [f.lineno for f in traceback.extract_tb(trace) if f.filename == self._file]
+        return f" in line {lines[-1]}" if lines else ""

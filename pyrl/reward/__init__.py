@@ -1,0 +1,174 @@
+"""Rewards: one number for each leaf; NaN where it is unknown.
+
+`Prompt.answer`, the true answer, is read by `TrueReward` (supervised training), by
+`FunctionReward` if told to, and by `pyrl.report.step.label_metrics`, which nothing trains on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyrl.answers import Answers, Equivalence, truth
+from pyrl.answers.truth import has_truth, right
+from pyrl.reward.function import FunctionReward
+from pyrl.vote import Votes
+
+if TYPE_CHECKING:
+    from pyrl.leaves import Leaves
+
+__all__ = [
+    "FunctionReward",
+    "Question",
+    "RandomReward",
+    "Reward",
+    "TrueReward",
+    "VoteReward",
+    "check_answers",
+    "grade",
+]
+
+
+class Question(truth.Question, Protocol):
+    """What a reward reads of a `pyrl.prompts.Prompt`."""
+
+    @property
+    def messages(self) -> Sequence[Mapping[str, Any]] | None: ...
+    @property
+    def truth(self) -> Mapping[str, Any]: ...
+
+
+_Q = TypeVar("_Q", bound=Question)
+
+
+class Reward(Protocol):
+    """Scores the leaves of a step; `prompts` are those of the step, in the order of the groups."""
+
+    def __call__(
+        self, leaves: Leaves, answers: Answers, votes: Votes, prompts: Sequence[Question]
+    ) -> NDArray[np.float64]: ...
+
+    def usable(self, answers: Answers, votes: Votes, reward_N: NDArray[np.float64]) -> bool:
+        """Whether these rewards say anything: False where no answer could be read at all."""
+
+
+@dataclass(frozen=True)
+class VoteReward:
+    """1 for the leaves in the class of the label, 0 for the others (arXiv:2504.16084).
+
+    A prompt without a label has no right leaf, hence no advantage. NaN, which takes no part in the
+    baseline, where a comparison with the label ran into a limit.
+    """
+
+    no_answer: float | None = 0.0
+    """For a leaf without an answer; None: unknown, it takes no part in the baseline."""
+    wrong: float = 0.0
+    """For a leaf with another answer than the label."""
+
+    def __call__(
+        self, leaves: Leaves, answers: Answers, votes: Votes, prompts: Sequence[Question]
+    ) -> NDArray[np.float64]:
+        silent_N = answers.class_N < 0
+        label_N = votes.class_G[leaves.group_N]
+        no_answer = math.nan if self.no_answer is None else self.no_answer
+        reward_N = np.where(answers.class_N == label_N, 1.0, self.wrong)
+        reward_N[_undecided(leaves, answers, votes)] = math.nan
+        return np.where(silent_N, no_answer, reward_N)
+
+    def usable(self, answers: Answers, votes: Votes, reward_N: NDArray[np.float64]) -> bool:
+        return bool((votes.class_G >= 0).any())
+
+
+def _undecided(leaves: Leaves, answers: Answers, votes: Votes) -> NDArray[np.bool_]:
+    """Whether nobody knows if a leaf's answer is the label: they were taken for different."""
+    undecided_N = np.zeros(len(answers.answer_N), bool)
+    if not answers.unknown:
+        return undecided_N
+    first: dict[tuple[int, int], str | None] = {}
+    """Answer of each group's classes, which was compared for all of the class."""
+    keys = [*zip(leaves.group_N.tolist(), answers.class_N.tolist(), strict=True)]
+    for key, answer in zip(keys, answers.answer_N, strict=True):
+        first.setdefault(key, answer)
+    for (group, of), answer in first.items():
+        label = votes.label_G[group]
+        if answer is None or label is None or of == votes.class_G[group]:
+            continue
+        if answers.equivalence.same(label, answer) is None:
+            undecided_N |= (leaves.group_N == group) & (answers.class_N == of)
+    return undecided_N
+
+
+@dataclass(frozen=True)
+class TrueReward:
+    """1 for the true answer, 0 for another or none: supervised training.
+
+    NaN where the verifier is unsure or the prompt has no true answer. Answers are compared by the
+    relation that sorted them.
+    """
+
+    def __call__(
+        self, leaves: Leaves, answers: Answers, votes: Votes, prompts: Sequence[Question]
+    ) -> NDArray[np.float64]:
+        return grade(leaves, answers, prompts, answers.equivalence)
+
+    def usable(self, answers: Answers, votes: Votes, reward_N: NDArray[np.float64]) -> bool:
+        return bool((np.isfinite(reward_N) & (answers.class_N >= 0)).any())
+
+
+def grade(
+    leaves: Leaves, answers: Answers, prompts: Sequence[Question], equivalence: Equivalence
+) -> NDArray[np.float64]:
+    """Accuracy of each leaf; NaN also where the prompt has no true answer."""
+    return right(answers.answer_N, [prompts[group] for group in leaves.group_N], equivalence)
+
+
+@dataclass(frozen=True)
+class RandomReward:
+    """1 with probability p, whatever the answer: the control that shows what the reward is worth.
+
+    The draws depend on the seed and on all texts of the step, so they differ from step to step and
+    are the same when a run is repeated or resumed.
+    """
+
+    p: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.p <= 1:
+            raise ValueError(f"p: expected a probability, got {self.p}")
+
+    def __call__(
+        self, leaves: Leaves, answers: Answers, votes: Votes, prompts: Sequence[Question]
+    ) -> NDArray[np.float64]:
+        digest = hashlib.blake2b(f"{self.seed}".encode(), digest_size=16)
+        for text in leaves.text_N:
+            digest.update(b"\0" + text.encode(errors="surrogatepass"))
+        random = np.random.default_rng(int.from_bytes(digest.digest()))
+        draw_N = random.random(len(leaves.text_N))
+        return np.where(draw_N < self.p, 1.0, 0.0)
+
+    def usable(self, answers: Answers, votes: Votes, reward_N: NDArray[np.float64]) -> bool:
+        return True
+
+
+def check_answers(reward: Reward, prompts: list[_Q], data: str) -> list[_Q]:
+    """The prompts; ValueError if the reward needs something of them that none of them has."""
+    known = any(map(has_truth, prompts))
+    supervised = isinstance(reward, TrueReward)
+    if isinstance(reward, FunctionReward):
+        supervised = reward.pass_answers
+        known |= any(value is not None for p in prompts for value in p.truth.values())
+    if supervised and not known:
+        raise ValueError(
+            f"{data}: expected questions with true answers (a column answer, solution or "
+            f"ground_truth), which the reward {type(reward).__name__} needs, got none"
+        )
+    if isinstance(reward, FunctionReward):
+        reward.check(prompts, data)
+    return prompts
