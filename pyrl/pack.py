@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -17,7 +17,6 @@ class TokenBatch:
     """N responses: I input tokens (the prompt and response of each), T response tokens."""
 
     input_I: NDArray[np.int64]
-    position_I: NDArray[np.int64]
     label_T: NDArray[np.int64]
     old_logprob_T: NDArray[np.float32]
     """As the engine that sampled reported them, at the sampling temperature."""
@@ -44,12 +43,6 @@ class TokenBatch:
     def leaf_T(self) -> NDArray[np.int64]:
         return np.repeat(np.arange(len(self)), np.diff(self.token_offset_N1))
 
-    @property
-    def predictor_T(self) -> NDArray[np.int64]:
-        """The row of `input_I` whose logits predict each response token."""
-        shift_N = self.input_offset_N1[1:] - self.token_offset_N1[1:] - 1
-        return np.arange(len(self.label_T)) + np.repeat(shift_N, np.diff(self.token_offset_N1))
-
     def take(self, leaf_N: NDArray[np.int64]) -> TokenBatch:
         """The batch of these leaves, in the given order."""
         row_I = gather(self.input_offset_N1, leaf_N)
@@ -66,23 +59,6 @@ class TokenBatch:
             input_offset_N1=offsets(np.diff(self.input_offset_N1)[leaf_N]),
             token_offset_N1=offsets(np.diff(self.token_offset_N1)[leaf_N]),
         )
-
-    def passes(self, tokens: int) -> Iterator[NDArray[np.int64]]:
-        """Leaf ordinals of forward passes of at most `tokens` inputs (a longer leaf goes alone).
-
-        The longest come first, so that a batch which does not fit in memory fails at once; equal
-        lengths lie side by side, which attention uses.
-        """
-        length_N = np.diff(self.input_offset_N1)
-        order_N = np.argsort(-length_N, kind="stable")
-        start, used = 0, 0
-        for stop, leaf in enumerate(order_N):
-            if used + length_N[leaf] > tokens and stop > start:
-                yield order_N[start:stop]
-                start, used = stop, 0
-            used += int(length_N[leaf])
-        if start < len(order_N):
-            yield order_N[start:]
 
 
 def offsets(length_N: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -108,7 +84,6 @@ def pack(
     leaves = len(rows.cu_seqlens) - 1
     return TokenBatch(
         input_I=rows.input_I,
-        position_I=rows.position_I,
         label_T=rows.label_T,
         old_logprob_T=rows.logprob_T,
         entropy_T=rows.entropy_T,
@@ -130,7 +105,6 @@ def pack_given(
     nothing_T = np.zeros(int(length_N.sum()), np.float32)
     return TokenBatch(
         input_I=np.concatenate(row_N).astype(np.int64),
-        position_I=np.concatenate([np.arange(len(row)) for row in row_N]),
         label_T=np.concatenate(responses),
         old_logprob_T=nothing_T,
         entropy_T=nothing_T,

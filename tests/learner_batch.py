@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from model_families import exact_norms
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -28,7 +29,10 @@ PLAIN = Loss(kl=KL(0.0))
 
 
 def demo_model(dtype: torch.dtype = torch.float64) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(demo.MODEL, dtype=dtype, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_pretrained(
+        demo.MODEL, dtype=dtype, attn_implementation="sdpa"
+    )
+    return exact_norms(model) if dtype == torch.float64 else model
 
 
 def settings(loss: Loss = PLAIN, *, updates: int = 1, **settings: Any) -> Run:
@@ -57,7 +61,6 @@ def off_policy(seed: int = 0) -> TokenBatch:
     leaf_T = np.repeat(np.arange(6), RESPONSE_N)
     batch = TokenBatch(
         input_I=input_I,
-        position_I=np.concatenate([np.arange(n) for n in length_N]),
         label_T=np.zeros(tokens, np.int64),
         old_logprob_T=np.zeros(tokens, np.float32),
         entropy_T=rng.random(tokens).astype(np.float32),
@@ -67,7 +70,9 @@ def off_policy(seed: int = 0) -> TokenBatch:
         input_offset_N1=offsets(length_N),
         token_offset_N1=token_offset_N1,
     )
-    batch = replace(batch, label_T=input_I[batch.predictor_T + 1])
+    answers = zip(batch.input_offset_N1[1:], RESPONSE_N, strict=True)
+    label_T = np.concatenate([input_I[end - response : end] for end, response in answers])
+    batch = replace(batch, label_T=label_T)
     noise_T = rng.choice([-1.5, -0.3, -0.1, 0.0, 0.1, 0.3], tokens).astype(np.float32)
     return replace(batch, old_logprob_T=on_policy(batch).old_logprob_T + noise_T)
 
@@ -76,7 +81,7 @@ def on_policy(batch: TokenBatch, model: PreTrainedModel | None = None) -> TokenB
     """The batch as if this model (the demo) had sampled it."""
     learner = Learner(model or demo_model(), None, settings())
     with torch.no_grad():
-        logprob_T = learner.stats(learner.model, batch).logprob.numpy()
+        logprob_T = learner.reader(learner.model, batch).logprob.numpy()
     return replace(batch, old_logprob_T=logprob_T.astype(np.float32))
 
 

@@ -6,16 +6,11 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
 
-from pyrl import demo
 from pyrl._core.tree import pack_flat
-from pyrl.attention import use_pyrl_attention
 from pyrl.forest import Forest
-from pyrl.logits.token_stats import token_stats
 from pyrl.pack import TokenBatch, gather, offsets, pack
 
 
@@ -26,7 +21,6 @@ def batch_of(prompt_N: list[int], response_N: list[int], seed: int = 0) -> Token
     inputs, tokens = int(sum(length_N)), sum(response_N)
     return TokenBatch(
         input_I=rng.integers(2, 31, inputs),
-        position_I=np.concatenate([np.arange(n) for n in length_N]),
         label_T=rng.integers(2, 31, tokens),
         old_logprob_T=rng.normal(size=tokens).astype(np.float32),
         entropy_T=rng.random(tokens).astype(np.float32),
@@ -103,42 +97,11 @@ def test_gathered_rows_are_the_spans_one_after_the_other(
 
 @settings(deadline=None, max_examples=60)
 @given(lengths=LENGTHS)
-def test_tokens_know_their_leaf_and_the_row_that_predicts_them(
-    lengths: list[tuple[int, int]],
-) -> None:
+def test_tokens_know_their_leaf(lengths: list[tuple[int, int]]) -> None:
     batch = batch_of(*map(list, zip(*lengths, strict=True)))
-    expected_leaf, expected_row, start = [], [], 0
-    for leaf, (prompt, response) in enumerate(lengths):
-        expected_leaf += [leaf] * response
-        expected_row += [start + prompt - 1 + t for t in range(response)]
-        start += prompt + response
-    assert batch.leaf_T.tolist() == expected_leaf
-    assert batch.predictor_T.tolist() == expected_row
-
-
-@settings(deadline=None, max_examples=100)
-@given(lengths=LENGTHS, tokens=st.integers(1, 60))
-def test_passes_hold_each_leaf_once_longest_first_and_are_full(
-    lengths: list[tuple[int, int]], tokens: int
-) -> None:
-    batch = batch_of(*map(list, zip(*lengths, strict=True)))
-    length_N = np.diff(batch.input_offset_N1)
-    passes = [leaf_N.tolist() for leaf_N in batch.passes(tokens)]
-    order = [leaf for leaf_N in passes for leaf in leaf_N]
-    assert sorted(order) == list(range(len(batch)))
-    # Equal lengths in the order of the leaves: passes do not depend on anything else.
-    assert order == sorted(order, key=lambda leaf: (-length_N[leaf], leaf))
-    for leaf_N, following in zip(passes, [*passes[1:], None], strict=True):
-        assert length_N[leaf_N].sum() <= tokens or len(leaf_N) == 1
-        if following:
-            assert length_N[leaf_N].sum() + length_N[following[0]] > tokens
-
-
-def test_a_batch_without_leaves_has_no_pass() -> None:
-    batch = batch_of([2, 3], [4, 5])
-    nothing = batch.take(np.array([], np.int64))
-    assert len(nothing) == 0
-    assert list(nothing.passes(10)) == []
+    assert batch.leaf_T.tolist() == [
+        leaf for leaf, (_, response) in enumerate(lengths) for _ in range(response)
+    ]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -157,7 +120,6 @@ def test_packed_leaves_of_a_forest_are_their_paths(seed: int) -> None:
         end = start + len(path.tokens)
         assert leaf_columns(batch, leaf) == {
             "input_I": prompt + path.tokens.tolist(),
-            "position_I": list(range(len(prompt) + len(path.tokens))),
             "label_T": path.tokens.tolist(),
             "old_logprob_T": path.logprob.tolist(),
             "entropy_T": path.entropy.tolist(),
@@ -176,33 +138,3 @@ def test_an_advantage_for_each_token_is_expected() -> None:
     tokens = len(rows.label_T)
     with pytest.raises(ValueError, match=f"expected {tokens} advantages, got {tokens - 1}"):
         pack(rows, np.zeros(tokens - 1))
-
-
-def test_packed_rows_predict_what_a_plain_forward_of_each_leaf_predicts() -> None:
-    model = AutoModelForCausalLM.from_pretrained(demo.MODEL, dtype=torch.float64)
-    plain = AutoModelForCausalLM.from_pretrained(
-        demo.MODEL, dtype=torch.float64, attn_implementation="sdpa"
-    )
-    use_pyrl_attention(model)
-    forest = grown_forest(1)
-    rows = pack_flat(forest, forest.leaves())
-    batch = pack(rows, np.zeros(len(rows.label_T)))
-    with torch.no_grad():
-        logits = model(
-            input_ids=torch.from_numpy(batch.input_I)[None],
-            position_ids=torch.from_numpy(batch.position_I)[None],
-            cu_seq_lens_q=torch.from_numpy(batch.input_offset_N1),
-            logits_to_keep=torch.from_numpy(batch.predictor_T),
-            use_cache=False,
-        ).logits[0]
-        packed_T = token_stats(logits, torch.from_numpy(batch.label_T)).logprob
-        expected: list[float] = []
-        for leaf in forest.leaves().tolist():
-            tree = int(forest.leaf_table(np.array([leaf])).tree_N[0])
-            prompt, tokens = forest.prompt(tree), forest.path(leaf).tokens
-            row = torch.from_numpy(np.concatenate([prompt, tokens]).astype(np.int64))
-            logprob_IV = plain(input_ids=row[None], use_cache=False).logits[0].log_softmax(-1)
-            expected += [
-                float(logprob_IV[len(prompt) + t - 1, int(token)]) for t, token in enumerate(tokens)
-            ]
-    assert packed_T.tolist() == pytest.approx(expected, abs=1e-10)

@@ -96,6 +96,16 @@ def check_learning(model: PreTrainedModel) -> None:
         _compare(model, logits_UV[unique_T], plain_TV, "in a packed row")
 
 
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether the logits are the product of the output embeddings and the last hidden states."""
+    try:
+        with torch.no_grad():
+            _check_head(model, torch.arange(2, device=model.device))
+    except REFUSALS:
+        return False
+    return True
+
+
 def _prepare(model: PreTrainedModel) -> list[Tensor]:
     """Texts for the trial: token ids spread over the vocabulary, few of the special ones."""
     use_pyrl_attention(model)

@@ -77,6 +77,9 @@ class Run:
     a step's updates) or "engine" (what it reported while sampling). "auto": the learner's where the
     loss compares both, reads what no engine reports, or follows the sign of a difference, and where
     the engine is another one or computes in another precision."""
+    pack: Literal["tree", "flat"] = "tree"
+    """"tree": the learner reads a beginning that rows share once. "flat": once for each row. The
+    gradient is the same."""
     tokens_per_pass: int = 16_384
     """Tokens in one forward and backward pass: the memory knob. It does not change the result."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -21,7 +21,6 @@ def batch_of(confidences: Sequence[Sequence[float]]) -> TokenBatch:
     zeros = np.zeros(tokens, np.float32)
     return TokenBatch(
         input_I=np.zeros(inputs, np.int64),
-        position_I=np.concatenate([np.arange(n + 2) for n in length_N]),
         label_T=np.zeros(tokens, np.int64),
         old_logprob_T=zeros,
         entropy_T=zeros,

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pyrl.attention import use_pyrl_attention
 from pyrl.engine import Dtype
 from pyrl.engine.hf import DTYPES
-from pyrl.engine.trial import check_learning
-from pyrl.logits.token_stats import Options, TokenStats, token_stats
+from pyrl.engine.trial import check_learning, has_plain_head
+from pyrl.learner.reader import Reader
+from pyrl.learner.recompute import recompute_layers
+from pyrl.learner.tally import Tally, averaged
+from pyrl.logits.token_stats import Options
 from pyrl.loss.axis import LossState, check_needs
 from pyrl.loss.bounds import has_radii
 from pyrl.loss.loss import LEARNED, Loss
@@ -35,9 +35,7 @@ from pyrl.loss.old_policy import (
     tensors,
 )
 from pyrl.loss.policy_loss import policy_loss
-from pyrl.loss.result import PolicyLoss
 from pyrl.loss.terms import Terms, loss_terms, slots
-from pyrl.models import ModelError
 from pyrl.pack import TokenBatch, gather
 
 if TYPE_CHECKING:
@@ -91,8 +89,10 @@ class Learner:
         self.memory = Memory()
         self.exact = False
         """The weights are still those of the old policy, which is the learner's."""
+        self.reader = Reader(run)
         check_columns(self.loss, run)
         check_learning(model)
+        self.reader.plain_head = has_plain_head(model)
         if self.reference is not None:
             use_pyrl_attention(self.reference)
         if run.gradient_checkpointing:
@@ -167,7 +167,7 @@ class Learner:
         self.exact = False
         self.optimizer.zero_grad(set_to_none=True)
         self.memory.add(batch)
-        return _averaged(rows) | {"learning_rate": rate} | cost
+        return averaged(rows) | {"learning_rate": rate} | cost | self.reader.metrics()
 
     def _look(
         self, batch: TokenBatch, state: LossState, updates: int, experts: TokenBatch | None
@@ -193,9 +193,9 @@ class Learner:
     def _read(self, batch: TokenBatch, asked: Options) -> dict[str, NDArray[np.float64]]:
         """What the model says of each response token [T], in passes and without a gradient."""
         read: dict[str, NDArray[np.float64]] = {}
-        for leaf_N in batch.passes(self.run.tokens_per_pass):
+        for leaf_N in self.reader.passes(batch):
             with torch.no_grad():
-                stats = self.stats(self.model, batch.take(leaf_N), asked)
+                stats = self.reader(self.model, batch.take(leaf_N), asked)
             row_T = gather(batch.token_offset_N1, leaf_N)
             for name, column_T in learned_columns(stats, asked.get("kept_share")).items():
                 read.setdefault(name, np.empty(len(batch.label_T)))[row_T] = column_T.cpu().numpy()
@@ -243,7 +243,7 @@ class Learner:
         if self.loss.needs_advantage:
             used_T = used_T & (terms.advantage_T != 0)
         used_N = np.unique(batch.leaf_T[used_T.cpu().numpy()])
-        for leaf_N in batch.take(used_N).passes(self.run.tokens_per_pass):
+        for leaf_N in self.reader.passes(batch.take(used_N)):
             yield used_N[leaf_N]
 
     def _terms(self, batch: TokenBatch, state: LossState | None) -> Terms:
@@ -266,11 +266,11 @@ class Learner:
     def _loss(self, batch: TokenBatch, terms: Terms, tally: Tally) -> Tensor:
         nucleus = self.loss.nucleus
         asked = None if nucleus is None else nucleus.asks(self.temperature, LossState())
-        stats = self.stats(self.model, batch, asked)
+        stats = self.reader(self.model, batch, asked)
         reference = None
         if self.reference is not None:
             with torch.no_grad():
-                reference = self.stats(self.reference, batch).logprob
+                reference = self.reader(self.reference, batch).logprob
         columns = tensors(loss_columns(batch), self.model.device)
         out = policy_loss(
             stats.logprob,
@@ -286,26 +286,6 @@ class Learner:
         )
         tally.add(out, stats, batch, terms)
         return out.loss
-
-    def stats(
-        self, model: PreTrainedModel, batch: TokenBatch, asked: Options | None = None
-    ) -> TokenStats:
-        """Log-prob, entropy and what is asked for of each response token [T].
-
-        All are of the distribution at the sampling temperature.
-        """
-        device = model.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.run.dtype == "bfloat16"):
-            logits_TV = model(
-                input_ids=torch.from_numpy(batch.input_I)[None].to(device),
-                position_ids=torch.from_numpy(batch.position_I)[None].to(device),
-                cu_seq_lens_q=torch.from_numpy(batch.input_offset_N1.astype(np.int32)),
-                logits_to_keep=torch.from_numpy(batch.predictor_T).to(device),
-                use_cache=False,
-            ).logits[0]
-        label_T = torch.from_numpy(batch.label_T).to(device)
-        # The head's product does not need its result again: the gradient takes its place.
-        return token_stats(logits_TV, label_T, self.temperature, inplace=True, **(asked or {}))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """The optimizer's tensors and step counts by parameter name, for a checkpoint."""
@@ -341,28 +321,6 @@ class Learner:
             }
 
 
-def recompute_layers(model: PreTrainedModel) -> None:
-    """Let each layer keep its input alone, and compute itself again in the backward pass.
-
-    transformers does so in training mode only, in which many models add noise to what they
-    compute. ModelError for a model whose layers are not marked as ones that can be recomputed.
-    """
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-    if not layers:
-        raise ModelError(
-            f"gradient_checkpointing: {type(model).__name__} has no layers that can be recomputed"
-        )
-    for layer in layers:
-        layer.__dict__["forward"] = partial(_recomputed, layer.forward)
-
-
-def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    if not torch.is_grad_enabled():
-        return forward(*args, **kwargs)
-    run = partial(forward, **kwargs)
-    return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
-
-
 KNOWN = LEARNED | {
     *("advantage_T", "logprob_T", "entropy_T", "old_logprob_T", "rollout_logprob_T"),
     *("ref_logprob_T", "reward_T", "clip_low_T", "clip_high_T", "offset_N1", "group_N"),
@@ -383,75 +341,3 @@ def check_columns(loss: Loss, run: Run) -> None:
             f"old_logprobs: expected 'auto' or 'learner' for this loss, got 'engine': "
             f"{loss.learner_needs[0]}, beside what the engine reports"
         )
-
-
-class Tally:
-    """Weighted sums over passes, so that metrics are those of the whole mini-batch."""
-
-    def __init__(self) -> None:
-        self.loss = 0.0
-        self.weight = 0.0
-        self.sums: dict[str, float] = {}
-        self.ratio = 0.0
-        self.gap = 0.0
-        """Largest difference between a token's log-probs at sampling and here (nats)."""
-        self.sampled = self.learned = 0.0
-        """The two log-probs of that token."""
-        self.gaps, self.tokens = 0.0, 0
-        """The sum of these differences, and of how many tokens."""
-
-    def add(self, out: PolicyLoss, stats: TokenStats, batch: TokenBatch, terms: Terms) -> None:
-        """A pass; at least one of its tokens has a positive weight."""
-        self.loss += float(out.loss.detach())
-        self.weight += out.weight
-        self.ratio = max(self.ratio, out.ratio_max)
-        gap = self._compare(batch, stats.logprob.detach().cpu().numpy())
-        entropy_T = stats.entropy.detach().cpu().numpy()
-        means = {
-            "clip_ratio/low_mean": out.clipped_low,
-            "clip_ratio/high_mean": out.clipped_high,
-            "clip_ratio/dual_mean": out.clipped_dual,
-            "sampling/importance_sampling_ratio/mean": out.ratio_mean,
-            "sampling/sampling_logp_difference/mean": gap,
-            "entropy/trained": float(np.average(entropy_T, weights=terms.weight_T.cpu().numpy())),
-        }
-        if not math.isnan(out.kl_ref):  # there is a reference
-            means["kl"] = out.kl_ref
-        for name, mean in means.items():
-            self.sums[name] = self.sums.get(name, 0.0) + out.weight * mean
-
-    def _compare(self, batch: TokenBatch, logprob_T: NDArray[np.floating]) -> float:
-        """Note the token whose log-probs differ most; the mean difference of the sampled ones."""
-        sampled, learned = batch.old_logprob_T[batch.mask_T], logprob_T[batch.mask_T]
-        gap = np.abs(learned - sampled)
-        worst = int(gap.argmax())
-        if gap[worst] > self.gap:
-            self.gap = float(gap[worst])
-            self.sampled, self.learned = float(sampled[worst]), float(learned[worst])
-        self.gaps += float(gap.sum())
-        self.tokens += gap.size
-        return float(gap.mean())
-
-    def mean_gap(self) -> float:
-        """The mean difference of a token's log-probs; 0 without tokens."""
-        return self.gaps / max(1, self.tokens)
-
-    def metrics(self) -> dict[str, float]:
-        """Without a token only the loss, which is 0."""
-        if not self.weight:
-            return {"loss": self.loss}
-        return {name: value / self.weight for name, value in self.sums.items()} | {
-            "loss": self.loss,
-            "sampling/importance_sampling_ratio/max": self.ratio,
-            "sampling/sampling_logp_difference/max": self.gap,
-        }
-
-
-def _averaged(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of each metric over the mini-batches that have it."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    mean = {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
-    # Only before the first update are sampler and learner the same policy.
-    gap = "sampling/sampling_logp_difference"
-    before = next((row for row in rows if f"{gap}/max" in row), {})
-    return mean | {name: value for name, value in before.items() if name.startswith(gap)}

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from model_families import exact_norms
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -153,18 +154,6 @@ WINDOWED = {
     ),
 }
 """A window in no layer, in every one, and in some."""
-
-
-def exact_norms(model: PreTrainedModel) -> PreTrainedModel:
-    """transformers' norms round to float32 on the way: gradients that meet there differ by 1e-7."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child).__name__.endswith("RMSNorm"):
-                gain = child.weight + 1 if "Gemma" in type(child).__name__ else child.weight
-                norm = torch.nn.RMSNorm(len(gain), eps=1e-6, dtype=torch.float64)
-                norm.weight.data.copy_(gain.detach())
-                setattr(parent, name, norm)
-    return model
 
 
 @pytest.mark.parametrize("name", list(WINDOWED))

@@ -113,27 +113,32 @@ def seen_tokens(learner: Learner, batch: TokenBatch) -> list[int]:
     return seen
 
 
+def inputs(batch: TokenBatch) -> list[int]:
+    """What flat rows have to show the model: the last token of a row predicts nothing."""
+    return sorted(np.delete(batch.input_I, batch.input_offset_N1[1:] - 1).tolist())
+
+
 def test_a_leaf_without_an_advantage_is_not_computed() -> None:
     batch = off_policy()
     rest = batch.take(np.array([n for n in range(6) if n != SKIPPED]))
-    learner = Learner(demo_model(), None, settings())
-    assert sorted(seen_tokens(learner, batch)) == sorted(rest.input_I.tolist())
+    learner = Learner(demo_model(), None, settings(pack="flat"))
+    assert sorted(seen_tokens(learner, batch)) == inputs(rest)
 
 
 @pytest.mark.parametrize("loss", [Loss(kl=KL(0.1)), replace(PLAIN, entropy=0.1)])
 def test_with_a_regularizer_every_leaf_is_computed(loss: Loss) -> None:
     batch, model = off_policy(), demo_model()
-    learner = Learner(model, copy.deepcopy(model), settings(loss))
-    assert sorted(seen_tokens(learner, batch)) == sorted(batch.input_I.tolist())
+    learner = Learner(model, copy.deepcopy(model), settings(loss, pack="flat"))
+    assert sorted(seen_tokens(learner, batch)) == inputs(batch)
 
 
 def test_the_smallest_advantage_beside_the_largest_takes_part() -> None:
     batch = on_policy(off_policy())
     batch = replace(batch, mask_T=np.ones_like(batch.mask_T))
     advantage_T = np.where(batch.leaf_T == 0, 1e12, np.where(batch.leaf_T == 5, 1e-12, 0.0))
-    learner = Learner(demo_model(), None, settings())
+    learner = Learner(demo_model(), None, settings(pack="flat"))
     seen = seen_tokens(learner, replace(batch, advantage_T=advantage_T))
-    assert sorted(seen) == sorted(batch.take(np.array([0, 5])).input_I.tolist())
+    assert sorted(seen) == inputs(batch.take(np.array([0, 5])))
 
 
 @pytest.mark.parametrize("leaf", [0, 5])
@@ -179,7 +184,12 @@ def test_without_any_advantage_nothing_moves() -> None:
     batch = replace(off_policy(), advantage_T=np.zeros(sum(RESPONSE_N)))
     learner = Learner(model, None, settings(weight_decay=0.1))
     metrics = learner.update(batch, GROUP_N, 0)
-    assert metrics == {"loss": 0.0, "grad_norm": 0.0, "learning_rate": 1e-4}
+    assert metrics.pop("pack/unique") == 0.0
+    assert {n: v for n, v in metrics.items() if not n.startswith("pack/")} == {
+        "loss": 0.0,
+        "grad_norm": 0.0,
+        "learning_rate": 1e-4,
+    }
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert learner.state() == ({}, {})
 

@@ -67,7 +67,7 @@ def test_the_entropy_bonus_raises_the_entropy() -> None:
     entropies = []
     for step in range(2):
         with torch.no_grad():
-            entropies.append(float(learner.stats(model, batch).entropy.mean()))
+            entropies.append(float(learner.reader(model, batch).entropy.mean()))
         if step == 0:
             learner.update(batch, GROUP_N, step)
     assert entropies[1] > entropies[0] + 0.01
