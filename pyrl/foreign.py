@@ -30,6 +30,10 @@ class _Overtime(BaseException):
     """The time is up. Code of others that catches every Exception does not catch it."""
 
 
+def _late(number: int, frame: FrameType | None) -> None:
+    """The signal of a call that has ended."""
+
+
 class Foreign:
     """`with Foreign("reward f.py:score", 600.0):` turns what the body raises into a ForeignError.
 
@@ -51,7 +55,8 @@ class Foreign:
             self._deadline = time.monotonic() + self._seconds
             self._before = signal.signal(_INTERRUPT, self._interrupt)
             signal.setitimer(signal.ITIMER_VIRTUAL, self._seconds, AGAIN)
-            threading.Thread(target=self._watch, daemon=True).start()
+            self._watcher = threading.Thread(target=self._watch, daemon=True)
+            self._watcher.start()
 
     def __exit__(
         self,
@@ -62,7 +67,9 @@ class Foreign:
         self._done.set()
         if self._watched:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-            signal.signal(_INTERRUPT, self._before)
+            self._watcher.join()
+            # The system's default would end the process at a signal that is still on its way.
+            signal.signal(_INTERRUPT, self._before if callable(self._before) else _late)
         torch.set_grad_enabled(self._grad)
         torch.set_default_dtype(self._dtype)
         os.chdir(self._folder)

@@ -313,6 +313,7 @@ def test_nan_in_logits_stops_the_step_and_names_its_questions(
     """A rate that destroys the model: the second step samples from what is left of it."""
     data = write_questions(tmp_path / "questions.jsonl", answers=False)
     more = ["--learning-rate", "1e30", "--warmup-steps", "0", "--save-every", "1", "--steps", "3"]
+    more += ["--updates-per-step", "1"]
     said = refused(short(data, tmp_path / "run", *more), capsys)
     assert "step 2: " in said
     texts = [json.loads(line)["prompt"] for line in data.read_text().splitlines()]

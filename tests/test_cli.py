@@ -114,7 +114,7 @@ def test_a_source_tree_without_its_compiled_part_says_what_to_do(tmp_path: Path)
 def options_of(said: str) -> list[tuple[str, str]]:
     """Each option of a help and its text, without its default."""
     text = "\n".join(line.strip("│ ") for line in said.splitlines())
-    found = re.findall(r"^(--[\w.-]+)(.*?)(?=^(?:-|╰)|\Z)", text, re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^(--[a-z][\w.-]*)(.*?)(?=^(?:-|╰)|\Z)", text, re.MULTILINE | re.DOTALL)
     # The kind of a value stands before the text, two spaces or a line away.
     split = [(name, re.split(r"  +|\n", rest, maxsplit=1)) for name, rest in found]
     known = re.compile(r"\((default|fixed to|required)")

@@ -195,6 +195,7 @@ def test_kl_cov_does_not_push_by_the_sign_of_rounding(whose: Any, tmp_path: Path
         trainer = make_trainer(tiny_run(tmp_path, with_loss(loss), old_logprobs=whose))
         stepped(trainer)
         found.append(weights(trainer))
+        trainer.close()
     assert same_bits(*found)
 
 
@@ -223,6 +224,7 @@ def test_the_bounds_of_the_demo_s_echo_act(tmp_path: Path) -> None:
         row = stepped(trainer)
         assert row["clip_ratio/low_mean"] + row["clip_ratio/high_mean"] > 0
         found.append(weights(trainer))
+        trainer.close()
     assert not any(same_bits(a, b) for a, b in combinations(found, 2))
 
 
@@ -282,6 +284,7 @@ def test_a_resumed_loss_goes_on_with_its_history_and_its_anchor(tmp_path: Path) 
     for _ in range(2):
         stepped(whole)
     whole.save()
+    whole.lock.release()
     again = make_trainer(run)
     assert again.step == 2
     assert again.learner.memory == whole.learner.memory

@@ -280,7 +280,7 @@ def test_a_reward_function_of_trl_trains_and_sees_what_it_should(tmp_path: Path)
     source.write_text(
         "seen = []\n"
         "def share_of_ones(prompts, completions, **columns):\n"
-        "    assert columns == {}, columns\n"
+        "    assert list(columns) == ['completion_ids'], columns\n"
         "    assert all(prompt.endswith('=') for prompt in prompts)\n"
         "    return [text.count('1') / max(1, len(text)) if text else None"
         " for text in completions]\n"

@@ -14,7 +14,7 @@ from tiny_run import SCORING, make_trainer, quiet, tiny, tiny_run, write_questio
 
 from pyrl import demo
 from pyrl.algorithm import Algorithm
-from pyrl.demo.run import echo, ettrl
+from pyrl.demo.run import echo, ettrl, ttrl
 from pyrl.evaluate import Evaluator, Scoring
 from pyrl.methods import METHODS
 from pyrl.prompts import Prompt
@@ -161,7 +161,7 @@ def test_evaluations_can_be_switched_off(settings: dict[str, bool], models: list
 
 
 def test_a_run_without_evaluations_has_no_scores(tmp_path: Path) -> None:
-    run = tiny_run(tmp_path, steps=1, eval_before=False, eval_after=False)
+    run = tiny_run(tmp_path, tiny(ttrl(), updates=2), steps=1, eval_before=False, eval_after=False)
     trainer = make_trainer(run)
     assert trainer.train().evaluations == ()
     assert trainer.first_words == ()
@@ -169,7 +169,7 @@ def test_a_run_without_evaluations_has_no_scores(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_too_short_for_scores_says_so(tmp_path: Path) -> None:
-    trainer = make_trainer(tiny_run(tmp_path, eval_limit=None))
+    trainer = make_trainer(tiny_run(tmp_path, tiny(ttrl(), updates=2), eval_limit=None))
     assert trainer.evaluations.due(0) == {}
     (said,) = trainer.first_words
     assert said.startswith("There is no evaluation: ")

@@ -19,9 +19,10 @@ import pytest
 import torch
 from rich.console import Console
 from short_run import ECHO, SETTINGS, outcome, write_questions
-from tiny_run import make_trainer, tiny_run
+from tiny_run import make_trainer, tiny, tiny_run
 
 from pyrl import cli
+from pyrl.demo.run import ttrl
 from pyrl.engine import EngineFailure
 from pyrl.methods import METHODS
 from pyrl.prompts import repeating_steps, step_prompts
@@ -209,7 +210,7 @@ def interrupt_at(
         ((Rollout, "engine_step", 3), 0, signal.SIGINT),
         ((Rollout, "_prune", 3), None, signal.SIGINT),
         ((Rollout, "run", 6), 2, signal.SIGTERM),
-        ((torch.optim.AdamW, "step", 3), 3, signal.SIGTERM),
+        ((torch.optim.AdamW, "step", 9), 3, signal.SIGTERM),
         ((Rollout, "run", 14), 6, signal.SIGINT),
     ],
     ids=["evaluation before", "sampling", "evaluation between", "update", "evaluation after"],
@@ -270,7 +271,7 @@ def test_a_run_that_goes_on_for_longer_says_what_that_does_to_the_learning_rate(
     tmp_path: Path,
 ) -> None:
     rate = {"learning_rate": 1e-6, "schedule": "linear", "eval_before": False, "eval_after": False}
-    run = tiny_run(tmp_path, steps=2, **rate)
+    run = tiny_run(tmp_path, tiny(ttrl(), updates=2), steps=2, **rate)
     make_trainer(run).train()
     longer = make_trainer(replace(run, resume=True, steps=4))
     (said,) = longer.first_words
@@ -282,14 +283,14 @@ def test_a_run_that_goes_on_for_longer_says_what_that_does_to_the_learning_rate(
 
 
 def test_a_constant_rate_has_nothing_to_say(tmp_path: Path) -> None:
-    run = tiny_run(tmp_path, steps=1, eval_before=False, eval_after=False)
+    run = tiny_run(tmp_path, tiny(ttrl(), updates=2), steps=1, eval_before=False, eval_after=False)
     make_trainer(run).train()
     assert make_trainer(replace(run, resume=True, steps=4)).first_words == ()
 
 
 def test_questions_that_come_more_than_once_in_a_step_are_said(tmp_path: Path) -> None:
     """Of 4 questions 3 a step: two orders meet in step 2 and in step 3."""
-    run = tiny_run(tmp_path, steps=3, prompts_per_step=3)
+    run = tiny_run(tmp_path, tiny(ttrl(), updates=2), steps=3, prompts_per_step=3)
     trainer = make_trainer(run)
     indices = [
         [prompt.index for prompt in step_prompts(trainer.prompts, step, 3, run.seed)]
