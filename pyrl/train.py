@@ -18,7 +18,7 @@ from pyrl.evaluate import Evaluator, Scoring
 from pyrl.leaves import Leaves, collect, score
 from pyrl.pack import pack
 from pyrl.prompts import Prompt, step_prompts
-from pyrl.report import Alarms, MetricsLog, Progress, Report
+from pyrl.report import Alarms, MetricsLog, Phases, Progress, Report
 from pyrl.report.alarms import no_update
 from pyrl.report.metrics import Row, read_metrics
 from pyrl.report.step import StepObserver, Unlogged, completion_metrics
@@ -55,6 +55,8 @@ class Step:
     """Metrics of the optimizer; None: no response could be rewarded, so there was no update."""
     sync: Mapping[str, float]
     """Metrics of the way of the new weights to the engine."""
+    timing: Mapping[str, float]
+    """Seconds of each phase."""
     seconds: float
 
 
@@ -125,18 +127,19 @@ class Trainer:
         """Sample, vote, reward, update and sync once. RunError names questions with NaN."""
         started, algorithm = time.monotonic(), self.algorithm
         prompts = step_prompts(self.prompts, self.step, self.run.prompts_per_step, self.run.seed)
+        phase = Phases(self.progress)
         with naming(f"step {self.step + 1}", prompts):
-            self.progress.phase("sampling")
+            phase("sampling")
             rollout = self._rollout(prompts)
             with keeping_forest(self.run.output, rollout.forest, self.step + 1):
                 forest = rollout.run()
-            self.progress.phase("scoring")
+            phase("scoring")
             leaves = collect(forest, self.decode)
             answers = classify(leaves, self.extractor, self.equivalence)
             votes = algorithm.vote(leaves, answers)
             reward_N = algorithm.reward(leaves, answers, votes, prompts)
             kept_N = algorithm.select(leaves, algorithm.sample.train)
-            self.progress.phase("updating")
+            phase("updating")
             rows = pack_flat(forest, leaves.leaf_N[kept_N])
             scored = score(forest, leaves.take(kept_N), reward_N[kept_N], rows)
             advantage_T, shaping = advantages(algorithm.advantage, scored)
@@ -145,6 +148,7 @@ class Trainer:
                 batch = pack(rows, advantage_T, scored.reward_N)
                 experts = self.experts(prompts)
                 update = self.learner.update(batch, scored.group_N, self.step, experts)
+            phase("syncing")
             self.step += 1
             sync = self.sync(self.step)
         return Step(
@@ -158,6 +162,7 @@ class Trainer:
             shaping=shaping,
             update=update,
             sync=sync,
+            timing=phase.metrics(),
             seconds=time.monotonic() - started,
         )
 

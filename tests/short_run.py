@@ -58,5 +58,6 @@ def _rows(path: Path) -> list[Any]:
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _timeless(v) for name, v in value.items() if name not in TIMINGS}
+        kept = {n: v for n, v in value.items() if n not in TIMINGS and "timing/" not in n}
+        return {name: _timeless(v) for name, v in kept.items()}
     return [_timeless(v) for v in value] if isinstance(value, list) else value

@@ -30,8 +30,7 @@ LOOSE = {
 """Files that may read attributes by name."""
 
 PASSED_ON = {
-    "pyrl/attention.py _sdpa": "the three ways in which one torch function is called",
-    "pyrl/learner.py _recomputed": "a layer is called as its model calls it",
+    "pyrl/learner/recompute.py _recomputed": "a layer is called as its model calls it",
 }
 """Functions that may pass options through, with the reason."""
 
@@ -40,6 +39,7 @@ MIRRORS = (
     "tree/signals",
     "tree/advantage",
     "tree/pack",
+    "tree/pack_tree",
     "logits/stats/token_stats",
     "logits/sample/sample_tokens",
     "loss/policy_loss",

@@ -309,13 +309,14 @@ static void bind_pack_tree(py::module_& m) {
       [](const Forest& forest, const array<std::int64_t>& leaf) {
         return pack_tree(forest, view(leaf));
       },
-      "forest"_a, "leaf_N"_a, Release());
+      "forest"_a, "leaf_N"_a);
   m.def(
       "pack_rows",
       [](const array<std::int64_t>& token, const array<std::int64_t>& offset,
          const array<std::int64_t>& prompt,
          bool share) { return pack_rows(view(token), view(offset), view(prompt), share); },
-      "token_I"_a, "offset_N1"_a, "prompt_N"_a, "share"_a = true, Release());
+      "token_I"_a, "offset_N1"_a, "prompt_N"_a, "share"_a = true,
+      py::call_guard<py::gil_scoped_release>());
   py::class_<BlockMask>(m, "BlockMask")
       .def_property_readonly("partial_count_B", column(&BlockMask::partial_count))
       .def_property_readonly("full_count_B", column(&BlockMask::full_count))
@@ -326,7 +327,7 @@ static void bind_pack_tree(py::module_& m) {
       [](const array<std::int64_t>& end, std::int64_t block) {
         return block_mask(view(end), block);
       },
-      "end_J"_a, "block"_a = 128, Release());
+      "end_J"_a, "block"_a = 128, py::call_guard<py::gil_scoped_release>());
 }
 
 namespace {

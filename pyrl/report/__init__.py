@@ -3,7 +3,7 @@
 from pyrl.report.alarms import Alarms
 from pyrl.report.curves import save_curves
 from pyrl.report.metrics import Completion, MetricsLog, read_metrics
-from pyrl.report.progress import Progress
+from pyrl.report.progress import Phases, Progress
 from pyrl.report.table import Evaluation, Report
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Completion",
     "Evaluation",
     "MetricsLog",
+    "Phases",
     "Progress",
     "Report",
     "read_metrics",

@@ -25,6 +25,30 @@ HEADLINE = {
 """What a person watches, in the display's order; a metric that a run does not have is left out."""
 
 
+class Phases:
+    """The phases of a step: shown while they last, and the seconds that each took."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._name: str | None = None
+        self._began = 0.0
+        self._seconds: dict[str, float] = {}
+
+    def __call__(self, name: str) -> None:
+        """A phase begins, and the one before it ends."""
+        self.metrics()
+        self._name = name
+        self._progress.phase(name)
+
+    def metrics(self) -> dict[str, float]:
+        """The last phase ends; `timing/NAME` of all so far."""
+        now = time.monotonic()
+        if self._name is not None:
+            self._seconds[f"timing/{self._name}"] = now - self._began
+        self._name, self._began = None, now
+        return self._seconds
+
+
 class Progress:
     """A context manager; every method is cheap enough to be called at each decode step.
 
@@ -128,9 +152,17 @@ class Progress:
             f"{self._tokens:,} tokens",
             f"{self._speed():,.0f} tokens/s",
             *(f"{label} {number}" for label, number in self._numbers()),
+            self._shares(),
             self._left(),
         ]
         return "  ".join(part for part in parts if part)
+
+    def _shares(self) -> str:
+        """Where the time of the last step went, without what took less than a twentieth."""
+        spent = {n: s for n, s in self._shown.items() if n.startswith("timing/")}
+        whole = sum(spent.values())
+        large = {n.partition("/")[2]: s / whole for n, s in spent.items() if s > whole / 20}
+        return ", ".join(f"{name} {share:.0%}" for name, share in large.items())
 
     def _numbers(self) -> list[tuple[str, str]]:
         values = ((label, self._shown.get(name)) for label, name in HEADLINE.items())
@@ -154,6 +186,8 @@ class Progress:
         lines.add_row(grid)
         lines.add_row(Text("  ").join([phase, Text(work)]))
         lines.add_row(numbers)
+        if shares := self._shares():
+            lines.add_row(Text(f"last step: {shares}", "dim"))
         return lines
 
 

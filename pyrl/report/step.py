@@ -59,6 +59,7 @@ class StepObserver:
             | completion_metrics(step.leaves)
             | tree_metrics(step.rollout.forest, step.leaves, step.rollout)
             | self._votes(step)
+            | dict(step.timing)
             | {"step_time": step.seconds, "num_tokens": self.tokens}
         )
         return Unlogged(plain_row(metrics), first_completions(step))

@@ -7,7 +7,6 @@ import pytest
 
 from pyrl._core.tree import pack_flat
 from pyrl.forest import Forest, StaleHandleError
-from pyrl.pack import pack
 
 
 def grown(leaves: int, seed: int) -> Forest:
@@ -53,23 +52,6 @@ def test_rows_hold_the_prompt_and_path_of_each_leaf_in_the_order_given(seed: int
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_predictor_of_a_token_is_the_input_before_it(seed: int) -> None:
-    forest = grown(8, seed)
-    rows = pack_flat(forest, forest.leaves())
-    predictor_T = pack(rows, np.zeros(len(rows.label_T))).predictor_T
-    assert rows.input_I[predictor_T + 1].tolist() == rows.label_T.tolist()
-    leaf_I = np.searchsorted(rows.cu_seqlens, np.arange(len(rows.input_I)), side="right") - 1
-    assert leaf_I[predictor_T].tolist() == rows.leaf_T.tolist()
-    assert leaf_I[predictor_T + 1].tolist() == rows.leaf_T.tolist()
-    first_T = np.flatnonzero(np.diff(rows.leaf_T, prepend=-1))
-    prompt_N = np.diff(rows.cu_seqlens) - np.bincount(rows.leaf_T, minlength=len(forest.leaves()))
-    leaf_F = rows.leaf_T[first_T]
-    assert (
-        predictor_T[first_T].tolist() == (rows.cu_seqlens[leaf_F] + prompt_N[leaf_F] - 1).tolist()
-    )
-
-
-@pytest.mark.parametrize("seed", range(5))
 def test_segments_of_tokens_follow_the_tree_of_these_leaves(seed: int) -> None:
     forest = grown(12, seed)
     leaf_N = forest.leaves()[::2]
@@ -83,8 +65,8 @@ def test_segments_of_tokens_follow_the_tree_of_these_leaves(seed: int) -> None:
 def test_shared_tokens_occur_once_per_leaf_with_equal_numbers() -> None:
     forest = grown(10, 0)
     rows = pack_flat(forest, forest.leaves(0))
-    predictor_T = pack(rows, np.zeros(len(rows.label_T))).predictor_T
-    key_T = rows.segment_T * 10**6 + rows.position_I[predictor_T]
+    first_T = np.searchsorted(rows.leaf_T, rows.leaf_T)
+    key_T = rows.segment_T * 10**6 + np.arange(len(rows.label_T)) - first_T
     for key in np.unique(key_T):
         same = key_T == key
         assert len(np.unique(rows.logprob_T[same])) == len(np.unique(rows.label_T[same])) == 1
