@@ -67,6 +67,10 @@ UNLOADABLE = (
 """What libraries raise for a configuration, weights or a tokenizer that makes no sense."""
 
 
+WINDOWED = ("sliding_attention",)
+"""The kinds of layers of a model that names none and has a window."""
+
+
 class ModelError(ValueError):
     """A model that cannot be loaded; the message says what is missing."""
 
@@ -122,7 +126,8 @@ def room(model: PreTrainedModel) -> Room:
             f"{name}: expected a model with a number of positions "
             f"(max_position_embeddings), got one of type {model.config.model_type!r} without"
         ) from error
-    if (window := fields.get("sliding_window")) is not None:
+    window, kinds = fields.get("sliding_window"), fields.get("layer_types") or WINDOWED
+    if window is not None and WINDOWED[0] in kinds:
         _whole(window, "sliding_window")
     limits = [Room(_whole(positions, "max_position_embeddings"), "the model's {} positions")]
     for rope in _ropes(fields.get("rope_parameters") or {}):

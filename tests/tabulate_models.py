@@ -27,7 +27,7 @@ anything is sampled and ends the command with exit code 2.
 
 The trial takes nine tokens, in the precision of the weights, and draws no random numbers
 (`pyrl/engine/trial.py`). Prompt and response together never exceed the *room* of a model: its
-positions, its sliding window, or the length at which LongRoPE scales all positions of a batch
+positions, or the length at which LongRoPE scales all positions of a batch
 anew. A question that leaves too little room for `max_tokens` is refused when the data is read.
 
 Written by `python tests/tabulate_models.py`.
