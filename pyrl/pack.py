@@ -10,6 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrl import _core
+from pyrl._core.tree import PackedTree, pack_rows, pack_tree
+
+__all__ = [
+    "PackedTree",
+    "TokenBatch",
+    "gather",
+    "offsets",
+    "pack",
+    "pack_given",
+    "pack_rows",
+    "pack_tree",
+]
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pyrl._core.tree import PackedTree, pack_rows
 from pyrl.attention import Layout
 from pyrl.logits.linear_token_stats import linear_token_stats
 from pyrl.logits.token_stats import Options, TokenStats, token_stats
-from pyrl.pack import TokenBatch
+from pyrl.pack import PackedTree, TokenBatch, pack_rows
 
 if TYPE_CHECKING:
     from pyrl.run.config import Run
