@@ -29,7 +29,6 @@ LOGITS_BYTES = 1 << 30
 """Above it the [U, V] logits of a pass are not made at once: the head then works in chunks, which
 computes its product twice."""
 
-
 DISAGREEMENT = 1e-3
 """Nats: rounding makes less of a token that two branches drew after the same text."""
 
@@ -60,14 +59,13 @@ class Reader:
         self._rows += int(length_N.sum())
         self._unique += int(tree.added_N.sum())
         self._count_disagreeing(batch, tree)
-        added_N = tree.added_N[tree.order_N]
-        of_tree_N = (
-            np.cumsum(added_N == length_N[tree.order_N]) - 1
-        )  # its first leaf shares nothing
-        size_N = np.bincount(of_tree_N, weights=added_N)[of_tree_N]
-        largest_N = np.argsort(-size_N, kind="stable")
+        order_N = tree.order_N
+        # A leaf that shares nothing with those before it begins a tree.
+        tree_N = np.cumsum(tree.added_N[order_N] == length_N[order_N]) - 1
+        size_N = np.bincount(tree_N, weights=tree.added_N[order_N])[tree_N]
+        order_N = order_N[np.argsort(-size_N, kind="stable")]
+        added_N = tree.added_N[order_N]
         start, used = 0, 0
-        order_N, added_N = tree.order_N[largest_N], added_N[largest_N]
         for stop, leaf in enumerate(order_N):
             if used + added_N[stop] > self._tokens and stop > start:
                 yield order_N[start:stop]
