@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -364,8 +363,6 @@ print("whole")
 """
 
 
-def test_several_threads_may_call_one_forest(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", THREADS]
-    # Elsewhere: Python looks in the working directory first, and the source tree is not installed.
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+def test_several_threads_may_call_one_forest() -> None:
+    done = subprocess.run([sys.executable, "-P", "-c", THREADS], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "whole\n", "")
