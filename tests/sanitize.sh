@@ -48,7 +48,7 @@ instrumented_pytest() {
   PYTHONPATH="$PWD/build/sanitize/package" \
     "$python_path" -P -m pytest -q -p no:cacheprovider "$@"
 }
-instrumented_pytest tests/tree/test_forest*.py tests/tree/test_pack.py tests/tree/test_signals*.py \
+instrumented_pytest tests/tree/test_forest*.py tests/tree/test_pack*.py tests/tree/test_signals*.py \
   tests/tree/test_advantage.py --forest-operations "$operations"
 PYRL_CUDA_ON_CPU="$PWD/build/sanitize/cuda_on_cpu" instrumented_pytest tests/*/test_cuda_on_cpu*.py \
   -k "everything or spoils or order or bit or bits or emulation or device or lowest or composition or cpus"
