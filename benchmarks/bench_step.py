@@ -30,6 +30,7 @@ from measure import answer, conditions, gate, in_a_fresh_process, table
 from rich.console import Console
 
 from pyrl.answers import Extractor
+from pyrl.answers.reading import answer_format
 from pyrl.learner import Learner
 from pyrl.methods import METHODS
 from pyrl.report import Progress
@@ -125,11 +126,11 @@ def run_trl(shape: str, output: Path) -> Clock:
     parts = Trainer(run, Progress(console=Console(file=StringIO())))
     sample, count = run.algorithm.sample, run.prompts_per_step
     texts = [parts.tokenizer.decode(prompt.tokens) for prompt in parts.prompts]
-    eos = parts.engine._eos.tolist()  # type: ignore[attr-defined]
+    form = answer_format(parts.model, parts.tokenizer, run.data, run.extractor, run.stop)
 
     clock = Clock()
 
-    class EndOfStep(TrainerCallback):  # type: ignore[misc]
+    class EndOfStep(TrainerCallback):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             clock.end_step()
 
@@ -146,7 +147,7 @@ def run_trl(shape: str, output: Path) -> Clock:
             num_generations=sample.votes,
             max_completion_length=sample.max_tokens,
             temperature=sample.temperature,
-            generation_kwargs={"eos_token_id": eos},
+            generation_kwargs={"eos_token_id": sorted(form.eos)},
             learning_rate=1e-5,
             beta=0.0,
             bf16=False,

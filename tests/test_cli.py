@@ -93,7 +93,7 @@ def test_what_the_package_offers_is_there_at_its_first_use() -> None:
         assert name in dir(pyrl)
         assert getattr(pyrl, name).__name__.removeprefix("pyrl.") == name
     with pytest.raises(AttributeError, match="module 'pyrl' has no attribute 'forest_'"):
-        _ = pyrl.forest_  # type: ignore[attr-defined]
+        _ = pyrl.forest_
 
 
 def test_a_source_tree_without_its_compiled_part_says_what_to_do(tmp_path: Path) -> None:
