@@ -46,6 +46,7 @@ class Foreign:
     def __init__(self, what: str, seconds: float, file: str = "") -> None:
         self._what, self._seconds, self._file = what, seconds, file
         self._done = threading.Event()
+        self._inside = False
 
     def __enter__(self) -> None:
         self._grad, self._dtype = torch.is_grad_enabled(), torch.get_default_dtype()
@@ -57,6 +58,7 @@ class Foreign:
             signal.setitimer(signal.ITIMER_VIRTUAL, self._seconds, AGAIN)
             self._watcher = threading.Thread(target=self._watch, daemon=True)
             self._watcher.start()
+        self._inside = True  # The last statement: an interrupt before it would skip __exit__.
 
     def __exit__(
         self,
@@ -64,6 +66,7 @@ class Foreign:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._inside = False
         self._done.set()
         if self._watched:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
@@ -92,7 +95,9 @@ class Foreign:
             wait = AGAIN
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if not self._done.is_set() and time.monotonic() >= self._deadline:
+        # Python may run this before the first statement of __exit__, which must not be skipped.
+        leaving = frame is not None and frame.f_code is Foreign.__exit__.__code__
+        if self._inside and not leaving and time.monotonic() >= self._deadline:
             raise _Overtime
 
     def _line(self, trace: TracebackType | None) -> str:

@@ -256,6 +256,24 @@ def test_a_function_may_set_alarms_and_is_watched_still(tmp_path: Path) -> None:
     signal.signal(signal.SIGALRM, before)
 
 
+def test_an_interrupt_at_the_edge_of_a_call_does_not_outlive_it() -> None:
+    """Calls that take about their limit: the signal comes on the way in, inside, on the way out."""
+    random = np.random.default_rng(0)
+    ends = {"in time": 0, "late": 0}
+    for _ in range(300):
+        seconds = random.uniform(1e-3, 1e-2)
+        try:
+            with Foreign("it", seconds):
+                end = time.monotonic() + seconds * random.uniform(0, 3)
+                while time.monotonic() < end:
+                    pass
+            ends["in time"] += 1
+        except ForeignError:
+            ends["late"] += 1
+        assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
+    assert min(ends.values()) > 0, ends
+
+
 def test_calls_in_other_threads_work_without_a_limit() -> None:
     caught: list[str] = []
 
