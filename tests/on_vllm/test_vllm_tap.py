@@ -1,5 +1,6 @@
 """The taps alone: whose row is whose, what is written, and that vLLM takes the drawn token."""
 
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,8 +21,10 @@ ONE_WAY = next(way for way in type(release.SWAP) if way is not release.SWAP)
 NAMES = (f"tap test {number}" for number in count())
 
 
-def params(ticket: int, seed: int, first: int = 0, prompt: int = 5) -> release.SamplingParams:
-    return release.SamplingParams(extra_args={KEY: [ticket, seed, first, prompt]})
+def params(
+    ticket: int, seed: int, first: int = 0, prompt: int = 5, exclude: Sequence[int] = ()
+) -> release.SamplingParams:
+    return release.SamplingParams(extra_args={KEY: [ticket, seed, first, prompt, [*exclude]]})
 
 
 def config() -> Any:
