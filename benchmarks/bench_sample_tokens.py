@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -191,10 +192,9 @@ def measure_excluded(
     ours: list[float] = []
     plain: list[float] = []
     for _ in range(rounds):
-        plain.append(cpu_seconds(lambda: sample_tokens(logits_BV, *keys, sampling), repeats))
-        ours.append(
-            cpu_seconds(lambda: sample_tokens(logits_BV, *keys, sampling, exclude), repeats)
-        )
+        for times, taken in ((plain, None), (ours, exclude)):
+            run = partial(sample_tokens, logits_BV, *keys, sampling, taken)
+            times.append(cpu_seconds(run, repeats))
     ratio = statistics.median(o / p for o, p in zip(ours, plain, strict=True))
     cells = [
         f"{rows} x {vocabulary}",

@@ -245,8 +245,8 @@ def test_bad_lists_say_what_was_expected_and_what_came() -> None:
         (tokens, ends[:2], r"exclude.offset_B1: expected 3 numbers that rise from 0 to 2"),
         (tokens, np.array([0, 1, 1]), r"rise from 0 to 2, got \[0 1 1\]"),
         (tokens, np.array([0, 3, 2]), r"rise from 0 to 2, got \[0 3 2\]"),
-        (tokens + 8, ends, r"exclude.token_E: expected ids in 0..9, got \[12, 10\]"),
-        (tokens - 3, ends, r"exclude.token_E: expected ids in 0..9, got \[-1\]"),
+        (tokens + 8, ends, r"exclude.token_E: expected ids in 0..9, got \[12 10\]"),
+        (tokens - 3, ends, r"exclude.token_E: expected ids in 0..9, got \[ 1 -1\]"),
     ):
         exclude: Any = Exclude(token_E, offset_B1)
         with pytest.raises(ValueError, match=message):

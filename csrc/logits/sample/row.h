@@ -78,8 +78,8 @@ class SampleRow {
       part.mass = sums.sum;
       sum_ += sums.sum;
       moment_ += sums.moment;
-      if (!part.excluded.empty()) add_excluded(part);
     }
+    add_excluded();
     kept_mass_ = sum_;
   }
 
@@ -218,14 +218,19 @@ class SampleRow {
   }
 
   // Adds excluded tokens to the sums over the whole row.
-  void add_excluded(const RowPart<R>& part) {
+  void add_excluded() {
+    const std::span<const std::int32_t> excluded = space_.excluded;
     R z[kSampleBlock];
-    int n = 0;
-    for (const std::int32_t token : part.excluded) z[n++] = static_cast<R>(widen_one(row_[token]));
-    const SampleSums sums =
-        kernels_.sums(z, n, maximum_, static_cast<R>(scale_), reinterpret_cast<const char*>(z));
-    sum_ += sums.sum;
-    moment_ += sums.moment;
+    for (std::size_t begin = 0; begin < excluded.size(); begin += kSampleBlock) {
+      const std::size_t n = std::min<std::size_t>(kSampleBlock, excluded.size() - begin);
+      for (std::size_t i = 0; i < n; ++i)
+        z[i] = static_cast<R>(widen_one(row_[excluded[begin + i]]));
+      const SampleSums sums =
+          kernels_.sums(z, static_cast<int>(n), maximum_, static_cast<R>(scale_),
+                        reinterpret_cast<const char*>(z));
+      sum_ += sums.sum;
+      moment_ += sums.moment;
+    }
   }
 
   // The largest logit at which `measure` of the tokens at or above it reaches `target`.
