@@ -174,7 +174,7 @@ class SampleRow {
     for (const std::int32_t token : part->excluded) weight[token - part->begin] = 0;
     const int found = kernels_.find(weight, part->n, target);
     weight[found] = 0;
-    rest_mass_ = kernels_.total(weight, part->n);
+    rest_mass_ = kernels_.mass(z, weight, part->n, -std::numeric_limits<R>::infinity());
     for (const RowPart<R>& other : space_.parts) rest_mass_ += &other == part ? 0 : other.mass;
     return static_cast<std::int32_t>(part->begin + found);
   }
@@ -349,7 +349,8 @@ class SampleRow {
         ties -= z[i] == floor_ && std::count(z, z + i, floor_) < part.ties;
         part.weight[i] = 0;
       }
-      part.mass = above(part, over_floor()).mass + static_cast<double>(ties) * tie;
+      part.mass = kernels_.mass(part.z, part.weight, part.n, over_floor()) +
+                  static_cast<double>(ties) * tie;
     }
   }
 
