@@ -1,6 +1,6 @@
 """Drives an engine through a rollout and checks what it says against fresh forwards."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -67,11 +67,16 @@ class Trace:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     entropies: list[float] = field(default_factory=list)
+    rests: list[float] = field(default_factory=list)
     finish: int = RUNNING
+    excluded: dict[int, list[int]] = field(default_factory=dict)
+    """Tokens that were not to be drawn, by position."""
 
-    def shared(self, keep: int) -> "Trace":
-        lists = (self.tokens, self.logprobs, self.entropies)
-        return Trace(self.prompt, *(values[:keep] for values in lists))
+    def shared(self, keep: int, exclude: Sequence[int]) -> "Trace":
+        lists = (self.tokens, self.logprobs, self.entropies, self.rests)
+        before = {at: tokens for at, tokens in self.excluded.items() if at < keep}
+        excluded = before | {keep: list(exclude)}
+        return Trace(self.prompt, *(values[:keep] for values in lists), excluded=excluded)
 
 
 class Driver:
@@ -104,11 +109,18 @@ class Driver:
         self.traces |= {b: Trace(PROMPTS[p]) for b, p in zip(ids, prompt_B, strict=True)}
         return ids
 
-    def fork(self, parent: int, keep: int, count: int = 1, seed: int = 100) -> list[int]:
+    def fork(
+        self,
+        parent: int,
+        keep: int,
+        count: int = 1,
+        seed: int = 100,
+        exclude: Sequence[int] = (),
+    ) -> list[int]:
         ids = [len(self.traces) + b for b in range(count)]
         seed_B = np.arange(seed, seed + count).astype(np.uint64)
-        self.engine.fork(parent, keep, np.array(ids), seed_B)
-        self.traces |= {b: self.traces[parent].shared(keep) for b in ids}
+        self.engine.fork(parent, keep, np.array(ids), seed_B, np.array(exclude, np.int32))
+        self.traces |= {b: self.traces[parent].shared(keep, exclude) for b in ids}
         return ids
 
     def abort(self, *branches: int) -> None:
@@ -122,13 +134,15 @@ class Driver:
                 sampled.token_B,
                 sampled.logprob_B,
                 sampled.entropy_B,
+                sampled.rest_logprob_B,
                 sampled.finish_B,
             )
-            for branch, token, logprob, entropy, finish in zip(*columns, strict=True):
+            for branch, token, logprob, entropy, rest, finish in zip(*columns, strict=True):
                 trace = self.traces[int(branch)]
                 trace.tokens.append(int(token))
                 trace.logprobs.append(float(logprob))
                 trace.entropies.append(float(entropy))
+                trace.rests.append(float(rest))
                 trace.finish = int(finish)
         return sampled.branch_B.tolist()
 
@@ -153,3 +167,8 @@ def assert_as_a_fresh_forward(
         np.testing.assert_allclose(trace.logprobs, chosen, rtol=tolerance, atol=tolerance)
         entropy = -(logp.exp() * logp).sum(-1)
         np.testing.assert_allclose(trace.entropies, entropy, rtol=tolerance, atol=tolerance)
+        for at, tokens in trace.excluded.items():
+            assert trace.tokens[at] not in tokens
+            logp[at, tokens] = -torch.inf
+        logp[torch.arange(len(trace.tokens)), trace.tokens] = -torch.inf
+        np.testing.assert_allclose(trace.rests, logp.logsumexp(-1), rtol=tolerance, atol=tolerance)

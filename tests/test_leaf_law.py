@@ -15,6 +15,7 @@ from toy_rollout import EOS, rollout
 
 from pyrl._core.logits import uniforms
 from pyrl._core.tree import Observed, SignalSpec, Threshold
+from pyrl.engine import NO_TOKENS
 from pyrl.engine.toy import ToyEngine
 from pyrl.forest import Forest
 from pyrl.fork import EntropyConfidence, Flat, Fork, OnlineEntropy, TopEntropy
@@ -158,11 +159,16 @@ class ForcedChildren(ToyEngine):
     """The released ECHO code's siblings: they begin with the likeliest token, not with a draw."""
 
     def fork(
-        self, parent: int, keep: int, branch_B: NDArray[np.int64], seed_B: NDArray[np.uint64]
+        self,
+        parent: int,
+        keep: int,
+        branch_B: NDArray[np.int64],
+        seed_B: NDArray[np.uint64],
+        exclude: NDArray[np.int32] = NO_TOKENS,
     ) -> None:
         row_V = TRANSITION[self._known[parent].path[keep]]
         forced = [self._drawing(int(row_V.argmax()), row_V, keep, seed) for seed in seed_B]
-        super().fork(parent, keep, branch_B, np.array(forced, np.uint64))
+        super().fork(parent, keep, branch_B, np.array(forced, np.uint64), exclude)
 
     def _drawing(self, token: int, row_V: NDArray[np.float64], at: int, seed: int) -> int:
         """A seed with which `token` is drawn at this position."""

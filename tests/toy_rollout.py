@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pyrl.engine import Engine
+from pyrl.engine import NO_TOKENS, Engine
 from pyrl.engine.toy import ToyEngine
 from pyrl.forest import Forest
 from pyrl.fork import EntropyConfidence, EPTree, Flat, Fork, OnlineEntropy, TopEntropy
@@ -116,7 +116,12 @@ class ForkRecorder(ToyEngine):
         self.forks: list[tuple[int, int, list[int]]] = []
 
     def fork(
-        self, parent: int, keep: int, branch_B: NDArray[np.int64], seed_B: NDArray[np.uint64]
+        self,
+        parent: int,
+        keep: int,
+        branch_B: NDArray[np.int64],
+        seed_B: NDArray[np.uint64],
+        exclude: NDArray[np.int32] = NO_TOKENS,
     ) -> None:
         self.forks.append((parent, keep, branch_B.tolist()))
-        super().fork(parent, keep, branch_B, seed_B)
+        super().fork(parent, keep, branch_B, seed_B, exclude)

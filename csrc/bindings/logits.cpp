@@ -70,29 +70,38 @@ namespace {
 
 py::tuple sample_tokens_arrays(const LogitMatrix& logits, const array<std::uint64_t>& seed_B,
                                const array<std::int64_t>& position_B, const Truncation& truncation,
-                               int threads) {
+                               const array<std::int32_t>& exclude_E,
+                               const array<std::int64_t>& exclude_offset_B1, int threads) {
   array<std::int32_t> token_B(logits.rows);
   array<float> logprob_B(logits.rows), truncated_logprob_B(logits.rows), entropy_B(logits.rows),
-      confidence_B(logits.rows);
-  const SampledTokens out{view_mutable(token_B), view_mutable(logprob_B),
-                          view_mutable(truncated_logprob_B), view_mutable(entropy_B),
-                          view_mutable(confidence_B)};
+      confidence_B(logits.rows), rest_logprob_B(logits.rows);
+  const SampledTokens out{
+      view_mutable(token_B),   view_mutable(logprob_B),    view_mutable(truncated_logprob_B),
+      view_mutable(entropy_B), view_mutable(confidence_B), view_mutable(rest_logprob_B)};
+  Excluded excluded;
+  if (exclude_offset_B1.size() > 0) excluded = {exclude_E.data(), exclude_offset_B1.data()};
   {
     py::gil_scoped_release release;
-    sample_tokens(logits, view(seed_B), view(position_B), truncation, out, threads);
+    sample_tokens(logits, view(seed_B), view(position_B), truncation, excluded, out, threads);
   }
-  return py::make_tuple(token_B, logprob_B, truncated_logprob_B, entropy_B, confidence_B);
+  return py::make_tuple(token_B, logprob_B, truncated_logprob_B, entropy_B, confidence_B,
+                        rest_logprob_B);
 }
 
 // Addresses on a CUDA device.
 void sample_rows_addresses([[maybe_unused]] const LogitMatrix& logits,
                            [[maybe_unused]] std::uintptr_t uniform,
                            [[maybe_unused]] const Truncation& truncation,
+                           [[maybe_unused]] std::uintptr_t exclude,
+                           [[maybe_unused]] std::uintptr_t exclude_offset,
                            [[maybe_unused]] std::uintptr_t out, [[maybe_unused]] int device,
                            [[maybe_unused]] std::uintptr_t stream) {
 #ifdef PYRL_WITH_CUDA
-  sample_rows_cuda({logits, pointer<const double>(uniform), truncation, pointer<double>(out)},
-                   device, pointer<void>(stream));
+  const Excluded excluded{pointer<const std::int32_t>(exclude),
+                          pointer<const std::int64_t>(exclude_offset)};
+  sample_rows_cuda(
+      {logits, pointer<const double>(uniform), truncation, excluded, pointer<double>(out)}, device,
+      pointer<void>(stream));
 #else
   no_cuda_kernels("sample_rows");
 #endif
@@ -109,9 +118,11 @@ array<double> uniforms_array(const array<std::uint64_t>& seed_B,
 
 static void bind_sample_tokens(py::module_& m) {
   m.def("sample_tokens", &sample_tokens_arrays, "logits"_a, "seed_B"_a.noconvert(),
-        "position_B"_a.noconvert(), "truncation"_a, "threads"_a);
-  m.def("sample_rows", &sample_rows_addresses, "logits"_a, "uniform"_a, "truncation"_a, "out"_a,
-        "device"_a, "stream"_a, py::call_guard<py::gil_scoped_release>());
+        "position_B"_a.noconvert(), "truncation"_a, "exclude_E"_a.noconvert(),
+        "exclude_offset_B1"_a.noconvert(), "threads"_a);
+  m.def("sample_rows", &sample_rows_addresses, "logits"_a, "uniform"_a, "truncation"_a, "exclude"_a,
+        "exclude_offset"_a, "out"_a, "device"_a, "stream"_a,
+        py::call_guard<py::gil_scoped_release>());
   m.def("uniforms", &uniforms_array, "seed_B"_a.noconvert(), "position_B"_a.noconvert());
 }
 

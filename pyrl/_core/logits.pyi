@@ -74,6 +74,8 @@ def sample_tokens(
     seed_B: NDArray[np.uint64],
     position_B: NDArray[np.int64],
     truncation: Truncation,
+    exclude_E: NDArray[np.int32],
+    exclude_offset_B1: NDArray[np.int64],
     threads: int,
 ) -> tuple[
     NDArray[np.int32],
@@ -81,8 +83,16 @@ def sample_tokens(
     NDArray[np.float32],
     NDArray[np.float32],
     NDArray[np.float32],
+    NDArray[np.float32],
 ]: ...
 def sample_rows(
-    logits: LogitMatrix, uniform: int, truncation: Truncation, out: int, device: int, stream: int
+    logits: LogitMatrix,
+    uniform: int,
+    truncation: Truncation,
+    exclude: int,
+    exclude_offset: int,
+    out: int,
+    device: int,
+    stream: int,
 ) -> None: ...
 def uniforms(seed_B: NDArray[np.uint64], position_B: NDArray[np.int64]) -> NDArray[np.float64]: ...

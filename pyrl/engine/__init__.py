@@ -19,6 +19,11 @@ Dtype = Literal["float64", "float32", "bfloat16", "float16"]
 """What an engine computes in."""
 
 
+NO_TOKENS: NDArray[np.int32] = np.empty(0, np.int32)
+"""No token ids; nobody writes to it."""
+NO_TOKENS.flags.writeable = False
+
+
 class EngineError(RuntimeError):
     """The engine cannot do what it is asked for; the message says what to install or change."""
 
@@ -77,6 +82,9 @@ class Sampled:
     truncated_logprob_B: NDArray[np.float32]
     """Log-prob of the drawn token in what top-k, top-p and min-p leave of that distribution; 0 when
     greedy."""
+    rest_logprob_B: NDArray[np.float32]
+    """Log of the mass in that distribution of all tokens that could have been drawn in its place:
+    neither it nor any that a fork excludes. -inf if there are none, and when greedy."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +120,17 @@ class Engine(Protocol):
         """Sample one token for each running branch; empty arrays when nothing is left to run."""
 
     def fork(
-        self, parent: int, keep: int, branch_B: NDArray[np.int64], seed_B: NDArray[np.uint64]
+        self,
+        parent: int,
+        keep: int,
+        branch_B: NDArray[np.int64],
+        seed_B: NDArray[np.uint64],
+        exclude: NDArray[np.int32] = NO_TOKENS,
     ) -> None:
         """Open siblings that share the first `keep` response tokens of `parent`.
 
-        Each draws its own token at position `keep` in the next step, with its own seed. The parent
+        Each draws its own token at position `keep` in the next step, with its own seed; none of the
+        tokens in `exclude`, while later positions may have any (`pyrl.sample_tokens`). The parent
         may be running (keep <= its length) or finished and retained; it is not changed. Nothing
         that it has computed is computed again. A sibling inherits the parent's limit and `retain`.
         """

@@ -59,27 +59,37 @@ class Admission:
                 f"submit: branch {branches.branch_B[b]}: expected {expected}, got {limit_B[b]}"
             )
 
+    def fork(
+        self,
+        keep: int,
+        length: int,
+        branch_B: NDArray[np.int64],
+        seed_B: NDArray[np.uint64],
+        exclude: NDArray[np.int32],
+        *,
+        finished: bool,
+        known: Collection[int],
+    ) -> None:
+        """ValueError unless siblings may open after `keep` response tokens of a parent.
 
-def check_fork(
-    keep: int,
-    length: int,
-    branch_B: NDArray[np.int64],
-    seed_B: NDArray[np.uint64],
-    *,
-    finished: bool,
-    known: Collection[int],
-) -> None:
-    """ValueError unless siblings may open after `keep` response tokens of a parent.
-
-    `length`: the parent's response tokens; `finished`: it has ended, so that nothing follows its
-    last token; `known`: identifiers that are in use.
-    """
-    check_seeds(seed_B)
-    last = length - finished
-    if not 0 <= keep <= last:
-        state = "finished" if finished else "running"
-        raise ValueError(f"fork: expected keep in 0..{last} ({state} parent), got {keep}")
-    _unused(branch_B, known)
+        `length`: the parent's response tokens; `finished`: it has ended, so that nothing follows
+        its last token; `known`: identifiers that are in use.
+        """
+        check_seeds(seed_B)
+        last = length - finished
+        if not 0 <= keep <= last:
+            state = "finished" if finished else "running"
+            raise ValueError(f"fork: expected keep in 0..{last} ({state} parent), got {keep}")
+        if exclude.dtype != np.int32 or exclude.ndim != 1:
+            raise ValueError(
+                "fork: exclude: expected int32 with one axis, "
+                f"got {exclude.dtype}{list(exclude.shape)}"
+            )
+        if exclude.size and not 0 <= exclude.min() <= exclude.max() < self.vocabulary:
+            raise ValueError(
+                f"fork: exclude: expected ids in 0..{self.vocabulary - 1}, got {exclude}"
+            )
+        _unused(branch_B, known)
 
 
 def find(branch: int, known: Mapping[int, _Row]) -> _Row:

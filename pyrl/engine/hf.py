@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import numpy as np
@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pyrl.engine import RUNNING, STOPPED, TRUNCATED, Branches, Dtype, Sampled, Work
-from pyrl.engine.admission import Admission, check_fork, find
+from pyrl.engine import NO_TOKENS, RUNNING, STOPPED, TRUNCATED, Branches, Dtype, Sampled, Work
+from pyrl.engine.admission import Admission, find
 from pyrl.engine.kv_cache import Prefix, SlotCache, detached, part, prefill
 from pyrl.engine.packed_linear import PackedLinears
 from pyrl.engine.trial import check_sampling
 from pyrl.logits.sample_tokens import sample_tokens
-from pyrl.logits.sampling import Sampling
+from pyrl.logits.sampling import Exclude, Sampling
 from pyrl.models import room
 
 PREFILL_TOKENS = 8192
@@ -63,6 +63,8 @@ class _Branch:
     """The branch's tokens; while it is queued, the path that it will copy from."""
     pending: int | None = None
     """The sampled token that the model has not seen."""
+    exclude: NDArray[np.int32] = field(default_factory=lambda: NO_TOKENS)
+    """Tokens that are not drawn next."""
 
     @property
     def total(self) -> int:
@@ -131,13 +133,21 @@ class HFEngine:
         self._queue(new, self._submitted)
 
     def fork(
-        self, parent: int, keep: int, branch_B: NDArray[np.int64], seed_B: NDArray[np.uint64]
+        self,
+        parent: int,
+        keep: int,
+        branch_B: NDArray[np.int64],
+        seed_B: NDArray[np.uint64],
+        exclude: NDArray[np.int32] = NO_TOKENS,
     ) -> None:
         source = find(parent, self._known)
         finished = not any(parent in x for x in (self._running, self._forked, self._submitted))
-        check_fork(keep, source.length, branch_B, seed_B, finished=finished, known=self._known)
+        self._admission.fork(
+            keep, source.length, branch_B, seed_B, exclude, finished=finished, known=self._known
+        )
+        fields = (source.limit, source.retain, source.prompt_length, keep, source.path)
         new = [
-            _Branch(b, seed, source.limit, source.retain, source.prompt_length, keep, source.path)
+            _Branch(b, seed, *fields, exclude=exclude.copy())
             for b, seed in zip(branch_B.tolist(), seed_B.tolist(), strict=True)
         ]
         self._queue(new, self._forked)
@@ -242,16 +252,18 @@ class HFEngine:
         if not rows:
             none = np.empty(0, np.float32)
             ids = np.empty(0, np.int32)
-            return Sampled(branch_B, ids, none, none, none, np.empty(0, np.uint8), none)
+            return Sampled(branch_B, ids, none, none, none, np.empty(0, np.uint8), none, none)
         hidden_B = self._cache.last_hidden(np.array([entry.path.slot for entry in rows], np.int64))
         drawn = sample_tokens(
             self._model.get_output_embeddings()(hidden_B),
             np.array([entry.seed for entry in rows], np.uint64),
             np.array([entry.length for entry in rows], np.int64),
             sampling,
+            Exclude.of_rows([entry.exclude for entry in rows]),
         )
         for entry, token in zip(rows, drawn.token_B.tolist(), strict=True):
             entry.pending = token
+            entry.exclude = NO_TOKENS
             entry.length += 1
         spent_B = np.array([entry.length == entry.limit for entry in rows])
         stopped_B = np.isin(drawn.token_B, self._eos)
@@ -265,6 +277,7 @@ class HFEngine:
             drawn.confidence_B,
             finish_B.astype(np.uint8),
             drawn.truncated_logprob_B,
+            drawn.rest_logprob_B,
         )
 
     def _end(self, entries: list[_Branch]) -> None:

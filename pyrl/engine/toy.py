@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pyrl.engine import RUNNING, STOPPED, TRUNCATED, Branches, Dtype, Sampled, Work
-from pyrl.engine.admission import Admission, check_fork, find
+from pyrl.engine import NO_TOKENS, RUNNING, STOPPED, TRUNCATED, Branches, Dtype, Sampled, Work
+from pyrl.engine.admission import Admission, find
 from pyrl.logits.sample_tokens import sample_tokens
-from pyrl.logits.sampling import Sampling
+from pyrl.logits.sampling import Exclude, Sampling
 
 
 @dataclass(eq=False)
@@ -26,6 +26,8 @@ class _Row:
     """The prompt's last token, then the response."""
     computed: int
     """Tokens of prompt and response that the model has seen."""
+    exclude: NDArray[np.int32] = field(default_factory=lambda: NO_TOKENS)
+    """Tokens that are not drawn next."""
 
     @property
     def length(self) -> int:
@@ -77,13 +79,20 @@ class ToyEngine:
         self._count(prompt=computed, copied=sum(row.prompt_length for row in new) - computed)
 
     def fork(
-        self, parent: int, keep: int, branch_B: NDArray[np.int64], seed_B: NDArray[np.uint64]
+        self,
+        parent: int,
+        keep: int,
+        branch_B: NDArray[np.int64],
+        seed_B: NDArray[np.uint64],
+        exclude: NDArray[np.int32] = NO_TOKENS,
     ) -> None:
         source = find(parent, self._known)
         finished = parent not in self._running
-        check_fork(keep, source.length, branch_B, seed_B, finished=finished, known=self._known)
+        self._admission.fork(
+            keep, source.length, branch_B, seed_B, exclude, finished=finished, known=self._known
+        )
         total = source.prompt_length + keep
-        fork = replace(source, path=source.path[: keep + 1], computed=total)
+        fork = replace(source, path=source.path[: keep + 1], computed=total, exclude=exclude.copy())
         new = [
             replace(fork, branch=branch, seed=seed, path=list(fork.path))
             for branch, seed in zip(branch_B.tolist(), seed_B.tolist(), strict=True)
@@ -112,9 +121,11 @@ class ToyEngine:
             np.array([row.seed for row in rows], np.uint64),
             np.array([row.length for row in rows], np.int64),
             self._sampling,
+            Exclude.of_rows([row.exclude for row in rows]),
         )
         for row, token in zip(rows, drawn.token_B.tolist(), strict=True):
             row.path.append(token)
+            row.exclude = NO_TOKENS
         spent_B = np.array([row.length == row.limit for row in rows], bool)
         stopped_B = np.isin(drawn.token_B, self._eos)
         finish_B = np.where(stopped_B, STOPPED, np.where(spent_B, TRUNCATED, RUNNING))
@@ -128,6 +139,7 @@ class ToyEngine:
             drawn.confidence_B,
             finish_B.astype(np.uint8),
             drawn.truncated_logprob_B,
+            drawn.rest_logprob_B,
         )
 
     def load_weights(

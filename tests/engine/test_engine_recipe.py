@@ -7,7 +7,7 @@ samples what every engine must sample.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,24 @@ from torch import Tensor
 from toy_rollout import answers, assert_forgotten, check_budgets, rollout
 from transformers import PreTrainedModel
 
-from pyrl.engine import RUNNING, STOPPED, TRUNCATED, Branches, Dtype, Engine, Sampled, Work
-from pyrl.engine.admission import Admission, check_fork, find
+from pyrl.engine import (
+    NO_TOKENS,
+    RUNNING,
+    STOPPED,
+    TRUNCATED,
+    Branches,
+    Dtype,
+    Engine,
+    Sampled,
+    Work,
+)
+from pyrl.engine.admission import Admission, find
 from pyrl.engine.hf import HFEngine
 from pyrl.engine.launch import ENGINES, Carry, Request
 from pyrl.engine.sync import Shared
 from pyrl.fork import Flat, Fork, TopEntropy
 from pyrl.logits.sample_tokens import sample_tokens
-from pyrl.logits.sampling import Sampling
+from pyrl.logits.sampling import Exclude, Sampling
 from pyrl.methods import METHODS
 from pyrl.models import room
 from pyrl.run.config import parse_run
@@ -43,6 +53,7 @@ class Row:
     retain: bool
     tokens: list[int]
     finish: int = RUNNING
+    exclude: NDArray[np.int32] = field(default_factory=lambda: NO_TOKENS)
 
 
 class PlainEngine:
@@ -67,13 +78,21 @@ class PlainEngine:
             self.rows[branch] = Row(prompts[p], seed, limit, branches.retain, [])
 
     def fork(
-        self, parent: int, keep: int, branch_B: NDArray[np.int64], seed_B: NDArray[np.uint64]
+        self,
+        parent: int,
+        keep: int,
+        branch_B: NDArray[np.int64],
+        seed_B: NDArray[np.uint64],
+        exclude: NDArray[np.int32] = NO_TOKENS,
     ) -> None:
         row = find(parent, self.rows)
         finished = row.finish != RUNNING
-        check_fork(keep, len(row.tokens), branch_B, seed_B, finished=finished, known=self.rows)
+        self.admission.fork(
+            keep, len(row.tokens), branch_B, seed_B, exclude, finished=finished, known=self.rows
+        )
+        fork = replace(row, finish=RUNNING, exclude=exclude.copy())
         for branch, seed in zip(branch_B.tolist(), seed_B.tolist(), strict=True):
-            self.rows[branch] = replace(row, seed=seed, tokens=row.tokens[:keep], finish=RUNNING)
+            self.rows[branch] = replace(fork, seed=seed, tokens=row.tokens[:keep])
 
     def finish(self, branch_B: NDArray[np.int64]) -> None:
         for branch in branch_B.tolist():
@@ -95,9 +114,11 @@ class PlainEngine:
             np.array([row.seed for row in running.values()], np.uint64),
             np.array([len(row.tokens) for row in running.values()], np.int64),
             self.sampling,
+            Exclude.of_rows([row.exclude for row in running.values()]),
         )
         for (branch, row), token in zip(running.items(), drawn.token_B.tolist(), strict=True):
             row.tokens.append(token)
+            row.exclude = NO_TOKENS
             spent = len(row.tokens) == row.limit
             if spent or token in self.eos:
                 self._end(branch, row, STOPPED if token in self.eos else TRUNCATED)
@@ -109,6 +130,7 @@ class PlainEngine:
             drawn.confidence_B,
             np.array([row.finish for row in running.values()], np.uint8),
             drawn.truncated_logprob_B,
+            drawn.rest_logprob_B,
         )
 
     def _end(self, branch: int, row: Row, finish: int) -> None:

@@ -19,6 +19,12 @@ from test_sample_tokens import (
     test_rows_may_be_strided_and_columns_apart,  # noqa: F401
     test_rows_that_cannot_be_drawn_are_named,  # noqa: F401
 )
+from test_sample_tokens_exclude import (
+    some,
+    test_an_excluded_token_that_is_no_number_breaks_its_row,  # noqa: F401
+    test_greedy_takes_the_next_token_and_of_equal_ones_the_lowest_id,  # noqa: F401
+    test_rows_of_which_all_is_excluded_are_named,  # noqa: F401
+)
 
 from pyrl.logits.sample_tokens import sample_tokens, sample_tokens_composed
 from pyrl.logits.sampling import Sampling
@@ -35,6 +41,19 @@ def test_draws_are_those_of_the_composition(dtype: torch.dtype, sampling: Sampli
     kernel = sample_tokens(logits_BV, seed_B, position_B, sampling)
     composed = sample_tokens_composed(logits_BV, seed_B, position_B, sampling)
     assert_same(kernel, composed, 2e-6)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS[:3] + SAMPLINGS[6:8], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_tokens_are_excluded(dtype: torch.dtype, sampling: Sampling) -> None:
+    """In the first row the rest of a token that has nearly all mass is drawn from and summed."""
+    logits_BV, (seed_B, position_B) = logits(4, 3001, scale=2.0).to(dtype), keys(4)
+    logits_BV[0] = (logits_BV[0] - 30).clamp(max=-20)
+    logits_BV[0, [1500, 1501]] = torch.tensor([0.0, -18.0]).to(dtype)
+    for exclude in (None, some(logits_BV, seed=3)):
+        kernel = sample_tokens(logits_BV, seed_B, position_B, sampling, exclude)
+        composed = sample_tokens_composed(logits_BV, seed_B, position_B, sampling, exclude)
+        assert_same(kernel, composed, 3e-6)
 
 
 def test_a_row_of_several_parts_is_drawn_in_vocabulary_order() -> None:

@@ -46,7 +46,7 @@ def keys(rows: int, seed: int = 11) -> tuple[NDArray[np.uint64], NDArray[np.int6
 
 def assert_same(a: SampledTokens, b: SampledTokens, tolerance: float = 0.0) -> None:
     np.testing.assert_array_equal(a.token_B, b.token_B)
-    for name in ("logprob_B", "truncated_logprob_B", "entropy_B", "confidence_B"):
+    for name in ("logprob_B", "truncated_logprob_B", "entropy_B", "confidence_B", "rest_logprob_B"):
         np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=0, atol=tolerance)
 
 
@@ -154,6 +154,7 @@ def test_a_draw_never_depends_on_the_other_rows(sampling: Sampling) -> None:
             whole.truncated_logprob_B[rows],
             whole.entropy_B[rows],
             whole.confidence_B[rows],
+            whole.rest_logprob_B[rows],
         )
         assert_same(part, expected)
 

@@ -199,19 +199,21 @@ def test_a_top_p_that_rounds_to_everything_keeps_what_top_k_left() -> None:
 
 BITS = """
 import sys, numpy as np, torch
-from pyrl.logits.sampling import Sampling
+from pyrl.logits.sampling import Exclude, Sampling
 from pyrl.logits.sample_tokens import sample_tokens
 logits_BV = torch.randn(24, 5000, generator=torch.Generator().manual_seed(1)) * 2
 logits_BV[:, ::7] = -torch.inf
+likely_BE = logits_BV.argsort(dim=1, descending=True)[:, [0, 2, 2000]].int().numpy()
+exclude = Exclude(likely_BE.ravel(), np.arange(0, 73, 3))
 for dtype in (torch.float32, torch.bfloat16, torch.float16):
     for sampling in (
         Sampling(), Sampling(0), Sampling(0.7, top_p=0.9), Sampling(top_k=40), Sampling(min_p=0.03)
     ):
-        drawn = sample_tokens(
-            logits_BV.to(dtype), np.arange(24, dtype=np.uint64), np.arange(24), sampling
-        )
-        for column in vars(drawn).values():
-            sys.stdout.buffer.write(column.tobytes())
+        keys = np.arange(24, dtype=np.uint64), np.arange(24)
+        for taken in (None, exclude):
+            drawn = sample_tokens(logits_BV.to(dtype), *keys, sampling, taken)
+            for column in vars(drawn).values():
+                sys.stdout.buffer.write(column.tobytes())
 """
 
 
@@ -225,5 +227,5 @@ def test_every_instruction_set_gives_the_same_bits() -> None:
             drawn[isa] = done.stdout
         else:  # a machine without it
             assert b"PYRL_ISA" in done.stderr
-    assert len(drawn["scalar"]) == 24 * 15 * 5 * 4
+    assert len(drawn["scalar"]) == 2 * 24 * 15 * 6 * 4
     assert set(drawn.values()) == {drawn["scalar"]}

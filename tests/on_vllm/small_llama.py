@@ -34,6 +34,7 @@ def assert_same(ours: Driver, reference: Driver) -> None:
         assert (trace.tokens, trace.finish) == (expected.tokens, expected.finish), branch
         np.testing.assert_allclose(trace.logprobs, expected.logprobs, atol=1e-4)
         np.testing.assert_allclose(trace.entropies, expected.entropies, atol=1e-4)
+        np.testing.assert_allclose(trace.rests, expected.rests, atol=1e-4)
 
 
 class Small:

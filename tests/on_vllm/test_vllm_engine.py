@@ -84,6 +84,31 @@ def test_forks_of_finished_branches_and_of_forks(small: Small) -> None:
     assert_same(*drivers)
 
 
+def test_forks_draw_without_the_tokens_of_their_siblings(small: Small) -> None:
+    """Inside and at the edges of a block, of running and of ended branches, and of such forks."""
+    drivers = small.drivers()
+    seed = small.long_seed(2, 45)
+    for driver in drivers:
+        driver.submit([2], limit=60, seed_B=[seed], retain=True)
+        driver.step(40)
+        for keep in (0, 31, 32, 39):
+            taken = [driver.traces[0].tokens[keep]]
+            (first,) = driver.fork(0, keep, seed=keep, exclude=taken)
+            (waiting,) = driver.fork(first, keep, seed=keep, exclude=range(16))
+            driver.step()
+            taken.append(driver.traces[first].tokens[keep])
+            (second,) = driver.fork(first, keep, seed=keep, exclude=taken)
+            driver.step()
+            assert driver.traces[second].tokens[keep] not in taken
+            assert driver.traces[waiting].tokens[keep] >= 16
+        driver.finish()
+        driver.fork(0, 40, 2, exclude=driver.traces[0].tokens[40:41])
+        driver.finish()
+    assert_same(*drivers)
+    assert_as_a_fresh_forward(drivers[0], small.model, 1.0, 1e-4)
+    small.clear(drivers[0])
+
+
 def test_a_refused_prompt_is_nobodys_cache(small: Small) -> None:
     """The next branch gets the number that the refused one would have had."""
     small.engine.load_weights(small.model.state_dict().items(), 7)

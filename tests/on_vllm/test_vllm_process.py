@@ -41,8 +41,9 @@ def test_branches_go_on_where_they_were(own: Small, fault: signal.Signals | None
     for driver in drivers:
         driver.submit([0, 1, 2, 3] * 4, limit=40, retain=True)
         driver.step(5)
-        driver.fork(0, 2, 3)
+        driver.fork(0, 2, 3, exclude=driver.traces[0].tokens[2:3])
         driver.step(2)
+        driver.fork(1, 3, 2, exclude=driver.traces[1].tokens[3:4])  # no token before the fault
         if fault and driver is drivers[0]:
             for process in children():
                 os.kill(process.pid, fault)

@@ -1,5 +1,6 @@
 """The taps alone: whose row is whose, what is written, and that vLLM takes the drawn token."""
 
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,14 +15,16 @@ from pyrl.engine.vllm import release
 from pyrl.engine.vllm.channel import Channel, Frame
 from pyrl.engine.vllm.tap import KEY, UNCLAIMED, Drawing, Tap, TapV2
 from pyrl.logits.sample_tokens import sample_tokens
-from pyrl.logits.sampling import Sampling
+from pyrl.logits.sampling import Exclude, Sampling
 
 ONE_WAY = next(way for way in type(release.SWAP) if way is not release.SWAP)
 NAMES = (f"tap test {number}" for number in count())
 
 
-def params(ticket: int, seed: int, first: int = 0, prompt: int = 5) -> release.SamplingParams:
-    return release.SamplingParams(extra_args={KEY: [ticket, seed, first, prompt]})
+def params(
+    ticket: int, seed: int, first: int = 0, prompt: int = 5, exclude: Sequence[int] = ()
+) -> release.SamplingParams:
+    return release.SamplingParams(extra_args={KEY: [ticket, seed, first, prompt, [*exclude]]})
 
 
 def config() -> Any:
@@ -107,6 +110,32 @@ def test_rows_are_followed_wherever_they_go(v1: tuple[Tap, Drawing], seed: int) 
             drawn.append(token)  # vLLM's own list: the next position
 
 
+def test_excluded_tokens_are_those_of_the_first_draw_alone(v1: tuple[Tap, Drawing]) -> None:
+    """Also after the row has moved, and has left the batch and come back."""
+    tap, made = v1
+    drawn: dict[int, list[int]] = {row: [] for row in range(3)}
+    taken = [range(10, 50), (), range(10)]
+    added = [
+        (row, params(row, 100 + row, first=4, exclude=taken[row]), None, drawn[row])
+        for row in range(3)
+    ]
+    tap.update_state(release.BatchUpdate(3, [], added, []))
+    tap.update_state(release.BatchUpdate(3, [], [], [(0, 2, release.SWAP)]))
+    again = [(2, params(0, 100, first=4, exclude=taken[0]), None, drawn[0])]
+    tap.update_state(release.BatchUpdate(3, [], again, []))
+    for position in (4, 5):
+        logits, keys = normal(3), np.array([102, 101, 100], np.uint64)
+        exclude = Exclude.of_rows([np.array(taken[row], np.int32) for row in (2, 1, 0)])
+        expected = sample_tokens(
+            logits, keys, np.full(3, position), Sampling(), exclude if position == 4 else None
+        )
+        tap.apply(logits)
+        token_B = frame(made).records_B["token"]
+        assert token_B.tolist() == expected.token_B.tolist()
+        for row, token in zip((2, 1, 0), token_B.tolist(), strict=True):
+            drawn[row].append(token)
+
+
 def filled(tap: Tap, rows: int) -> None:
     added = [(row, params(row, 100 + row), None, []) for row in range(rows)]
     tap.update_state(release.BatchUpdate(rows, [], added, []))
@@ -179,10 +208,18 @@ def v2(folder: Path, slots: int = 6) -> tuple[TapV2, Drawing]:
     return tap, drawing(settings, folder)
 
 
-def enter(tap: TapV2, slot: int, ticket: int, seed: int, first: int = 0, prompt: int = 5) -> None:
+def enter(
+    tap: TapV2,
+    slot: int,
+    ticket: int,
+    seed: int,
+    first: int = 0,
+    prompt: int = 5,
+    exclude: Sequence[int] = (),
+) -> None:
     """A request that comes with `first` response tokens, as vLLM adds it."""
     tap._prefill.np[slot] = prompt + first
-    assert tap.add_request(slot, params(ticket, seed, first, prompt))
+    assert tap.add_request(slot, params(ticket, seed, first, prompt, exclude))
 
 
 def context(slot_B: list[int], pos_B: list[int]) -> release.LogitsContext:
@@ -207,15 +244,21 @@ def test_v2_draws_what_v1_draws(v1: tuple[Tap, Drawing], tmp_path: Path) -> None
     """Rows 0 to 2 lie in slots 4, 0, 3; row 1 is a fork that came with two response tokens."""
     first, drawn = [0, 2, 0], [[], [9], [8, 8, 8]]
     tap, made = v1
-    added = [(row, params(row, 100 + row, first[row]), None, drawn[row]) for row in range(3)]
+    taken = [range(25), range(9), range(25, 50)]  # row 1 and 2 have drawn, and may draw them
+    added = [
+        (row, params(row, 100 + row, first[row], exclude=taken[row]), None, drawn[row])
+        for row in range(3)
+    ]
     tap.update_state(release.BatchUpdate(3, [], added, []))
     tap.apply(one := normal(3))
     tap2, made2 = v2(tmp_path)
     for row, slot in enumerate([4, 0, 3]):
-        enter(tap2, slot, row, 100 + row, first[row])
+        enter(tap2, slot, row, 100 + row, first[row], exclude=taken[row])
     # A prompt of 5: the newest read token is its last, at 4, and then those of the response.
     tap2.apply(two := normal(3), context([4, 0, 3], [4, 7, 7]))
-    np.testing.assert_array_equal(frame(made).records_B, frame(made2).records_B)
+    records_B = frame(made).records_B
+    assert records_B["token"][0] not in taken[0]
+    np.testing.assert_array_equal(records_B, frame(made2).records_B)
     assert torch.equal(one, two)
 
 

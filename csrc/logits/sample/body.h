@@ -282,6 +282,26 @@ int row_between(const R* z, const R* weight, int n, R low, R high, R* z_out, R* 
 }
 
 template <typename R>
+double block_mass(const R* z, const R* weight, int n, R floor) {
+  // Several sums at a time: each waits for its own last result.
+  constexpr int kChains = 4 * kLanes<R>;
+  Vector<R> sum[4 * kVectors]{};
+  int i = 0;
+  for (; i + kChains <= n; i += kChains) {
+    for (int v = 0; v < 4 * kVectors; ++v) {
+      const Vector<R> w = load(weight + i + v * kWidth<R>);
+      sum[v] += load(z + i + v * kWidth<R>) >= floor ? w : Vector<R>{};
+    }
+  }
+  each_pair(z + i, weight + i, n - i,
+            [&](int v, const Vector<R>& vector, const Vector<R>& w)
+                __attribute__((always_inline)) { sum[v] += vector >= floor ? w : Vector<R>{}; });
+  double mass = 0;
+  for (int chain = 0; chain < 4; ++chain) mass += total<R>(sum + chain * kVectors);
+  return mass;
+}
+
+template <typename R>
 int find_one_by_one(const R* weight, int begin, int end, double target) {
   double cumulative = 0;
   int last = begin;
@@ -315,7 +335,7 @@ int block_find(const R* weight, int n, double target) {
 template <typename R>
 constexpr SampleKernels<R> kKernels{&block_maximum<R>, &block_sums<R>, &block_top<R>,
                                     &block_weights<R>, &row_above<R>,  &row_between<R>,
-                                    &block_find<R>};
+                                    &block_mass<R>,    &block_find<R>};
 
 }  // namespace
 }  // namespace pyrl::logits::sample

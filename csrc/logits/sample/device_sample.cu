@@ -16,7 +16,7 @@ namespace {
 using namespace logits::device;
 
 constexpr int kConfidenceTokens = 5;
-constexpr unsigned kColumns = 5;  // of out_KB
+constexpr unsigned kColumns = 6;  // of out_KB
 
 // Statistics of the untruncated row, in every thread of the block.
 template <typename Element>
@@ -50,6 +50,42 @@ __device__ std::int64_t smallest_true(std::int64_t low, std::int64_t high, Reach
   return high;
 }
 
+// The tokens that a row may not draw: those of a list, and one that is drawn already (-1: none).
+struct ExcludedTokens {
+  const std::int32_t* token;
+  std::int64_t count;
+  std::int64_t drawn;
+  bool mine;  // whether this thread reads any of them
+
+  // Sets those among the columns of a thread's group to -inf.
+  template <typename Element, typename R>
+  __device__ void mask(R (&group)[kGroup<Element>], std::int64_t first) const {
+    if (!mine) return;
+    for (std::int64_t k = 0; k <= count; ++k) {
+      const std::int64_t column = (k < count ? token[k] : drawn) - first;
+#pragma unroll
+      for (int i = 0; i < kGroup<Element>; ++i) {
+        if (column == column_in_group<Element>(i)) group[i] = R(-INFINITY);
+      }
+    }
+  }
+};
+
+template <typename Element>
+__device__ ExcludedTokens excluded_tokens(const Excluded& excluded, std::int64_t b,
+                                          std::int64_t drawn) {
+  ExcludedTokens tokens = {nullptr, 0, drawn, false};
+  if (excluded.offset_B1 != nullptr) {
+    tokens.token = excluded.token_E + excluded.offset_B1[b];
+    tokens.count = excluded.offset_B1[b + 1] - excluded.offset_B1[b];
+  }
+  for (std::int64_t k = 0; k <= tokens.count; ++k) {
+    const std::int64_t column = k < tokens.count ? tokens.token[k] : drawn;
+    tokens.mine = tokens.mine || column / kVector<Element> % kThreads == threadIdx.x;
+  }
+  return tokens;
+}
+
 template <typename Element>
 struct SampledRow {
   const Element* z;
@@ -59,6 +95,7 @@ struct SampledRow {
   // Kept are the tokens with z > floor, and those with z = floor before column ties_end.
   double floor;
   std::int64_t ties_end;
+  ExcludedTokens excluded;  // none while it is decided what to keep
 
   // The kept tokens with z >= least before column `end`: the sum of 2^t, and in `moment` their
   // number. The other two fields are about kept tokens as well.
@@ -69,6 +106,7 @@ struct SampledRow {
     Above result = {0, 0, INFINITY, -INFINITY};
     sweep(z, 0, end, static_cast<int>(threadIdx.x),
           [&](R(&group)[kGroup<Element>], std::int64_t first) {
+            excluded.template mask<Element>(group, first);
             R sum = 0, number = 0;
 #pragma unroll
             for (int i = 0; i < kGroup<Element>; ++i) {
@@ -105,6 +143,12 @@ struct SampledRow {
     });
   }
 
+  __device__ double weight(std::int64_t column) const {
+    using R = typename DeviceReal<Element>::type;
+    const R t = (widen_device(z[column]) - static_cast<R>(maximum)) * static_cast<R>(scale);
+    return static_cast<double>(base2(larger(t, kLeastExponent<R>)));
+  }
+
   // The token at which the cumulative mass exceeds uniform times `mass`, that of all kept ones.
   __device__ std::int64_t draw(double uniform, double mass) const {
     const double target = uniform * mass;
@@ -121,7 +165,11 @@ template <typename Element>
 __device__ void truncate(const Truncation& truncation, SampledRow<Element>& row) {
   const auto number = [](const Above& kept) { return kept.moment; };
   const auto mass = [](const Above& kept) { return kept.sum; };
-  if (truncation.temperature == 0) return row.keep(number, 1);
+  if (truncation.temperature == 0) {
+    row.keep(number, 1);
+    row.maximum = row.floor;  // so that it has a weight, wherever excluded ones lie
+    return;
+  }
   if (truncation.min_p > 0) {
     row.floor = fmax(row.maximum + log2(truncation.min_p) / row.scale, -DBL_MAX);
   }
@@ -142,14 +190,27 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(SampleRowsArgs args, W
   const Element* z =
       static_cast<const Element*>(args.logits_BV.data) + b * args.logits_BV.row_stride;
   const PartSums sums = row_sums(z, vocabulary, wanted);
-  if (isnan(sums.sum) || sums.sum == 0) {
+  const auto give_up = [&] {
     if (threadIdx.x < kColumns) args.out_KB[threadIdx.x * rows + b] = threadIdx.x == 0 ? -1 : 0;
-    return;
-  }
-  SampledRow<Element> row{z, vocabulary, wanted.scale, sums.maximum, -DBL_MAX, vocabulary};
+  };
+  if (isnan(sums.sum) || sums.sum == 0) return give_up();
+  const bool greedy = args.truncation.temperature == 0;
+  const ExcludedTokens excluded = excluded_tokens<Element>(args.excluded, b, -1);
+  const ExcludedTokens none = {nullptr, 0, -1, false};
+  SampledRow<Element> row{
+      z, vocabulary, wanted.scale, sums.maximum, -DBL_MAX, vocabulary, greedy ? excluded : none};
   truncate(args.truncation, row);
-  const double mass = row.kept(row.floor, vocabulary).sum;
+  const double kept = row.kept(row.floor, vocabulary).sum;
+  row.excluded = excluded;
+  const double mass = excluded.count == 0 ? kept : row.kept(row.floor, vocabulary).sum;
+  if (mass == 0) return give_up();
   const std::int64_t token = row.draw(args.uniform_B[b], mass);
+  // A difference is as exact as a sum, unless it is a small one.
+  double rest = mass - row.weight(token);
+  if (rest < mass / 2) {
+    row.excluded = excluded_tokens<Element>(args.excluded, b, token);
+    rest = row.kept(row.floor, vocabulary).sum;
+  }
   if (threadIdx.x != 0) return;
   const double above =
       (static_cast<double>(widen_device(z[token])) - sums.maximum) * wanted.scale * kLn2;
@@ -159,9 +220,10 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(SampleRowsArgs args, W
   }
   args.out_KB[b] = static_cast<double>(token);
   args.out_KB[rows + b] = above - log(sums.sum);
-  args.out_KB[2 * rows + b] = above - log(mass);
+  args.out_KB[2 * rows + b] = greedy ? 0 : above - log(kept);
   args.out_KB[3 * rows + b] = fmax(0.0, log(sums.sum) - sums.moment / sums.sum * kLn2);
   args.out_KB[4 * rows + b] = fmin(1.0, confidence / sums.sum);
+  args.out_KB[5 * rows + b] = greedy ? -INFINITY : log(rest) - log(kept);
 }
 
 }  // namespace

@@ -11,8 +11,9 @@ struct SampleRowsArgs {
   LogitMatrix logits_BV;
   const double* uniform_B;  // in [0, 1)
   Truncation truncation;
-  // Rows: token, logprob, truncated logprob, entropy, confidence. A row with NaN, +inf or nothing
-  // but -inf is not drawn: token -1, else zeros.
+  Excluded excluded;
+  // Rows: token, logprob, truncated logprob, entropy, confidence, rest logprob. A row with NaN,
+  // +inf, or no token of any weight that is not excluded is not drawn: token -1, else zeros.
   double* out_KB;
 };
 

@@ -46,6 +46,7 @@ struct SampleKernels {
   Above<R> (*above)(const R* z, const R* weight, int n, R floor);
   // Copies the tokens with low <= z <= high, in order; returns their number. Outputs may be inputs.
   int (*between)(const R* z, const R* weight, int n, R low, R high, R* z_out, R* weight_out);
+  double (*mass)(const R* z, const R* weight, int n, R floor);  // of the tokens with z >= floor
   // The first i at which the sum of weight[0..i] exceeds `target`; if rounding leaves none, the
   // last i with any weight.
   int (*find)(const R* weight, int n, double target);

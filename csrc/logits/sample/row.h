@@ -4,6 +4,9 @@
 // Min-p, top-k and top-p need no sort: the smallest kept logit is found by bisection. Each step
 // asks how many tokens, or how much mass, lie at or above a value, and moves the bracket to logits
 // that occur; the tokens of a narrow bracket are copied out, and only they are asked from then on.
+//
+// Excluded tokens are summed beside the others, never subtracted from them: what a token with
+// nearly all of the mass leaves is as exact as any other sum.
 #pragma once
 
 #include <algorithm>
@@ -11,6 +14,7 @@
 #include <cstdint>
 #include <limits>
 #include <numbers>
+#include <span>
 #include <type_traits>
 #include <vector>
 
@@ -24,10 +28,11 @@ struct RowPart {
   std::int64_t begin;
   int n;
   R maximum;
-  double mass = 0;        // of its tokens, of the kept ones under truncation
+  double mass = 0;        // of its tokens that can be drawn: kept by truncation and not excluded
   std::int64_t ties = 0;  // kept tokens at the floor of the truncation
   const R* z = nullptr;   // null: its tokens have not been weighed
   R* weight = nullptr;
+  std::span<const std::int32_t> excluded{};  // of its tokens
 };
 
 // Work space of one thread.
@@ -37,6 +42,7 @@ struct RowSpace {
   std::vector<R> maxima;                   // of the parts
   std::vector<R> z, weight;                // of a whole row; z only where it is widened
   std::vector<R> inside_z, inside_weight;  // of the tokens in a bracket
+  std::vector<std::int32_t> excluded;      // ascending, each once
 };
 
 template <typename Element>
@@ -44,9 +50,9 @@ class SampleRow {
  public:
   using R = Real<Element>;
 
-  // `next`: the row that will be read after this one, or the same.
+  // `next`: the row that will be read after this one, or the same. `excluded`: tokens in any order.
   SampleRow(const Element* row, const Element* next, std::int64_t vocabulary, double temperature,
-            RowSpace<R>& space)
+            std::span<const std::int32_t> excluded, RowSpace<R>& space)
       : row_(row),
         vocabulary_(vocabulary),
         temperature_(temperature),
@@ -64,14 +70,16 @@ class SampleRow {
     }
     if (!std::isfinite(maximum_)) return;
     floor_ = at_depth(-kLowestExponent);
+    exclude(excluded);
     for (RowPart<R>& part : space.parts) {
-      const R* z = widen(row + part.begin, part.n, buffer);
+      const R* z = remaining(part, buffer);
       const char* ahead = reinterpret_cast<const char*>(next + part.begin);
       const SampleSums sums = kernels_.sums(z, part.n, maximum_, static_cast<R>(scale_), ahead);
       part.mass = sums.sum;
       sum_ += sums.sum;
       moment_ += sums.moment;
     }
+    add_excluded();
     kept_mass_ = sum_;
   }
 
@@ -88,6 +96,8 @@ class SampleRow {
   double truncated_logprob(std::int32_t token) const {
     return log_weight(token) - std::log(kept_mass_);
   }
+  // of all tokens that could have been drawn in place of the one that was
+  double rest_logprob() const { return std::log(rest_mass_) - std::log(kept_mass_); }
 
   // Mass of the most probable tokens. A part below the fifth largest maximum has none of them.
   double confidence() const {
@@ -105,9 +115,7 @@ class SampleRow {
     return std::min(1.0, mass / sum_);
   }
 
-  // Truncations; each is of what the ones before it have left.
-  void keep_most_probable() { keep(maximum_, 1); }
-
+  // Truncations; each is of what the ones before it have left, excluded tokens included.
   void keep_min_p(double min_p) { keep(std::max(floor_, at_depth(-std::log2(min_p))), kAll); }
 
   void keep_top_k(std::int64_t top_k) {
@@ -128,9 +136,29 @@ class SampleRow {
     keep(crossing.floor, ties);
   }
 
-  // The kept token, in vocabulary order, at which the cumulative mass exceeds `uniform` of theirs.
-  std::int32_t draw(double uniform) const {
-    double target = uniform * kept_mass_;
+  // Of the tokens that are not excluded the most probable one, with the lowest id; -1: there is
+  // none.
+  std::int32_t most_probable() const {
+    R buffer[kSampleBlock], largest = -std::numeric_limits<R>::infinity();
+    std::int32_t token = -1;
+    for (const RowPart<R>& part : space_.parts) {
+      if (part.maximum <= largest) continue;
+      const R* z = remaining(part, buffer);
+      const R maximum = part.excluded.empty() ? part.maximum : kernels_.maximum(z, part.n);
+      if (maximum <= largest) continue;
+      largest = maximum;
+      token = static_cast<std::int32_t>(part.begin + (std::find(z, z + part.n, maximum) - z));
+    }
+    return token;
+  }
+
+  // Of the kept tokens that are not excluded, in vocabulary order, the one at which the cumulative
+  // mass exceeds `uniform` of theirs; -1: there is none.
+  std::int32_t draw(double uniform) {
+    if (truncated_) drop_excluded();
+    double mass = 0;
+    for (const RowPart<R>& part : space_.parts) mass += part.mass;
+    double target = uniform * mass;
     const RowPart<R>* part = nullptr;
     for (const RowPart<R>& other : space_.parts) {
       if (other.mass == 0) continue;
@@ -138,11 +166,17 @@ class SampleRow {
       if (target < part->mass) break;
       target -= part->mass;
     }
+    if (part == nullptr) return -1;
     R buffer[kSampleBlock], weight[kSampleBlock];
     const R* z = widen(row_ + part->begin, part->n, buffer);
     weigh(z, weight, part->n);
     if (truncated_) drop_others(z, weight, part->n, part->ties);
-    return static_cast<std::int32_t>(part->begin + kernels_.find(weight, part->n, target));
+    for (const std::int32_t token : part->excluded) weight[token - part->begin] = 0;
+    const int found = kernels_.find(weight, part->n, target);
+    weight[found] = 0;
+    rest_mass_ = kernels_.mass(z, weight, part->n, -std::numeric_limits<R>::infinity());
+    for (const RowPart<R>& other : space_.parts) rest_mass_ += &other == part ? 0 : other.mass;
+    return static_cast<std::int32_t>(part->begin + found);
   }
 
  private:
@@ -155,6 +189,49 @@ class SampleRow {
     R floor;
     Above<R> over;  // the tokens above the floor
   };
+
+  // Gives each part its excluded tokens.
+  void exclude(std::span<const std::int32_t> tokens) {
+    std::vector<std::int32_t>& excluded = space_.excluded;
+    excluded.assign(tokens.begin(), tokens.end());
+    std::sort(excluded.begin(), excluded.end());
+    excluded.erase(std::unique(excluded.begin(), excluded.end()), excluded.end());
+    auto first = excluded.begin();
+    for (RowPart<R>& part : space_.parts) {
+      if (first == excluded.end()) return;
+      const auto last = std::find_if(
+          first, excluded.end(), [&](std::int32_t token) { return token >= part.begin + part.n; });
+      part.excluded = {first, last};
+      first = last;
+    }
+  }
+
+  // The logits of a part, -inf for excluded tokens.
+  const R* remaining(const RowPart<R>& part, R* space) const {
+    const R* z = widen(row_ + part.begin, part.n, space);
+    if (part.excluded.empty()) return z;
+    if (z != space) std::copy_n(z, part.n, space);
+    for (const std::int32_t token : part.excluded) {
+      space[token - part.begin] = -std::numeric_limits<R>::infinity();
+    }
+    return space;
+  }
+
+  // Adds excluded tokens to the sums over the whole row.
+  void add_excluded() {
+    const std::span<const std::int32_t> excluded = space_.excluded;
+    R z[kSampleBlock];
+    for (std::size_t begin = 0; begin < excluded.size(); begin += kSampleBlock) {
+      const std::size_t n = std::min<std::size_t>(kSampleBlock, excluded.size() - begin);
+      for (std::size_t i = 0; i < n; ++i)
+        z[i] = static_cast<R>(widen_one(row_[excluded[begin + i]]));
+      const SampleSums sums =
+          kernels_.sums(z, static_cast<int>(n), maximum_, static_cast<R>(scale_),
+                        reinterpret_cast<const char*>(z));
+      sum_ += sums.sum;
+      moment_ += sums.moment;
+    }
+  }
 
   // The largest logit at which `measure` of the tokens at or above it reaches `target`.
   template <typename Measure, typename Target>
@@ -243,14 +320,13 @@ class SampleRow {
   void keep(R floor, std::int64_t ties) {
     floor_ = floor;
     truncated_ = true;
-    const R next = std::nextafter(floor, std::numeric_limits<R>::infinity());
     const double tie = weight_of(floor);
     kept_mass_ = 0;
     for (RowPart<R>& part : space_.parts) {
       part.mass = 0;
       part.ties = 0;
       if (part.maximum < floor) continue;
-      const Above<R> over = above(part, next);
+      const Above<R> over = above(part, over_floor());
       if (over.below == floor) {
         const R* z = part.z;
         part.ties = std::min<std::int64_t>(ties, std::count(z, z + part.n, floor));
@@ -260,6 +336,26 @@ class SampleRow {
       kept_mass_ += part.mass;
     }
   }
+
+  // Takes excluded tokens out of the mass that truncation has kept.
+  void drop_excluded() {
+    const double tie = weight_of(floor_);
+    for (RowPart<R>& part : space_.parts) {
+      if (part.mass == 0 || part.excluded.empty()) continue;
+      std::int64_t ties = part.ties;
+      for (const std::int32_t token : part.excluded) {
+        const std::int64_t i = token - part.begin;
+        const R* z = part.z;
+        ties -= z[i] == floor_ && std::count(z, z + i, floor_) < part.ties;
+        part.weight[i] = 0;
+      }
+      part.mass = kernels_.mass(part.z, part.weight, part.n, over_floor()) +
+                  static_cast<double>(ties) * tie;
+    }
+  }
+
+  // The smallest number above the floor.
+  R over_floor() const { return std::nextafter(floor_, std::numeric_limits<R>::infinity()); }
 
   void drop_others(const R* z, R* weight, int n, std::int64_t ties) const {
     for (int i = 0; i < n; ++i) {
@@ -303,7 +399,8 @@ class SampleRow {
   double sum_ = 0, moment_ = 0;
   bool truncated_ = false;
   R floor_{};  // what is kept: the tokens above it, and the first ones at it (RowPart::ties)
-  double kept_mass_ = 0;
+  double kept_mass_ = 0;  // excluded tokens included
+  double rest_mass_ = 0;  // of the tokens that could have been drawn and were not
 };
 
 }  // namespace pyrl::logits::sample

@@ -16,11 +16,15 @@ struct SampledTokens {
   std::span<float> truncated_logprob_B;  // nats, distribution that the token is drawn from
   std::span<float> entropy_B;            // nats, untruncated distribution
   std::span<float> confidence_B;         // mass of its five most probable tokens
+  // nats, mass in the distribution that truncation leaves of all tokens that are neither excluded
+  // nor drawn
+  std::span<float> rest_logprob_B;
 };
 
-// A row with NaN, +inf or nothing but -inf is not drawn: its token is -1.
+// A row with NaN, +inf, or no token of any weight that is not excluded is not drawn: its token is
+// -1.
 void sample_tokens(const LogitMatrix& logits_BV, std::span<const std::uint64_t> seed_B,
                    std::span<const std::int64_t> position_B, const Truncation& truncation,
-                   const SampledTokens& out, int threads);
+                   const Excluded& excluded, const SampledTokens& out, int threads);
 
 }  // namespace pyrl::logits::sample

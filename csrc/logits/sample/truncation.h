@@ -1,4 +1,4 @@
-// Which tokens a draw keeps. Also read by nvcc, hence C++17.
+// Which tokens can be drawn. Also read by nvcc, hence C++17.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +20,13 @@ struct Truncation {
     visit("top_p", &Truncation::top_p);
     visit("min_p", &Truncation::min_p);
   }
+};
+
+// Tokens that rows may not draw, after truncation; those of row b are
+// token_E[offset_B1[b]..offset_B1[b + 1]). Null: no row has any.
+struct Excluded {
+  const std::int32_t* token_E = nullptr;
+  const std::int64_t* offset_B1 = nullptr;
 };
 
 }  // namespace pyrl::logits::sample

@@ -22,6 +22,7 @@ RECORD = np.dtype(
         ("truncated_logprob", "<f4"),
         ("entropy", "<f4"),
         ("confidence", "<f4"),
+        ("rest_logprob", "<f4"),
     ]
 )
 """One sampled token: the ticket of its branch, its position in the response, its statistics."""

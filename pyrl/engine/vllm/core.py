@@ -140,7 +140,7 @@ class Core:
 
     def _try(self, model: str) -> None:
         """Draw one token: a model may load and not run (no kernel for its head size)."""
-        self.add("try", [0], 1, [], {KEY: [-1, 0, 0, 1], FORK: ["", 0]})
+        self.add("try", [0], 1, [], {KEY: [-1, 0, 0, 1, []], FORK: ["", 0]})
         with _refusing(model):
             while not self.outputs():
                 pass

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrl.engine import (
+    NO_TOKENS,
     RUNNING,
     STOPPED,
     TRUNCATED,
@@ -25,7 +26,7 @@ from pyrl.engine import (
     Sampled,
     Work,
 )
-from pyrl.engine.admission import Admission, check_fork, find
+from pyrl.engine.admission import Admission, find
 from pyrl.engine.vllm.channel import RECORD
 from pyrl.engine.vllm.core import Core
 from pyrl.engine.vllm.forks import KEY as FORK
@@ -33,6 +34,7 @@ from pyrl.engine.vllm.options import VLLMOptions
 from pyrl.engine.vllm.release import EngineCoreOutput
 from pyrl.engine.vllm.table import Branch, BranchTable
 from pyrl.engine.vllm.tap import KEY
+from pyrl.logits.sample_tokens import DRAWABLE
 from pyrl.logits.sampling import Sampling
 from pyrl.models import Room
 
@@ -124,18 +126,24 @@ class VLLMEngine:
         self._enter(new, np.empty(0, np.int32))
 
     def fork(
-        self, parent: int, keep: int, branch_B: NDArray[np.int64], seed_B: NDArray[np.uint64]
+        self,
+        parent: int,
+        keep: int,
+        branch_B: NDArray[np.int64],
+        seed_B: NDArray[np.uint64],
+        exclude: NDArray[np.int32] = NO_TOKENS,
     ) -> None:
         source = find(parent, self._known)
         length = self._length(source)
         finished = source.ticket not in self._by_ticket
-        check_fork(keep, length, branch_B, seed_B, finished=finished, known=self._known)
+        self._admission.fork(
+            keep, length, branch_B, seed_B, exclude, finished=finished, known=self._known
+        )
         # The model has not seen the last token of the parent's path either.
         shared = source.prompt.size + min(keep, length - 1)
+        fields = (source.limit, source.retain, source.ticket, shared, keep, exclude.copy())
         new = [
-            Branch(
-                branch, -1, source.prompt, seed, source.limit, source.retain, source.ticket, shared
-            )
+            Branch(branch, -1, source.prompt, seed, *fields)
             for branch, seed in zip(branch_B.tolist(), seed_B.tolist(), strict=True)
         ]
         self._enter(new, self._table.tokens(source.ticket, keep))
@@ -224,8 +232,9 @@ class VLLMEngine:
         self._by_ticket[entry.ticket] = entry
         self._table.add(entry, tokens)
         path = entry.prompt.tolist() + tokens.tolist()
+        exclude = entry.exclude.tolist() if len(tokens) == entry.forked_at else []
         extra = {
-            KEY: [entry.ticket, entry.seed, len(tokens), entry.prompt.size],
+            KEY: [entry.ticket, entry.seed, len(tokens), entry.prompt.size, exclude],
             FORK: [str(entry.source), entry.shared],
         }
         room = entry.limit - len(tokens)
@@ -306,8 +315,7 @@ class VLLMEngine:
         token_B = records_B["token"].copy()
         if (broken_B := token_B < 0).any():
             raise FloatingPointError(
-                "expected logits without NaN or +inf and a finite entry in each row, got "
-                f"{broken_B.sum()} of {len(token_B)} rows that are not"
+                f"expected {DRAWABLE}, got {broken_B.sum()} of {len(token_B)} rows that are not"
             )
         spent_B = self._table.length_R[row_B] + 1 == self._table.limit_R[row_B]
         stopped_B = np.isin(token_B, self._eos)
@@ -329,6 +337,7 @@ class VLLMEngine:
             records_B["confidence"].copy(),
             finish_B.astype(np.uint8),
             records_B["truncated_logprob"].copy(),
+            records_B["rest_logprob"].copy(),
         )
 
     def _restart(self, failure: EngineFailure) -> None:

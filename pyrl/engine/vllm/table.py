@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pyrl.engine import NO_TOKENS
 
 
 @dataclass(eq=False)
@@ -23,6 +25,10 @@ class Branch:
     """Ticket of the branch that it shares its first tokens with; -1: there is none."""
     shared: int
     """Number of shared tokens that the source computes."""
+    forked_at: int = 0
+    """Response tokens that it entered with."""
+    exclude: NDArray[np.int32] = field(default_factory=lambda: NO_TOKENS)
+    """Tokens that its draw there does not give."""
 
 
 class BranchTable:

@@ -30,7 +30,8 @@ void token_stats_grad(const TokenStatsGradArgs&, int) { no_cpu_kernels(); }
 
 namespace logits::sample {
 void sample_tokens(const LogitMatrix&, std::span<const std::uint64_t>,
-                   std::span<const std::int64_t>, const Truncation&, const SampledTokens&, int) {
+                   std::span<const std::int64_t>, const Truncation&, const Excluded&,
+                   const SampledTokens&, int) {
   no_cpu_kernels();
 }
 }  // namespace logits::sample
