@@ -1,4 +1,4 @@
-// Columns of a record in one allocation, which whoever makes the record fills.
+// Columns of a record in one block of memory, which whoever makes the record fills.
 #pragma once
 
 #include <cstddef>
@@ -9,8 +9,16 @@
 
 namespace pyrl::tree {
 
-// As vectors the columns would be zeroed before they are written. An allocator keeps one freed
-// block for the next record more readily than many, whose pages the system then has to give anew.
+struct Block {
+  std::unique_ptr<std::byte[]> data;
+  std::size_t bytes = 0;
+};
+
+// The block of a record that is gone: it waits for the next record of its thread.
+inline thread_local Block spare_block;
+
+// As vectors the columns would be zeroed before they are written, and the system would give the
+// pages of each anew, which costs several times what is written to them.
 template <typename T>
 class Columns {
  public:
@@ -18,18 +26,32 @@ class Columns {
 
   Columns() = default;
   explicit Columns(Sizes columns) {
-    std::size_t total = 0;
-    for (const auto& [column, size] : columns) total += size;
-    values_ = std::make_unique_for_overwrite<T[]>(total);
-    T* begin = values_.get();
+    std::size_t bytes = 0;
+    for (const auto& [column, size] : columns) bytes += size * sizeof(T);
+    if (bytes <= spare_block.bytes && bytes >= spare_block.bytes / kRoomy)
+      std::swap(block_, spare_block);
+    else
+      block_ = {std::make_unique_for_overwrite<std::byte[]>(bytes), bytes};
+    T* begin = reinterpret_cast<T*>(block_.data.get());
     for (const auto& [column, size] : columns) {
       *column = {begin, size};
       begin += size;
     }
   }
+  Columns(Columns&& other) noexcept { std::swap(block_, other.block_); }
+  Columns& operator=(Columns&& other) noexcept {
+    std::swap(block_, other.block_);
+    return *this;
+  }
+  ~Columns() {
+    if (block_.bytes > spare_block.bytes && block_.bytes <= kKept) std::swap(block_, spare_block);
+  }
 
  private:
-  std::unique_ptr<T[]> values_;
+  static constexpr std::size_t kKept = std::size_t{32} << 20;  // bytes, in each thread
+  static constexpr std::size_t kRoomy = 4;  // a block so many times as large is not for this record
+
+  Block block_;
 };
 
 }  // namespace pyrl::tree
