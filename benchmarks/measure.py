@@ -24,6 +24,10 @@ WARM_MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"
 """glibc keeps freed memory: large buffers cost page faults once and not on every call."""
 
 
+M_MMAP_THRESHOLD = -3
+"""Of glibc's mallopt: larger buffers are mapped one by one."""
+
+
 def nothing() -> None:
     pass
 
@@ -90,7 +94,12 @@ def _seconds(function: Callable[[], object]) -> float:
 
 
 def extra_memory(variant: Variant) -> int:
-    """Largest resident memory (bytes) of a second run beyond what was resident before it."""
+    """Largest resident memory (bytes) of a second run beyond what was resident before it.
+
+    Freed buffers go back to the system at once: else holes between them count, which differ from
+    process to process.
+    """
+    ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, 1 << 16)
     variant.prepare()
     variant.run()
     variant.prepare()

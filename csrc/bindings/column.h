@@ -7,11 +7,12 @@
 
 namespace pyrl::bindings {
 
-template <typename Record, typename T>
-auto column(std::vector<T> Record::* field) {
+template <typename Record, typename Values>
+auto column(Values Record::* field) {
   return [field](const py::object& record) {
-    std::vector<T>& values = record.cast<Record&>().*field;
-    return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data(), record);
+    Values& values = record.cast<Record&>().*field;
+    return py::array_t<typename Values::value_type>(static_cast<py::ssize_t>(values.size()),
+                                                    values.data(), record);
   };
 }
 

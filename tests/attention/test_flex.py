@@ -54,6 +54,8 @@ def test_blocks_are_those_of_create_block_mask_and_a_window_only_masks_more(
     assert torch.equal(ours.kv_num_blocks, theirs.kv_num_blocks)
     assert torch.equal(ours.full_kv_num_blocks, theirs.full_kv_num_blocks)
     assert torch.equal(ours.to_dense(), theirs.to_dense())
+    assert torch.equal(ours.q_num_blocks, theirs.q_num_blocks)
+    assert torch.equal(ours.full_q_num_blocks, theirs.full_q_num_blocks)
     assert int(ours.full_kv_num_blocks.sum()) > 0
     windowed = flex.flex_mask(layout, 4, torch.device("cpu"))
     assert int(windowed.full_kv_num_blocks.sum()) == 0
