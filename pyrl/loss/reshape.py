@@ -108,6 +108,8 @@ class EntropyBand:
     high: tuple[float, float] = (0.7, 0.5)
     cosine: bool = False
     needs = ("advantage_T", "entropy_T", "reward_T")
+    rewards = frozenset({-1.0, 1.0})
+    """What it can work with: a run with other rewards is refused before it begins."""
 
     def band(self, progress: float) -> tuple[float, float]:
         """Ends of the band at a share of the run (nats)."""
