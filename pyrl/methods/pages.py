@@ -35,7 +35,7 @@ class Lookup:
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[show NAME]")
     ] = ()
     """Nothing for the list; "show NAME" for what one is, what it needs, and its options."""
-    plugin: tuple[str, ...] = ()
+    plugin: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE ...")] = ()
     """Files of Python code with further methods and choices."""
 
     def __post_init__(self) -> None:

@@ -33,6 +33,7 @@ from pyrl.run.names import (
     ConfigError,
     Given,
     Names,
+    Plugins,
     check_owners,
     first_pass,
     make_choices,
@@ -59,7 +60,7 @@ class Run:
     """Directory of checkpoints, metrics and the report."""
     names: Annotated[Names, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Names)
     """The choices of `algorithm` that are not the method's own but were made by name."""
-    plugin: tuple[str, ...] = ()
+    plugin: Plugins = ()
     """Files of Python code with further methods and choices, in tables such as LOSSES."""
     resume: bool = False
     """Go on from the last checkpoint in the output directory."""
@@ -319,7 +320,11 @@ def load_run(path: Path, methods: Mapping[str, Callable[[], object]] | None = No
 
 
 def _parse(run: Run, options: Sequence[str], *markers: Any) -> Run:
-    about = f"Train by {run.method}. --config FILE reads settings from YAML; options override it."
+    about = (
+        f"Train by {run.method}. --config FILE reads settings from YAML; options override it. "
+        "`pyrl methods` lists the names of choices; the settings of those that are named with "
+        "--help are listed here."
+    )
     return tyro.cli(
         Run,
         prog=f"pyrl train {run.method}",

@@ -25,13 +25,15 @@ def _default(value: str) -> str:
 
 Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint=_default)]
 
+Plugins = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE ...")]
+
 
 @dataclass(frozen=True)
 class Names:
     """Choices by name, in the place of the method's own; `pyrl methods` lists the names."""
 
     loss: Name = None
-    """The policy loss, such as gspo; with --help this also lists the settings of the named one."""
+    """The policy loss, such as gspo."""
     advantage: Name = None
     """Stages of the advantage; several in their order with commas, such as grpo,ear."""
     fork: Name = None
@@ -89,7 +91,8 @@ def take_names(settings: dict[str, Any], path: Path) -> dict[str, str]:
         keys = [key for key in (kind, f"{kind}.name") if key in settings]
         values = [settings.pop(key) for key in keys]
         if len(values) > 1:
-            raise ConfigError(f"{path}: {kind}: expected one name, got {values[0]!r} and a name")
+            both = " and ".join(map(repr, values))
+            raise ConfigError(f"{path}: {kind}: expected one name, got {both}")
         if not values or values[0] is None:
             continue
         name = values[0]
