@@ -12,7 +12,6 @@ from typing import Any
 from pyrl._core.tree import SignalSpec
 from pyrl.algorithm import Algorithm
 from pyrl.checks import one_of
-from pyrl.foreign import ForeignError
 from pyrl.loss import Loss
 from pyrl.methods.fields import changes, leaves, stages
 from pyrl.methods.registry import KINDS, Entry, Registry
@@ -70,7 +69,7 @@ def known(registry: Registry, kind: str) -> Iterator[tuple[Entry, About | None, 
     for entry in registry.entries(kind):
         try:
             found.append((entry, about(entry, registry), ""))
-        except ForeignError as error:
+        except ValueError as error:  # of others: the list shows it in their place
             found.append((entry, None, str(error)))
     yield from _families(found, "")
 

@@ -143,21 +143,27 @@ class Registry:
     plugins: tuple[str, ...] = ()
     """Files of Python code with tables such as FORKS."""
 
+    @cached_property
+    def _all(self) -> dict[str, list[Entry]]:
+        points = entry_points()
+        plugins = {path: _tables(path) for path in map(Path, self.plugins)}
+        found = {}
+        for kind in KINDS.values():
+            entries = [Entry(kind, name, "", factory) for name, factory in kind.table.items()]
+            for point in points.select(group=f"pyrl.{kind.plural}"):
+                package = point.dist.name if point.dist else point.module
+                entries.append(Entry(kind, point.name, f"the package {package}", point))
+            for path, tables in plugins.items():
+                table = tables.get(kind.plural, {})
+                if table is not kind.table:  # a plugin may import it
+                    origin = f"the plugin {path}"
+                    entries += [Entry(kind, name, origin, make) for name, make in table.items()]
+            found[kind.name] = entries
+        return found
+
     def entries(self, kind: str) -> list[Entry]:
         """All of a kind. ValueError or ForeignError: a plugin cannot be loaded."""
-        of = KINDS[kind]
-        found = [Entry(of, name, "", factory) for name, factory in of.table.items()]
-        for point in entry_points(group=f"pyrl.{of.plural}"):
-            package = point.dist.name if point.dist else point.module
-            found.append(Entry(of, point.name, f"the package {package}", point))
-        for path in dict.fromkeys(map(Path, self.plugins)):
-            table = _tables(path).get(of.plural, {})
-            found += [
-                Entry(of, name, f"the plugin {path}", make)
-                for name, make in table.items()
-                if table is not of.table  # a plugin may import it
-            ]
-        return found
+        return self._all[kind]
 
     def names(self, kind: str) -> list[str]:
         """All names of a kind."""

@@ -19,7 +19,7 @@ from pyrl.methods.registry import KINDS, Registry, choose
 from pyrl.methods.ttrl import ttrl
 from pyrl.presets import PRESETS
 from pyrl.reward import TrueReward
-from pyrl.run.config import ConfigError, Run, load_run, parse_train, save_run
+from pyrl.run.config import ConfigError, Run, load_run, parse_train
 from pyrl.run.directory import RunError, claim, find_start
 from pyrl.vote import Weighted
 
