@@ -145,7 +145,9 @@ class RandomReward:
     """
 
     p: float = 0.5
+    """Probability of 1."""
     seed: int = 0
+    """Another seed draws other rewards."""
 
     values = frozenset({0.0, 1.0})
     """All rewards that there can be."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from pyrl.methods.fields import leaves, stages
+from pyrl.methods.fields import is_record, leaves, stages
 from pyrl.methods.registry import Registry
 
 
@@ -152,12 +152,20 @@ def owned(setting: str, algorithm: Any, registry: Registry) -> str:
     owners = [e.name for e in entries if setting in _settings(kind, e.make())]
     if not owners:
         return ""
-    own = vars(algorithm)[kind]
-    has = ", ".join(type(part).__name__ for part in (own if isinstance(own, tuple) else (own,)))
     return (
-        f" is a setting of the {kind} {' or '.join(owners)}, which --{kind} NAME chooses; "
-        f"this run has {has}"
+        f" is a setting of the {kind} {', '.join(owners)}, which --{kind} NAME chooses; "
+        f"this run has {_own(setting, algorithm)}"
     )
+
+
+def _own(setting: str, algorithm: Any) -> str:
+    """What the algorithm has in the place of the choice with this setting."""
+    place = algorithm
+    for name in setting.split(".")[:-1]:
+        if is_record(place) and name in vars(place):
+            place = vars(place)[name]
+    parts = place if isinstance(place, tuple) else (place,)
+    return ", ".join(type(part).__name__ for part in parts if part is not None) or "none"
 
 
 def _settings(kind: str, choice: Any) -> Iterator[str]:

@@ -66,6 +66,9 @@ def test_the_fields_of_a_named_choice_are_options() -> None:
         ("--fork.rounds 2", "--fork.rounds is a setting of the fork ep_tree, which --fork NAME "),
         ("--fork ep_tree --fork.max-width=2", "fork entropy_confidence, which --fork NAME choo"),
         ("--advantage.hybrid.no-whiten", "advantage hybrid, which --advantage NAME chooses; thi"),
+        ("--loss dapo --loss.surrogate.cap 3", "reinforce, dro, dppo, dppo_kl, minirl, which -"),
+        ("--loss.surrogate.cap 3", "--loss NAME chooses; this run has Clipped"),
+        ("--loss.keep.top-entropy.share 0.1", "top_entropy, which --loss NAME chooses; this run h"),
         ("--reward vote --reward-function f.py:f", "expected a name or a reward_function, got"),
     ],
 )
