@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
-from short_run import SETTINGS, outcome, write_questions
+from short_run import SETTINGS, write_questions
+from tiny_run import same_bits, trained, weights
 
 from pyrl import advantage, cli
 from pyrl.advantage import EntropyReshape
@@ -171,26 +171,23 @@ def test_the_demo_has_the_same_names() -> None:
     assert parent.loss.kl == KL(coef=0.0)
 
 
-def test_named_choices_train_and_go_on_bit_for_bit(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_named_choices_train_and_go_on_bit_for_bit(tmp_path: Path) -> None:
     data = write_questions(tmp_path / "questions.jsonl", answers=False)
     names = "--loss tis --advantage grpo,ear --fork top_entropy --vote confidence --reward random"
-    given = [*SETTINGS, *names.split(), "--fork.mask-tail", "1", "--schedule", "constant"]
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-
-    def train(output: Path, *more: str) -> None:
-        with pytest.raises(SystemExit) as stop:
-            cli.main(["train", "ttrl", *given, "--data", str(data), "--output", str(output), *more])
-        assert stop.value.code == 0, capsys.readouterr().err
-
-    train(whole, "--steps", "2")
-    train(halves, "--steps", "1")
-    train(halves, "--steps", "2", "--resume")
-    assert outcome(whole, 2)["model"] == outcome(halves, 2)["model"]
-    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    given = [*SETTINGS, *names.split(), "--fork.mask-tail", "1", "--data", str(data)]
+    run = parse_train(["ttrl", *given, "--output", str(tmp_path / "run")])
+    whole, rows = trained(replace(run, output=tmp_path / "whole"), 2)
     assert rows[-1]["tree/forks"] > 0
     assert rows[-1]["advantage/ear_factor_max"] > 1
     assert "old_logprobs/tokens" in rows[-1]
-    recorded = re.findall(r"^  name: (.*)$", (whole / "run.yaml").read_text(), re.M)
+    first, _ = trained(run, 1)
+    claim(run)
+    first.save()
+    first.close()
+    # The settings that the run has left, and nothing else, give it again.
+    again = parse_train(["--config", str(run.output / "run.yaml"), "--resume"])
+    resumed, _ = trained(again, 1)
+    assert same_bits(weights(resumed), weights(whole))
+    assert resumed.step == 2
+    recorded = re.findall(r"^  name: (.*)$", (run.output / "run.yaml").read_text(), re.M)
     assert sorted(recorded) == sorted(names.split()[1::2])
