@@ -48,7 +48,7 @@ def listing(registry: Registry) -> Group:
     tables: list[RenderableType] = []
     for kind in KINDS:
         table = Table(box=None, pad_edge=False, title_justify="left", title_style="bold")
-        table.title = f"{KINDS[kind].plural}: {KINDS[kind].option('NAME')}"
+        table.title = f"{KINDS[kind].plural}: {KINDS[kind].usage('NAME')}"
         for column, wide in (("name", True), ("arXiv", True), ("from", True), ("", False)):
             table.add_column(column, no_wrap=wide, header_style="dim")
         depth = {"": -1}
@@ -74,7 +74,7 @@ def page(found: About) -> Group:
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column()
-    facts.add_row("choose by", escape(_usage(entry.kind, entry.name)))
+    facts.add_row("choose by", escape(entry.kind.usage(entry.name)))
     if found.paper:
         facts.add_row("paper", f"arXiv:{found.paper}")
     if found.parent:
@@ -93,7 +93,7 @@ def markdown(registry: Registry) -> str:
     """The page of all names of the package."""
     lines = [HEAD]
     for kind in KINDS.values():
-        lines.append(f"\n## {kind.plural.capitalize()}\n\n`{_usage(kind, 'NAME')}`\n\n")
+        lines.append(f"\n## {kind.plural.capitalize()}\n\n`{kind.usage('NAME')}`\n\n")
         lines.append(
             "| name | paper | what it is | differs from its parent in |\n|---|---|---|---|\n"
         )
@@ -112,11 +112,6 @@ def _rows(registry: Registry, kind: Kind) -> Iterator[str]:
         name = f"{'– ' * depth[entry.name]}`{entry.name}`"
         cells = (name, paper, found.first, changed)
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
-
-
-def _usage(kind: Kind, name: str) -> str:
-    option = kind.option(name)
-    return option if kind.name == "method" else f"pyrl train METHOD {option}"
 
 
 def _table(head: tuple[str, ...], rows: tuple[tuple[str, ...], ...]) -> Padding:

@@ -51,9 +51,9 @@ class Kind:
         """With its article."""
         return f"an {self.name}" if self.name[0] in "aeiou" else f"a {self.name}"
 
-    def option(self, name: str) -> str:
+    def usage(self, name: str) -> str:
         """How the command line chooses such a name."""
-        return f"pyrl train {name}" if self.name == "method" else f"--{self.name} {name}"
+        return f"pyrl train {name if self.name == 'method' else f'METHOD --{self.name} {name}'}"
 
 
 KINDS: dict[str, Kind] = {
@@ -182,7 +182,7 @@ class Registry:
             others = [other for other in KINDS.values() if name in self.names(other.name)]
             if others:
                 are = " and ".join(other.described for other in others)
-                how = " or ".join(f"`{_usage(other, name)}`" for other in others)
+                how = " or ".join(f"`{other.usage(name)}`" for other in others)
                 raise ValueError(f"{name} is {are}, not {KINDS[kind].described}: {how}")
             one_of(name, (entry.name for entry in entries), kind)
         return found[0]
@@ -217,11 +217,6 @@ def choose(algorithm: Algorithm, **names: str) -> Algorithm:
         one_of(kind, (name for name in KINDS if name != "method"), "choice of a method")
     chosen: Algorithm = Registry().choose(algorithm, names)
     return chosen
-
-
-def _usage(kind: Kind, name: str) -> str:
-    option = kind.option(name)
-    return option if kind.name == "method" else f"pyrl train METHOD {option}"
 
 
 def _tables(path: Path) -> dict[str, Mapping[str, Factory]]:
