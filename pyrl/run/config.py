@@ -321,9 +321,8 @@ def load_run(path: Path, methods: Mapping[str, Callable[[], object]] | None = No
 
 def _parse(run: Run, options: Sequence[str], *markers: Any) -> Run:
     about = (
-        f"Train by {run.method}. --config FILE reads settings from YAML; options override it. "
-        "`pyrl methods` lists the names of choices; the settings of those that are named with "
-        "--help are listed here."
+        f"Train by {run.method}. --config FILE reads settings from YAML; options override it.\n"
+        "`pyrl methods` lists the names of choices; --loss gspo --help has that loss's settings."
     )
     return tyro.cli(
         Run,
