@@ -8,7 +8,7 @@ gets exactly 0. In trees, the segments of a chain without a fork count as one an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, Protocol
 
 import numpy as np
@@ -21,7 +21,10 @@ Floats = NDArray[np.float64]
 
 
 class Stage(Protocol):
-    """One step from rewards to token advantages; the first stage of an algorithm gets zeros."""
+    """One step from rewards to token advantages; the first stage of an algorithm gets zeros.
+
+    A stage may name what it reads in `needs`: "advantage_T", or fields of `Scored`.
+    """
 
     def __call__(self, scored: Scored, advantage_T: Floats) -> Floats: ...
 
@@ -38,6 +41,21 @@ def advantages(stages: Sequence[Stage], scored: Scored) -> tuple[Floats, dict[st
         metrics |= stage.metrics(scored, advantage_T)
         advantage_T = stage(scored, advantage_T)
     return advantage_T, metrics
+
+
+def check_stages(stages: Sequence[Stage]) -> None:
+    """ValueError names what a stage needs and does not get."""
+    known = {field.name for field in fields(Scored)}
+    for stage in stages:
+        for name in stage.needs if hasattr(stage, "needs") else ():
+            if name not in known:
+                has = (
+                    "the result of a stage before it, such as --advantage grpo,NAME"
+                    if name == "advantage_T"
+                    else f"among what a run has: {', '.join(sorted(known))}"
+                )
+                raise ValueError(f"advantage: {type(stage).__name__} needs {name}, expected {has}")
+        known.add("advantage_T")
 
 
 @dataclass(frozen=True)
@@ -161,6 +179,7 @@ class WhitenTokens:
 
     eps: float = 1e-8
     """Added to the variance."""
+    needs = ("advantage_T",)
 
     def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
         known_T = _known_tokens(scored)
@@ -193,6 +212,7 @@ class EntropyReshape:
     """Largest factor of an advantage."""
     entropy_floor: float = 1e-4
     """A group of lower mean entropy (nats) has collapsed: its ratios are noise, so Y = 1."""
+    needs = ("advantage_T",)
 
     def __post_init__(self) -> None:
         if not self.y_min <= self.y_max:
@@ -228,6 +248,7 @@ class AdvantageClip:
 
     beta: float = 2.0
     """Largest size of an advantage."""
+    needs = ("advantage_T",)
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
@@ -265,6 +286,7 @@ class Hybrid:
     """Largest size of a whitened S."""
     eps: float = 1e-8
     """Added to the variances of the whitening."""
+    needs = ("advantage_T",)
 
     def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
         known_T = _known_tokens(scored)
@@ -323,7 +345,7 @@ def tree_rl() -> tuple[Stage, ...]:
 
 
 def tree_rl_released() -> tuple[Stage, ...]:
-    """The order of TreeRL's released code."""
+    """The order of TreeRL's released code (arXiv:2506.11902)."""
     return (TreeRLReleased(),)
 
 

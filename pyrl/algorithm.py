@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from pyrl.advantage import Stage
+from pyrl.advantage import Stage, check_stages
 from pyrl.answers import Equivalence, Extractor
 from pyrl.budget import Allowance
 from pyrl.fork import Flat, Fork
@@ -103,6 +103,7 @@ class Algorithm:
         if self.updates_per_step < 1:
             raise ValueError(f"updates_per_step: expected >= 1, got {self.updates_per_step}")
         check_loss(self.loss)
+        check_stages(self.advantage)
         if self.sample.stop_when_decided and not isinstance(self.vote, Majority):
             raise ValueError(
                 f"sample.stop_when_decided: expected vote=Majority(), got {self.vote}: "

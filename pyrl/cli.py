@@ -1,4 +1,4 @@
-"""The command line: `pyrl demo`, `pyrl train METHOD`, `pyrl eval`, `pyrl info`.
+"""The command line: `pyrl demo`, `pyrl train METHOD`, `pyrl methods`, `pyrl eval`, `pyrl info`.
 
 Each command imports what it needs: torch and transformers take seconds, and help needs neither.
 """
@@ -22,6 +22,7 @@ pyrl: tree-rollout test-time RL. Fork where the model is unsure, vote, learn.
   pyrl demo [METHOD]     learn to sort longer strings of digits, without labels, in minutes
   pyrl train METHOD ...  train a model on unlabelled questions by ttrl, ettrl, echo or another
                          method; `pyrl train` lists them
+  pyrl methods           methods and choices by name, with their papers; `pyrl methods show NAME`
   pyrl eval ...          score a model on questions with answers
   pyrl info              how this installation was built
   pyrl --version         its version
@@ -65,7 +66,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _command(args: list[str]) -> int:
     from pyrl.checks import one_of
 
-    commands = {"demo": _demo, "train": _train, "eval": _eval, "info": _info}
+    commands = {
+        "demo": _demo,
+        "train": _train,
+        "methods": _methods,
+        "eval": _eval,
+        "info": _info,
+    }
     return commands[one_of(args[0], commands, "command")](args[1:])
 
 
@@ -81,21 +88,18 @@ def _demo(args: list[str]) -> int:
 
 
 def _train(args: list[str]) -> int:
-    from pyrl.checks import one_of
-    from pyrl.methods import METHODS
+    from pyrl.methods.registry import Registry
 
     if not args or args[0] in ("-h", "--help"):
         print(
-            f"pyrl train METHOD ...\n\nMETHOD is one of {', '.join(METHODS)}; each has --help."
+            f"pyrl train METHOD ...\n\nMETHOD is one of {', '.join(Registry().names('method'))};"
+            "\neach has --help, and `pyrl methods` says what they are."
             "\nWith --config FILE it may be left out where the file names it, as run.yaml does."
         )
         return 0 if args else 2
-    from pyrl.run.config import method_of, parse_run
+    from pyrl.run.config import parse_train
 
-    if args[0].startswith("-"):
-        args = [method_of(args), *args]
-    method = one_of(args[0], METHODS, "method")
-    run = parse_run(args[1:], method, METHODS[method]())
+    run = parse_train(args)
     with _loading() as progress:
         from pyrl.train import Trainer
 
@@ -124,6 +128,24 @@ def _ended(report: Report, output: Path, changed: bool) -> int:
         return 0
     print("pyrl: no step updated the model: it is unchanged", file=sys.stderr)
     return 4
+
+
+def _methods(args: list[str]) -> int:
+    import rich
+    import tyro
+
+    from pyrl.methods.about import named
+    from pyrl.methods.pages import Lookup, listing, page
+    from pyrl.methods.registry import Registry
+
+    asked = tyro.cli(Lookup, args=args, prog="pyrl methods")
+    registry = Registry(asked.plugin)
+    if not asked.show:
+        rich.print(listing(registry))
+    for name in asked.show[1:]:
+        for found in named(name, registry):
+            rich.print(page(found))
+    return 0
 
 
 def _eval(args: list[str]) -> int:

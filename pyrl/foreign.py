@@ -37,13 +37,14 @@ def _late(number: int, frame: FrameType | None) -> None:
 class Foreign:
     """`with Foreign("reward f.py:score", 600.0):` turns what the body raises into a ForeignError.
 
-    `what` names the code in the message; with `file` the line of that file is named too. `seconds`
-    is the time limit, which holds in the main thread, the only one that Python can interrupt; code
-    that goes on nonetheless is interrupted again. Gradients switched off, torch's
-    default type and the working directory are afterwards what they were before.
+    `what` names the code in the message; with `file` the line of that file is named too, and with
+    None the line and the file of whatever ran last. `seconds` is the time limit, which holds in
+    the main thread, the only one that Python can interrupt; code that goes on nonetheless is
+    interrupted again. Gradients switched off, torch's default type and the working directory are
+    afterwards what they were before.
     """
 
-    def __init__(self, what: str, seconds: float, file: str = "") -> None:
+    def __init__(self, what: str, seconds: float, file: str | None = "") -> None:
         self._what, self._seconds, self._file = what, seconds, file
         self._done = threading.Event()
         self._inside = False
@@ -84,8 +85,10 @@ class Foreign:
             ) from error
         if isinstance(error, Exception | SystemExit):
             said = " ".join(str(error).split())
+            # A syntax error names its own file and line.
+            line = "" if isinstance(error, SyntaxError) else self._line(trace)
             raise ForeignError(
-                f"{self._what} raised {type(error).__name__}{self._line(trace)}: {said}"
+                f"{self._what} raised {type(error).__name__}{line}: {said}"
             ) from error
 
     def _watch(self) -> None:
@@ -102,5 +105,8 @@ class Foreign:
 
     def _line(self, trace: TracebackType | None) -> str:
         """The last line of the named file that was running."""
-        lines = [f.lineno for f in traceback.extract_tb(trace) if f.filename == self._file]
+        frames = traceback.extract_tb(trace)
+        if self._file is None:
+            return f" in line {frames[-1].lineno} of {frames[-1].filename}"
+        lines = [f.lineno for f in frames if f.filename == self._file]
         return f" in line {lines[-1]}" if lines else ""

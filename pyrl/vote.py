@@ -84,6 +84,7 @@ class Weighted:
     """
 
     by: Literal["inverse_width", "confidence"] = "inverse_width"
+    """What a leaf weighs."""
     tie: Tie = "first"
     """A tie goes to the answer that was seen first, or leaves the question without a label."""
 

@@ -42,16 +42,15 @@ PYTHON = {
     "presets": "loss",
     "learner": "attention engine logits loss models pack",
     "algorithm": "advantage answers budget fork leaves logits loss poll prune reward select vote",
-    "methods": "advantage algorithm fork loss prune reward select",
+    "methods": ("advantage algorithm checks foreign fork loss presets prune reward select vote"),
     # A run: it is watched, set up, trained and called.
     "report": "answers budget engine leaves reward rollout vote",
     "evaluate": (
         "answers checks engine foreign fork leaves logits models prompts prune report rollout vote"
     ),
     "run": (
-        "algorithm answers checks engine evaluate foreign learner leaves loss models pack prompts "
-        "report "
-        "reward rollout"
+        "algorithm answers checks engine evaluate foreign learner leaves loss methods models pack "
+        "prompts report reward rollout"
     ),
     "train": "advantage answers engine evaluate leaves pack prompts report rollout run vote",
     "demo": "algorithm checks evaluate fork loss methods models prune reward run sources",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,10 +16,12 @@ from pyrl.fork import EntropyConfidence, TopEntropy
 from pyrl.loss import KL
 from pyrl.methods.echo import echo as echo_method
 from pyrl.methods.ettrl import ettrl as ettrl_method
+from pyrl.methods.registry import Registry
 from pyrl.methods.ttrl import ttrl as ttrl_method
 from pyrl.prune import Doubt
 from pyrl.reward import RandomReward, TrueReward
 from pyrl.run.config import Run
+from pyrl.run.names import Names, Plugins
 
 TEMPERATURE = 0.6
 MAX_TOKENS = 21
@@ -135,13 +137,25 @@ class Demo:
     """Optimizer updates that share the samples of a step; the default is the demo's own number."""
     resume: bool = False
     """Go on from the last checkpoint in the output directory."""
+    names: Annotated[Names, tyro.conf.arg(name="")] = field(default_factory=Names)
+    """Choices by name, in the place of the demo's own."""
+    plugin: Plugins = ()
+    """Files of Python code with further choices, in tables such as LOSSES."""
 
 
 def parse_demo(argv: Sequence[str]) -> Run:
     """The run of the options of `pyrl demo`; a wrong option exits with code 2."""
     demo = tyro.cli(Demo, args=argv, prog="pyrl demo")
     method = one_of(demo.method, METHODS, "demo method")
-    run = replace(demo_run(method, output=demo.output, seed=demo.seed), resume=demo.resume)
+    run = demo_run(method, output=demo.output, seed=demo.seed)
+    algorithm = Registry(demo.plugin).choose(run.algorithm, demo.names.chosen)
     if demo.updates is not None:
-        run = replace(run, algorithm=replace(run.algorithm, updates_per_step=demo.updates))
-    return run if demo.steps is None else replace(run, steps=demo.steps)
+        algorithm = replace(algorithm, updates_per_step=demo.updates)
+    return replace(
+        run,
+        algorithm=algorithm,
+        names=demo.names,
+        plugin=demo.plugin,
+        resume=demo.resume,
+        steps=run.steps if demo.steps is None else demo.steps,
+    )

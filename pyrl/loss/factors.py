@@ -19,8 +19,11 @@ class TIS:
     """Truncated importance weight max(floor, min(rho, cap)) of a token or a whole response."""
 
     cap: float = 2.0
+    """Largest weight."""
     level: Literal["token", "sequence"] = "token"
+    """Whether a token or a whole response gets a weight."""
     floor: float = 0.0
+    """Smallest weight."""
     normalize: bool = False
     """Divide by the mean over tokens, or responses."""
 
@@ -54,7 +57,9 @@ class IcePop:
     """rho where it lies in [low, high], else 0: such a token has no policy term."""
 
     low: float = 0.5
+    """Smallest rho that counts."""
     high: float = 5.0
+    """Largest rho that counts."""
     needs = ("old_logprob_T", "rollout_logprob_T")
 
     def __post_init__(self) -> None:
@@ -74,8 +79,11 @@ class Steer:
     """
 
     shape: Literal["linear", "exp"] = "linear"
+    """How the weight falls."""
     least: float = 0.8
+    """Smallest weight."""
     most: float = 1.2
+    """Largest weight, of linear alone."""
     needs = ("logprob_T", "old_logprob_T", "advantage_T", "entropy_T")
 
     def __post_init__(self) -> None:

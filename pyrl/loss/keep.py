@@ -25,10 +25,15 @@ class Matched:
     """
 
     low: float
+    """Smallest statistic that stays."""
     high: float
+    """Largest statistic that stays."""
     statistic: Literal["rho", "k1", "k2", "k3"] = "rho"
+    """Of the difference of old and rollout log-prob."""
     level: Literal["token", "seq_sum", "seq_mean", "seq_max"] = "token"
+    """Whether tokens are tested, or responses by their sum, mean or largest value."""
     shrink: bool = True
+    """A dropped token leaves the response and its denominators too."""
     needs = ("old_logprob_T", "rollout_logprob_T", "offset_N1")
 
     def __post_init__(self) -> None:
@@ -69,7 +74,9 @@ class NearGenerator:
     """F-TIS: keeps A > 0, and responses whose sum of rollout - old is below gamma."""
 
     gamma: float = 50.0
+    """Nats; a response as far away as this is dropped where A <= 0."""
     shrink: bool = False
+    """A dropped token leaves the response and its denominators too."""
     needs = ("advantage_T", "old_logprob_T", "rollout_logprob_T", "offset_N1")
 
     def __call__(self, columns: LossColumns, state: LossState) -> Tensor:
@@ -88,9 +95,13 @@ class ClipCov:
     """
 
     low: float = 1.0
+    """Covariance from which on a token may be dropped."""
     high: float = 5.0
+    """Covariance up to which a token may be dropped."""
     share: float = 2e-4
+    """Share of the tokens that is dropped."""
     shrink: bool = False
+    """A dropped token leaves the response and its denominators too."""
     needs = ("advantage_T", "logprob_T", "old_logprob_T")
 
     def __post_init__(self) -> None:
@@ -115,9 +126,11 @@ class ClipB:
     """Drops A < 0 where p (H + log p) is mu deviations below its mean (arXiv:2602.03392)."""
 
     mu: float = 2.5
+    """Deviations below the mean at which a token is dropped."""
     policy: Literal["old", "rollout"] = "old"
     """Whose log-probability."""
     shrink: bool = True
+    """A dropped token leaves the response and its denominators too."""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -138,9 +151,13 @@ class ClipV:
     """
 
     mu: float = 8.5
+    """Deviations above which a token is dropped."""
     max_share: float = 1e-4
+    """Share of the tokens that is dropped at most."""
     policy: Literal["old", "rollout"] = "old"
+    """Whose log-probability."""
     shrink: bool = True
+    """A dropped token leaves the response and its denominators too."""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -169,7 +186,9 @@ class TopEntropy:
     """
 
     share: float = 0.2
+    """Share of the tokens that stays."""
     shrink: bool = False
+    """A dropped token leaves the response and its denominators too."""
     needs = ("entropy_T",)
 
     def __call__(self, columns: LossColumns, state: LossState) -> Tensor:
@@ -183,6 +202,7 @@ class TopCovariance:
     """KL-Cov: the max(1, int(share n)) tokens of largest covariance (arXiv:2505.22617)."""
 
     share: float = 2e-3
+    """Share of the tokens that is chosen."""
     needs = ("advantage_T", "logprob_T")
 
     def __call__(self, columns: LossColumns, state: LossState) -> Tensor:
@@ -200,6 +220,7 @@ class Improbable:
     """
 
     share: float = 0.01
+    """Share of the tokens with A < 0 that is chosen from."""
     needs = ("advantage_T", "logprob_T", "proxy_logprob_T")
 
     def __call__(self, columns: LossColumns, state: LossState) -> Tensor:

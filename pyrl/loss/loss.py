@@ -96,6 +96,7 @@ class Loss:
     keep: tuple[Keep, ...] = ()
     """A token stays if all of them keep it."""
     penalties: tuple[Penalty | ExpertLeak | EntropySmoothing | NucleusAnchor, ...] = ()
+    """Terms that are added to the loss of a token, or of a mini-batch."""
 
     def __post_init__(self) -> None:
         check_axes(self)

@@ -76,11 +76,15 @@ class ExpertLeak:
     """
 
     coef: float = 0.1
+    """Weight of the penalty."""
     slope: float = 0.5
+    """Share of the penalty that is left beyond the expert."""
     passed: float = 0.1
+    """Reward above which a response has passed."""
     expert: str = "expert"
     """The column of the data that has an expert's response to each question."""
     aggregate: Aggregate | None = None
+    """None: the loss's."""
     column = "expert_logprob_T"
     needs = ("advantage_T", "reward_T", column)
 
@@ -99,10 +103,15 @@ class EntropySmoothing:
     """
 
     coef: float = 0.001
+    """Weight of the penalty."""
     height: float = 0.1
+    """What a token outside the band counts."""
     low: float = 0.8
+    """Lower end of the band, as a multiple of the history."""
     high: float = 1.2
+    """Upper end of the band, as a multiple of the history."""
     level: Literal["token", "sequence"] = "token"
+    """Whether the entropy of a token or of its response is compared."""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -142,7 +151,9 @@ class NucleusAnchor:
     """
 
     coef: float = 0.005
+    """Weight of the penalty."""
     quantile: float = 0.8
+    """Quantile of a response's nucleus entropy above which tokens are peaks."""
     mass: float = 0.8
     """Of the nucleus."""
     column = "nucleus_entropy_T"

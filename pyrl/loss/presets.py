@@ -57,7 +57,7 @@ def dr_grpo() -> Loss:
 
 
 def reinforce() -> Loss:
-    """-A logprob (Williams 1992; for language models arXiv:2402.14740)."""
+    """-A logprob (Williams 1992; arXiv:2402.14740)."""
     return replace(ppo(), ratio=Ratio("one"), surrogate=MaskedLogp(), bounds=Unbounded())
 
 
@@ -134,7 +134,7 @@ def tis() -> Loss:
 
 def tis_sequence() -> Loss:
     """The same with the product over the response."""
-    return replace(ppo(), behaviour=TIS(level="sequence"))
+    return replace(tis(), behaviour=TIS(level="sequence"))
 
 
 def mis() -> Loss:
@@ -208,7 +208,7 @@ def clip_b() -> Loss:
 
 def clip_v() -> Loss:
     """The same by the exact first-order change (arXiv:2602.03392)."""
-    return replace(ppo(), keep=(ClipV(),))
+    return replace(clip_b(), keep=(ClipV(),))
 
 
 def top_entropy() -> Loss:

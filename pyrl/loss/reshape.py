@@ -19,6 +19,7 @@ class EntropyZ:
     """A (1 + scale z), z the entropy standardised over the batch (arXiv:2510.14545)."""
 
     scale: float = 0.2
+    """Change of an advantage for each deviation of entropy."""
     needs = ("advantage_T", "entropy_T")
 
     def __call__(self, columns: LossColumns, state: LossState) -> Tensor:
@@ -39,6 +40,7 @@ class Blend:
     target: float = 0.5
     """Wanted entropy (nats)."""
     limit: float = 0.1
+    """Largest distance from the target that counts (nats)."""
     hotter: float = 1.2
     """The second temperature as a multiple of the first, while the entropy is not above its
     target."""
@@ -74,6 +76,7 @@ class TokenGroup:
     """
 
     limit: float = 5.0
+    """Normalised reward from which on a question keeps its advantages."""
     needs = ("advantage_T", "reward_T", "offset_N1", "group_N")
 
     def __call__(self, columns: LossColumns, state: LossState) -> Tensor:
@@ -105,9 +108,14 @@ class EntropyBand:
     """
 
     low: tuple[float, float] = (0.6, 0.4)
+    """Lower end of the band (nats), at the beginning and at the end of the run."""
     high: tuple[float, float] = (0.7, 0.5)
+    """Upper end of the band (nats), at the beginning and at the end of the run."""
     cosine: bool = False
+    """Move by a cosine, not linearly."""
     needs = ("advantage_T", "entropy_T", "reward_T")
+    rewards = frozenset({-1.0, 1.0})
+    """What it can work with: a run with other rewards is refused before it begins."""
 
     def band(self, progress: float) -> tuple[float, float]:
         """Ends of the band at a share of the run (nats)."""
@@ -134,6 +142,7 @@ class SignFilter:
     """Keeps advantages of one sign; the others become 0."""
 
     keep: Literal["positive", "negative"] = "positive"
+    """Which advantages stay."""
     needs = ("advantage_T",)
 
     def __call__(self, columns: LossColumns, state: LossState) -> Tensor:

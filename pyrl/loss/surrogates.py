@@ -17,6 +17,7 @@ class MaskedLogp:
     """V = G logprob, G = min(R, cap) inside the bounds, else 0: a detached weight."""
 
     cap: float | None = None
+    """Largest weight; None: no cap."""
 
     def __post_init__(self) -> None:
         at_least(0, self, "cap")
@@ -32,7 +33,9 @@ class SoftClipped:
     """PPO whose gradient outside is low or high times the bound, not 0 (arXiv:2509.20712)."""
 
     low: float = 0.5
+    """Share of the gradient below the bounds."""
     high: float = 1.0
+    """Share of the gradient above the bounds."""
     scale_value: bool = True
     """The displayed value outside is scaled too."""
 
@@ -47,6 +50,7 @@ class Sigmoid:
     positive: float = 1.0
     """tau where A > 0."""
     other: float = 1.05
+    """tau elsewhere."""
 
     def __post_init__(self) -> None:
         if not (self.positive > 0 and self.other > 0):

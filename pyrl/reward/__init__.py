@@ -71,6 +71,11 @@ class VoteReward:
     wrong: float = 0.0
     """For a leaf with another answer than the label."""
 
+    @property
+    def values(self) -> set[float]:
+        """All rewards that there can be."""
+        return {1.0, self.wrong} | ({self.no_answer} if self.no_answer is not None else set())
+
     def __call__(
         self, leaves: Leaves, answers: Answers, votes: Votes, prompts: Sequence[Question]
     ) -> NDArray[np.float64]:
@@ -112,6 +117,9 @@ class TrueReward:
     relation that sorted them.
     """
 
+    values = frozenset({0.0, 1.0})
+    """All rewards that there can be."""
+
     def __call__(
         self, leaves: Leaves, answers: Answers, votes: Votes, prompts: Sequence[Question]
     ) -> NDArray[np.float64]:
@@ -137,7 +145,12 @@ class RandomReward:
     """
 
     p: float = 0.5
+    """Probability of 1."""
     seed: int = 0
+    """Another seed draws other rewards."""
+
+    values = frozenset({0.0, 1.0})
+    """All rewards that there can be."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.p <= 1:

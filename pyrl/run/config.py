@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
 import io
 import os
-import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
@@ -30,10 +27,21 @@ from pyrl.checks import one_of
 from pyrl.engine.launch import ENGINES
 from pyrl.engine.vllm.options import VLLMOptions
 from pyrl.foreign import TIME_LIMIT
-
-
-class ConfigError(ValueError):
-    """A settings file that cannot be used; the message names the file and the setting."""
+from pyrl.methods.fields import classes, has_stages, is_record, leaves, stages
+from pyrl.methods.registry import Registry
+from pyrl.run.names import (
+    ConfigError,
+    Given,
+    Names,
+    Plugins,
+    check_owners,
+    first_pass,
+    make_choices,
+    owned,
+    take_names,
+    take_plugins,
+    without_replaced,
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,10 @@ class Run:
     """Every choice of the method (pyrl.algorithm.Algorithm)."""
     output: Path
     """Directory of checkpoints, metrics and the report."""
+    names: Annotated[Names, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Names)
+    """The choices of `algorithm` that are not the method's own but were made by name."""
+    plugin: Plugins = ()
+    """Files of Python code with further methods and choices, in tables such as LOSSES."""
     resume: bool = False
     """Go on from the last checkpoint in the output directory."""
     steps: int = 80
@@ -168,6 +180,11 @@ class Run:
             )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas: expected two numbers in [0, 1), got {self.betas}")
+        if self.names.reward is not None and self.reward_function is not None:
+            raise ValueError(
+                f"reward: expected a name or a reward_function, got {self.names.reward!r} and "
+                f"{self.reward_function!r}"
+            )
 
 
 _LEAST = {
@@ -191,28 +208,63 @@ CHOICES = "choices"
 """Where a settings file has the class of each choice: PPO and CISPO can have the same numbers."""
 
 
+def parse_train(argv: Sequence[str]) -> Run:
+    """Settings from all that follows `pyrl train`: METHOD, unless the file names it, and options.
+
+    ValueError: there is no such method, or what `parse_run` raises.
+    """
+    if argv[0].startswith("-"):
+        argv = [method_of(argv), *argv]
+    method, *options = argv
+    given = first_pass(options)
+    plugins = given.plugins
+    if plugins is None and given.config is not None:
+        plugins = take_plugins(_read(given.config), given.config)
+    return parse_run(options, method, Registry(plugins or ()).method(method))
+
+
 def parse_run(argv: Sequence[str], method: str, algorithm: object) -> Run:
     """Settings from the options of `pyrl train METHOD`; `algorithm` holds the method's defaults.
 
-    Any nested frozen dataclass works: `--loss.kl.coef 0` sets algorithm.loss.kl.coef, and a stage
-    of a tuple goes by its class: `--advantage.group-baseline.scale`. `--config FILE` reads YAML
-    first. A wrong option exits with code 2 after naming the nearest right one; ConfigError: wrong
-    file.
+    Choices by name (`--loss gspo`) come first: they say which settings there are. Any nested frozen
+    dataclass works: `--loss.kl.coef 0` sets algorithm.loss.kl.coef, and a stage of a tuple goes by
+    its class: `--advantage.group-baseline.scale`. `--config FILE` reads YAML before the options,
+    except for the settings of choices that the options replace by name. A wrong option exits with
+    code 2 after naming the nearest right one; ConfigError: wrong file; ValueError: there is no such
+    name, or an option belongs to another choice.
     """
-    path, options = _config_file(argv)
-    run = Run(MISSING, MISSING, method, algorithm, Path("runs") / method)
-    if path:
-        settings = _read(path)
-        named = settings.pop("method", method)
-        if named != method:
-            raise ConfigError(f"{path}: method: expected {method!r}, got {named!r}")
-        run = _apply(run, settings, path)
-    return _parse(run, options)
+    given = first_pass(argv)
+    settings = _read(given.config) if given.config else {}
+    run = _begin(method, algorithm, given, settings)
+    check_owners(given.options, run.algorithm, Registry(run.plugin))
+    return _parse(run, given.options)
+
+
+def _begin(method: str, algorithm: object, given: Given, settings: dict[str, Any]) -> Run:
+    """The run before its options are read: with the choices by name, and the file's settings."""
+    path = given.config or Path()
+    named = settings.pop("method", method)
+    if named != method:
+        raise ConfigError(f"{path}: method: expected {method!r}, got {named!r}")
+    of_file, plugins = take_names(settings, path), take_plugins(settings, path)
+    names = of_file | given.names
+    registry = Registry(plugins if given.plugins is None else given.plugins)
+    run = Run(
+        MISSING,
+        MISSING,
+        method,
+        make_choices(algorithm, names, registry, path, of_file),
+        Path("runs") / method,
+        Names(**names),
+        registry.plugins,
+    )
+    settings = without_replaced(settings, of_file, given.names)
+    return _apply(run, settings, path, registry) if settings else run
 
 
 def method_of(argv: Sequence[str]) -> str:
     """The method that the file of `--config` names; ConfigError: no such file, or it names none."""
-    path, _ = _config_file(argv)
+    path = first_pass(argv).config
     if path is None:
         raise ConfigError(f"expected a method before the options of pyrl train, got {argv[0]!r}")
     method = _read(path).get("method")
@@ -221,24 +273,17 @@ def method_of(argv: Sequence[str]) -> str:
     return method
 
 
-def _config_file(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """The file of `--config`, and all other options."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", type=Path)
-    known, options = parser.parse_known_args(argv)
-    return known.config, options
-
-
 def settings_of(run: Run) -> dict[str, Any]:
-    """All settings, nested as on the command line, and the class of each choice."""
+    """All settings, nested as on the command line, names first, and the class of each choice."""
     nested: dict[str, Any] = {"method": run.method}
+    nested |= {kind: {"name": name} for kind, name in run.names.chosen.items()}
     for name, value in _leaves(run):
         *groups, last = name.split(".")
         target = nested
         for group in groups:
             target = target.setdefault(group, {})
         target[last] = _plain(value)
-    nested[CHOICES] = dict(_choices(run.algorithm))
+    nested[CHOICES] = dict(classes(run.algorithm))
     return nested
 
 
@@ -256,21 +301,29 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def load_run(path: Path, methods: Mapping[str, Callable[[], object]]) -> Run:
-    """Settings that `save_run` wrote; ConfigError names what is wrong with the file."""
+def load_run(path: Path, methods: Mapping[str, Callable[[], object]] | None = None) -> Run:
+    """Settings that `save_run` wrote; ConfigError names what is wrong with the file.
+
+    `methods`: those that it may name; None: all that there are, the file's plugins included.
+    """
     settings = _read(path)
-    method = settings.pop("method", None)
+    method: Any = settings.get("method")
+    if methods is None:
+        registry = Registry(take_plugins(dict(settings), path))
+        methods = {entry.name: entry.make for entry in registry.entries("method")}
     if method not in methods:
         raise ConfigError(f"{path}: method: expected one of {', '.join(methods)}, got {method!r}")
-    run = Run(MISSING, MISSING, method, methods[method](), Path("runs") / method)
-    run = _apply(run, settings, path)
+    run = _begin(method, methods[method](), Given(path, None, {}, []), settings)
     if MISSING in (run.model, run.data):
         raise ConfigError(f"{path}: expected the settings 'model' and 'data'")
     return run
 
 
 def _parse(run: Run, options: Sequence[str], *markers: Any) -> Run:
-    about = f"Train by {run.method}. --config FILE reads settings from YAML; options override it."
+    about = (
+        f"Train by {run.method}. --config FILE reads settings from YAML; options override it.\n"
+        "`pyrl methods` lists the names of choices; --loss gspo --help has that loss's settings."
+    )
     return tyro.cli(
         Run,
         prog=f"pyrl train {run.method}",
@@ -299,13 +352,13 @@ def _registry() -> ConstructorRegistry:
         return replace(spec, fields=tuple(map(_narrowed, spec.fields)))
 
     @registry.struct_rule
-    def stages(info: StructTypeInfo) -> StructConstructorSpec | None:
-        if not _has_stages(info.default):
+    def tuples(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if not has_stages(info.default):
             return None
         return StructConstructorSpec(
-            instantiate=lambda **stages: tuple(stages.values()),
+            instantiate=lambda **parts: tuple(parts.values()),
             fields=tuple(
-                StructFieldSpec(name, type(stage), stage) for name, stage in _stages(info.default)
+                StructFieldSpec(name, type(stage), stage) for name, stage in stages(info.default)
             ),
         )
 
@@ -314,61 +367,17 @@ def _registry() -> ConstructorRegistry:
 
 def _narrowed(field: StructFieldSpec) -> StructFieldSpec:
     value = field.default
-    if not (_is_record(value) or _has_stages(value)):
+    if not (is_record(value) or has_stages(value)):
         return field
     metadata = getattr(field.type, "__metadata__", ())
     kind: Any = Annotated[(type(value), *metadata)] if metadata else type(value)
     return replace(field, type=kind)
 
 
-def _is_record(value: object) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
-
-
-def _has_stages(value: object) -> bool:
-    return isinstance(value, tuple) and value != () and all(map(_is_record, value))
-
-
-def _stages(stages: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
-    """Names for the dataclasses of a tuple: their class, and a number from the second of a kind."""
-    seen: Counter[str] = Counter()
-    for stage in stages:
-        name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(stage).__name__).lower()
-        seen[name] += 1
-        yield (name if seen[name] == 1 else f"{name}_{seen[name]}"), stage
-
-
-def _leaves(record: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(run: Run) -> Iterator[tuple[str, Any]]:
     """(dotted name, value) of all settings; the algorithm's stand beside the run's."""
-    for field in (field for field in dataclasses.fields(record) if field.init):
-        value = getattr(record, field.name)
-        name = prefix + field.name
-        if isinstance(record, Run) and field.name == "algorithm":
-            yield from _leaves(value)
-        elif _is_record(value):
-            yield from _leaves(value, f"{name}.")
-        elif _has_stages(value):
-            for stage_name, stage in _stages(value):
-                yield from _leaves(stage, f"{name}.{stage_name}.")
-        elif not (isinstance(record, Run) and field.name == "method"):
-            yield name, value
-
-
-def _choices(record: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted name, class) of all choices below a record."""
-    for field in (field for field in dataclasses.fields(record) if field.init):
-        value, name = getattr(record, field.name), prefix + field.name
-        parts = _stages(value) if _has_stages(value) else [("", value)]
-        for part, choice in parts:
-            if _is_record(choice):
-                dotted = f"{name}.{part}" if part else name
-                yield dotted, _class_name(type(choice))
-                yield from _choices(choice, f"{dotted}.")
-
-
-def _class_name(of: type) -> str:
-    inside = of.__module__.startswith("pyrl.")
-    return of.__qualname__ if inside else f"{of.__module__}.{of.__qualname__}"
+    yield from leaves(run, without=("method", "algorithm", "names"))
+    yield from leaves(run.algorithm)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -393,20 +402,24 @@ def _flatten(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str
             yield name, value
 
 
-def _apply(run: Run, settings: Mapping[str, Any], path: Path) -> Run:
+def _apply(run: Run, settings: Mapping[str, Any], path: Path, registry: Registry) -> Run:
     """The run with the settings of a file, read by the same parser as options."""
-    current, classes = dict(_leaves(run)), dict(_choices(run.algorithm))
+    current, own = dict(_leaves(run)), dict(classes(run.algorithm))
     options = []
     for name, value in settings.items():
         head, _, choice = name.partition(".")
         if head == CHOICES:
-            if value != classes.get(choice):
+            if value != own.get(choice):
+                kind = choice.partition(".")[0]
+                whose = f"{kind} {vars(run.names)[kind]!r}" if kind in run.names.chosen else ""
                 raise ConfigError(
-                    f"{path}: {choice}: expected {classes.get(choice)}, as the method "
-                    f"{run.method!r} has it, got {value}"
+                    f"{path}: {choice}: expected {own.get(choice)}, as the "
+                    f"{whose or f'method {run.method!r}'} has it, got {value}"
                 )
             continue
         if name not in current:
+            if owners := owned(name, run.algorithm, registry):
+                raise ConfigError(f"{path}: {name}{owners}")
             near = difflib.get_close_matches(name, current, n=1, cutoff=0)[0]
             raise ConfigError(f"{path}: there is no setting {name!r}; the nearest is {near!r}")
         if value == [] and current[name] == ():

@@ -18,6 +18,7 @@ from pyrl.run import checkpoint, log
 from pyrl.run.checkpoint import Checkpoint
 from pyrl.run.config import CHOICES, Run, save_run
 from pyrl.run.lock import LOCK, RunError
+from pyrl.run.names import KEYS
 
 SETTINGS = "run.yaml"
 
@@ -41,6 +42,9 @@ FREE = frozenset(
         "loggers",
         "call_time_limit",
         "vllm",
+        "plugin",
+        # A name gives classes and numbers, and these are compared.
+        *(f"{kind}.name" for kind in KEYS),
     }
 )
 """What a resumed run may change: how long, where and how it is watched, not what it learns."""
@@ -92,7 +96,7 @@ def _check_same(run: Run, path: Path) -> None:
     different = [
         f"{name} (was {before.get(name)!r}, is {given.get(name)!r})"
         for name in {**before, **given}
-        if name.partition(".")[0] not in FREE and before.get(name) != given.get(name)
+        if not {name, name.partition(".")[0]} & FREE and before.get(name) != given.get(name)
     ]
     if different:
         raise RunError(

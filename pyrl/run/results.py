@@ -34,7 +34,8 @@ def write_results(
     }
     if evaluations.taken and (left_out := evaluations.left_out()):
         facts["scored"] = left_out
-    title = f"{run.method} on {run.model}, {run.data}"
+    chosen = ", ".join(f"{kind} {name}" for kind, name in run.names.chosen.items())
+    title = f"{run.method}{f' ({chosen})' if chosen else ''} on {run.model}, {run.data}"
     metrics = run.output / "metrics.jsonl"
     training = first_and_last(read_metrics(metrics))
     report = Report(title, tuple(evaluations.taken), facts, training)

@@ -67,6 +67,7 @@ def assemble(run: Run, eval_sets: Mapping[str, str] | None = None) -> Parts:
     if run.reward_function is not None:
         reward = FunctionReward(run.reward_function, run.reward_answers, run.call_time_limit)
         algorithm = replace(algorithm, reward=reward)
+    _check_rewards(algorithm)
     start = find_start(run)
     if run.threads:
         torch.set_num_threads(run.threads)
@@ -110,6 +111,21 @@ def assemble(run: Run, eval_sets: Mapping[str, str] | None = None) -> Parts:
         sync=sync,
         signals=signals,
     )
+
+
+def _check_rewards(algorithm: Algorithm) -> None:
+    """ValueError names a part of the loss that cannot work with the rewards, as far as known."""
+    reward = algorithm.reward
+    for axis in algorithm.loss.reshape:
+        if hasattr(axis, "rewards") and hasattr(reward, "values"):
+            other = " and ".join(f"{value:g}" for value in sorted(reward.values - axis.rewards))
+            can = [f"{value:g}" for value in sorted(axis.rewards)]
+            if other:
+                raise ValueError(
+                    f"{type(axis).__name__}: expected rewards of {' or '.join(can)}, got {other} "
+                    f"by {type(reward).__name__}; --reward vote --reward.wrong {can[0]} "
+                    f"--reward.no-answer {can[0]} gives such"
+                )
 
 
 def _loader(

@@ -1,0 +1,72 @@
+"""Choices by name, a table for each field of a method; losses are in `pyrl.presets`.
+
+A line adds one: its name, and what gives the choice with its defaults. The docstring of that
+says what it is and names its source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pyrl import advantage
+from pyrl.advantage import AdvantageClip, EntropyReshape, Hybrid, Stage, WhitenTokens
+from pyrl.fork import EntropyConfidence, EPTree, Flat, Fork, OnlineEntropy, TopEntropy
+from pyrl.prune import Doubt, Keep, Prune
+from pyrl.reward import RandomReward, Reward, TrueReward, VoteReward
+from pyrl.select import First, Select, Stratified
+from pyrl.vote import Majority, Vote, Weighted
+
+
+def inverse_width() -> Vote:
+    """A trunk's leaves share one vote, so that a prefix that forked often does not outvote."""
+    return Weighted("inverse_width")
+
+
+def confidence() -> Vote:
+    """A leaf votes with the mean confidence of its last tokens."""
+    return Weighted("confidence")
+
+
+ADVANTAGES: dict[str, Callable[[], Stage | tuple[Stage, ...]]] = {
+    "grpo": advantage.grpo,
+    "dr_grpo": advantage.dr_grpo,
+    "rloo": advantage.rloo,
+    "treerl": advantage.tree_rl,
+    "treerl_released": advantage.tree_rl_released,
+    "treepo": advantage.tree_po,
+    "tree_grpo": advantage.tree_grpo,
+    "ear": EntropyReshape,
+    "ear_clip": AdvantageClip,
+    "hybrid": Hybrid,
+    "whiten": WhitenTokens,
+}
+"""Stages of the advantage; several run in the order in which they are named."""
+
+FORKS: dict[str, Callable[[], Fork]] = {
+    "flat": Flat,
+    "top_entropy": TopEntropy,
+    "ep_tree": EPTree,
+    "online_entropy": OnlineEntropy,
+    "entropy_confidence": EntropyConfidence,
+}
+"""Where trees fork."""
+
+PRUNES: dict[str, Callable[[], Prune]] = {"keep": Keep, "doubt": Doubt}
+"""Which branches stop early."""
+
+VOTES: dict[str, Callable[[], Vote]] = {
+    "majority": Majority,
+    "inverse_width": inverse_width,
+    "confidence": confidence,
+}
+"""How a label is elected."""
+
+SELECTS: dict[str, Callable[[], Select]] = {"first": First, "stratified": Stratified}
+"""Which leaves train."""
+
+REWARDS: dict[str, Callable[[], Reward]] = {
+    "vote": VoteReward,
+    "true": TrueReward,
+    "random": RandomReward,
+}
+"""What a leaf earns."""
