@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrl import _core
+from pyrl.checks import at_least, finite
 from pyrl.leaves import Scored
 
 Floats = NDArray[np.float64]
@@ -85,6 +86,49 @@ class GroupBaseline:
             single=self.single,
         )
         advantage_N = _core.tree.group_advantage(scored.group_N, scored.reward_N, options)
+        return advantage_N[scored.leaf_T]
+
+    def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
+        return {}
+
+
+@dataclass(frozen=True)
+class MassBaseline:
+    """A = F (r - b) / (sqrt(sum W (r - b)^2) + eps), b = sum W r, F = n W^power / sum W^power.
+
+    W are the weights of the n leaves of a prompt that were drawn without replacement, scaled to 1
+    in sum over those of known reward: sums with W estimate means over the policy
+    (arXiv:1903.06059; gradients with such weights: arXiv:2002.06043). The input is ignored; equal
+    rewards give exactly 0.
+    """
+
+    power: float = 0.5
+    """W^power, scaled anew, is what an advantage is multiplied with; b and the deviation are with
+    W. 1 is the estimate of the policy's gradient; below, rare answers count more; 0: all leaves
+    count the same."""
+    eps: float = 1e-6
+    """Added to the deviation."""
+
+    def __post_init__(self) -> None:
+        finite(self, "power", "eps")
+        at_least(0, self, "power", "eps")
+
+    def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
+        advantage_N = np.zeros(scored.reward_N.size)
+        known_N = ~np.isnan(scored.reward_N)
+        bounds = np.searchsorted(scored.group_N, np.unique(scored.group_N))
+        for member in np.split(np.arange(known_N.size), bounds[1:]):
+            known = member[known_N[member]]
+            reward = scored.reward_N[known]
+            weight = scored.weight_N[known]
+            if reward.size < 2 or reward.min() == reward.max() or weight.sum() == 0:
+                continue
+            share = weight / weight.sum()
+            away = reward - (share * reward).sum()
+            deviation = np.sqrt((share * away**2).sum())
+            factor = share**self.power
+            factor *= reward.size / factor.sum()
+            advantage_N[known] = factor * away / (deviation + self.eps)
         return advantage_N[scored.leaf_T]
 
     def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pyrl.advantage import Stage, check_stages
 from pyrl.answers import Equivalence, Extractor
 from pyrl.budget import Allowance
-from pyrl.fork import Flat, Fork
+from pyrl.fork import Flat, Fork, WithoutReplacement
 from pyrl.leaves import Decode
 from pyrl.logits.sampling import Sampling
 from pyrl.loss import Loss
@@ -17,7 +17,7 @@ from pyrl.poll import Poll
 from pyrl.prune import Keep, Prune
 from pyrl.reward import Reward, VoteReward
 from pyrl.select import First, Select
-from pyrl.vote import Majority, Vote
+from pyrl.vote import Majority, Mass, Vote
 
 
 @dataclass(frozen=True)
@@ -104,15 +104,36 @@ class Algorithm:
             raise ValueError(f"updates_per_step: expected >= 1, got {self.updates_per_step}")
         check_loss(self.loss)
         check_stages(self.advantage)
-        if self.sample.stop_when_decided and not isinstance(self.vote, Majority):
+        if self.sample.stop_when_decided and not isinstance(self.vote, Majority | Mass):
             raise ValueError(
-                f"sample.stop_when_decided: expected vote=Majority(), got {self.vote}: "
-                f"what a missing leaf can change is only known where each leaf has one vote"
+                f"sample.stop_when_decided: expected vote=Majority() or Mass(), got {self.vote}: "
+                f"what a missing leaf can change is only known where each leaf has one vote, or "
+                f"the mass that is still unseen is known"
+            )
+        self._check_replacement()
+
+    def _check_replacement(self) -> None:
+        """Trees without replacement go with some choices alone, and these with no other trees."""
+        unique = isinstance(self.fork, WithoutReplacement)
+        if unique != isinstance(self.vote, Mass):
+            raise ValueError(
+                f"fork and vote: expected WithoutReplacement() and Mass() together, got "
+                f"{self.fork} and {self.vote}: leaves weigh what they stand for there alone "
+                f"(--fork without_replacement --vote mass)"
+            )
+        if unique and self.prune != Keep():
+            raise ValueError(
+                f"prune: expected Keep() beside fork=WithoutReplacement(), which drops branches "
+                f"itself, got {self.prune}"
+            )
+        if unique and self.sample.votes < 2:
+            raise ValueError(
+                f"sample.votes: expected at least 2 without replacement, got {self.sample.votes}"
             )
 
     def poll(self, decode: Decode, extractor: Extractor, equivalence: Equivalence) -> Poll | None:
         """The poll of one rollout; None unless `sample.stop_when_decided`."""
         if not self.sample.stop_when_decided:
             return None
-        assert isinstance(self.vote, Majority)
+        assert isinstance(self.vote, Majority | Mass)
         return Poll(self.vote, decode, extractor, equivalence, self.sample.train)

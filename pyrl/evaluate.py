@@ -20,7 +20,7 @@ from pyrl.engine import Engine
 from pyrl.engine.launch import ENGINES, Request
 from pyrl.engine.vllm.options import VLLMOptions
 from pyrl.foreign import TIME_LIMIT
-from pyrl.fork import Flat
+from pyrl.fork import Flat, Fork, WithoutReplacement
 from pyrl.leaves import Decode, Leaves, collect
 from pyrl.logits.sampling import Sampling
 from pyrl.models import find_device, load_model, room
@@ -28,7 +28,9 @@ from pyrl.prompts import Prompt, load_prompts
 from pyrl.prune import Keep
 from pyrl.report import Evaluation, Progress
 from pyrl.rollout import Rollout, Stop, derive_seed
-from pyrl.vote import Majority
+from pyrl.vote import Majority, Mass, Vote
+
+FLAT = Flat()
 
 
 def answered(prompts: Sequence[Prompt], name: str) -> Sequence[Prompt]:
@@ -53,6 +55,8 @@ class Scoring:
     low_temperature: float = 0.0
     """Another pass@1 at this temperature; 0: none."""
     max_tokens: int = 1024
+    exact: bool = False
+    """Also the masses of `samples` different responses, drawn without replacement."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,10 @@ class EvalSettings:
     """Of these samples; greedy answers have none."""
     low_temperature: float = 0.3
     """Another pass@1; 0: none."""
+    exact: bool = False
+    """Also draw `samples` different responses of each question (two at least): whether the answer
+    of the largest mass is right, the mass of right ones, and the mass that they leave unseen, by
+    which the second can be too small."""
     max_tokens: int = 1024
     """Response tokens at most."""
     extractor: str | None = None
@@ -155,6 +163,10 @@ class Evaluator:
             tokens += used
         leaves, used = self._sample(prompts, max(how.samples, how.votes), how.temperature, how)
         metrics |= self._sampled(leaves, prompts, how)
+        if how.exact:
+            masses, more = self._masses(prompts, how)
+            metrics |= masses
+            used += more
         return Evaluation(
             set=name,
             model=model,
@@ -170,11 +182,29 @@ class Evaluator:
         metrics = {f"pass@1/T={how.temperature:g}": float(right_GN[:, :n].mean())}
         for votes in [n, how.votes] if how.votes else [n]:
             first = np.flatnonzero(np.arange(len(leaves.leaf_N)) % count < votes)
-            metrics[f"maj@{votes}"] = self._majority(leaves.take(first), prompts)
+            metrics[f"maj@{votes}"] = self._label(leaves.take(first), prompts, Majority())
         return metrics | {f"pass@{n}": float(right_GN[:, :n].any(1).mean())}
 
+    def _masses(self, prompts: Sequence[Prompt], how: Scoring) -> tuple[dict[str, float], int]:
+        """What the most probable responses say, and what they weigh; the sampled tokens."""
+        votes, at = max(how.samples, 2), f"T={how.temperature:g}"
+        fork = WithoutReplacement()
+        leaves, used = self._sample(prompts, votes, how.temperature, how, fork)
+        mass_N = np.exp(leaves.log_mass_N)
+        right = float((mass_N * self._right(leaves, prompts)).sum()) / len(prompts)
+        return {
+            f"label by mass/{at}": self._label(leaves, prompts, Mass()),
+            f"right mass/{at}": right,
+            f"unseen mass/{at}": 1 - float(mass_N.sum()) / len(prompts),
+        }, used
+
     def _sample(
-        self, prompts: Sequence[Prompt], samples: int, temperature: float, how: Scoring
+        self,
+        prompts: Sequence[Prompt],
+        samples: int,
+        temperature: float,
+        how: Scoring,
+        fork: Fork = FLAT,
     ) -> tuple[Leaves, int]:
         rollout = Rollout(
             self.engine,
@@ -182,7 +212,7 @@ class Evaluator:
             votes=samples,
             limit=how.max_tokens,
             sampling=Sampling(temperature),
-            fork=Flat(),
+            fork=fork,
             prune=Keep(),
             signals=None,
             seed=derive_seed(self.seed, samples, round(temperature * 1000)),
@@ -197,9 +227,10 @@ class Evaluator:
         asked = [prompts[group] for group in leaves.group_N.tolist()]
         return np.equal(right(answers.answer_N, asked, self.equivalence), 1)
 
-    def _majority(self, leaves: Leaves, prompts: Sequence[Prompt]) -> float:
+    def _label(self, leaves: Leaves, prompts: Sequence[Prompt], vote: Vote) -> float:
+        """Share of right labels."""
         answers = classify(leaves, self.extractor, self.equivalence)
-        label_G = Majority()(leaves, answers).label_G
+        label_G = vote(leaves, answers).label_G
         return float((right(label_G, prompts, self.equivalence) == 1).mean())
 
 
@@ -248,6 +279,7 @@ def evaluate_model(settings: EvalSettings, progress: Progress) -> Evaluation:
         samples=settings.samples,
         low_temperature=settings.low_temperature,
         max_tokens=settings.max_tokens,
+        exact=settings.exact,
     )
     with closing(engine):
         sync(0)

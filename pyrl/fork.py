@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pyrl._core.tree import Forest, Observed, SignalSpec, Threshold
 from pyrl.checks import at_least, finite, shares
+from pyrl.law import Law
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,9 @@ class Fork(Protocol):
     def at_end(self, trunk: Finished) -> list[Site]:
         """Forks of a finished trunk; empty when it is done."""
 
+    def law(self, forest: Forest, votes: int) -> Law | None:
+        """The law that forks and drops branches in place of all this; None: there is none."""
+
 
 @dataclass(frozen=True)
 class Flat:
@@ -77,6 +81,9 @@ class Flat:
 
     def at_end(self, trunk: Finished) -> list[Site]:
         return []
+
+    def law(self, forest: Forest, votes: int) -> Law | None:
+        return None
 
 
 @dataclass(frozen=True)
@@ -251,3 +258,20 @@ class EntropyConfidence(Flat):
         spec.min_tokens = self.min_tokens
         spec.warmup_traces = self.warmup_traces
         return spec.fork
+
+
+@dataclass(frozen=True)
+class WithoutReplacement(Flat):
+    """`votes` responses of which no two are equal, the top of a perturbed order of all responses.
+
+    The sampled token of a branch is an ordinary draw; where the best of all other continuations is
+    among the `votes` best of the question, a sibling opens that draws from the others, and what
+    falls out of the best is dropped (Gumbel-top-k, arXiv:1903.06059). Leaves get weights that undo
+    the selection; `vote=Mass()` counts them.
+    """
+
+    def trunks(self, votes: int) -> int:
+        return 1
+
+    def law(self, forest: Forest, votes: int) -> Law | None:
+        return Law(forest, votes)

@@ -27,7 +27,10 @@ class Leaves:
     trunk_N: NDArray[np.int64]
     """Ordinal of the leaf's trunk (independent sample of the prompt) inside its group."""
     weight_N: NDArray[np.float64]
-    """Inverse-width weight: a trunk's leaves, pruned ones included, sum to 1."""
+    """Without replacement: what the leaf stands for, 1 in sum over a prompt. Otherwise the
+    inverse-width weight: a trunk's leaves, pruned ones included, sum to 1."""
+    log_mass_N: NDArray[np.float64]
+    """Log-prob of the response as it was drawn (nats), without replacement; otherwise NaN."""
     length_N: NDArray[np.int64]
     """Response tokens, end of sequence included."""
     finish_N: NDArray[np.uint8]
@@ -49,6 +52,7 @@ class Leaves:
             groups=self.groups,
             trunk_N=self.trunk_N[index_N],
             weight_N=self.weight_N[index_N],
+            log_mass_N=self.log_mass_N[index_N],
             length_N=self.length_N[index_N],
             finish_N=self.finish_N[index_N],
             entropy_N=self.entropy_N[index_N],
@@ -65,6 +69,8 @@ class Scored:
     group_N: NDArray[np.int64]
     """Non-decreasing."""
     trunk_N: NDArray[np.int64]
+    weight_N: NDArray[np.float64]
+    """`Leaves.weight_N`."""
     reward_N: NDArray[np.float64]
     """NaN is unknown (a verifier that ran out of time): no baseline counts it, no advantage."""
     entropy_N: NDArray[np.float64]
@@ -89,6 +95,7 @@ def collect(forest: Forest, decode: Decode, tail: int = 16) -> Leaves:
         groups=forest.trees,
         trunk_N=table.trunk_N,
         weight_N=table.weight_N,
+        log_mass_N=table.log_mass_N,
         length_N=table.length_N,
         finish_N=table.finish_N,
         entropy_N=table.mean_entropy_N,
@@ -105,6 +112,7 @@ def score(
     return Scored(
         group_N=leaves.group_N,
         trunk_N=leaves.trunk_N,
+        weight_N=leaves.weight_N,
         reward_N=reward_N,
         entropy_N=leaves.entropy_N,
         length_N=leaves.length_N,

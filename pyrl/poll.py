@@ -7,7 +7,7 @@ import numpy as np
 from pyrl._core.tree import Forest
 from pyrl.answers import Equivalence, Extractor, read_answer
 from pyrl.leaves import Decode
-from pyrl.vote import Majority
+from pyrl.vote import Countable
 
 
 class Poll:
@@ -19,7 +19,7 @@ class Poll:
 
     def __init__(
         self,
-        vote: Majority,
+        vote: Countable,
         decode: Decode,
         extractor: Extractor,
         equivalence: Equivalence,
@@ -34,12 +34,12 @@ class Poll:
     def decided(self, forest: Forest, tree: int, missing: int) -> bool:
         """Whether no `missing` more leaves, whatever they say, can change a prompt's label."""
         leaf_N = forest.leaves(tree)
-        # A lead is at most the number of leaves.
-        if len(leaf_N) < max(self._due.get(tree, 0), missing + 1):
+        if len(leaf_N) < max(self._due.get(tree, 0), self.vote.quorum(missing)):
             return False
         self._read(forest, [leaf for leaf in leaf_N.tolist() if leaf not in self._answer])
         class_N = self.equivalence.classes([self._answer[leaf] for leaf in leaf_N.tolist()])
-        more = self.vote.undecided(class_N, missing)
+        mass_N = np.exp(forest.leaf_table(leaf_N).log_mass_N)
+        more = self.vote.undecided(class_N, missing, mass_N)
         self._due[tree] = len(leaf_N) + more
         return more == 0
 

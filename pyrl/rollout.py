@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from inspect import signature
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -14,8 +15,19 @@ from numpy.typing import NDArray
 
 from pyrl._core.tree import Forest, Signals, SignalSpec
 from pyrl.budget import UNLIMITED, Allowance, Budget, Counts, Ending, Limits
-from pyrl.engine import RUNNING, STOPPED, TRUNCATED, Branches, Engine, Sampled
+from pyrl.engine import (
+    NO_TOKENS,
+    RUNNING,
+    STOPPED,
+    TRUNCATED,
+    Branches,
+    Engine,
+    EngineError,
+    Sampled,
+)
+from pyrl.forest import DECIDED, REFUSED
 from pyrl.fork import Finished, Fork, Site
+from pyrl.law import Law
 from pyrl.logits.sampling import Sampling
 from pyrl.poll import Poll
 from pyrl.prune import Prune
@@ -114,6 +126,12 @@ class Rollout:
         self.allowance, self.poll, self.stop = allowance, poll, stop
         self.answer_start, self.on_tokens = answer_start, on_tokens
         self.forest = Forest()
+        self.law = fork.law(self.forest, votes)
+        if self.law is not None and "exclude" not in signature(engine.fork).parameters:
+            raise EngineError(
+                f"{type(engine).__name__}: fork: expected an `exclude`, the tokens that a sibling "
+                f"never draws, for {fork}; this engine has none"
+            )
         self.prompts = list(prompts)
         self.budgets = [Budget(votes, prune.respawns(votes)) for _ in self.prompts]
         for prompt in self.prompts:
@@ -141,6 +159,8 @@ class Rollout:
             self.replaces = self.signals is None
             while self._drain():
                 pass
+            if self.law is not None:
+                self.law.weigh()
             return self.forest
         finally:
             self.engine.abort(np.fromiter(self.trunk_of, np.int64, len(self.trunk_of)))
@@ -181,6 +201,8 @@ class Rollout:
         cap = self.fork.cap(self.votes) if cap is None else cap
         seeds = [derive_seed(self.seed, tree, budget.trunks + i) for i in range(count)]
         branches = [self.forest.add_trunk(tree, seed) for seed in seeds]
+        if self.law is not None:
+            self.law.begin(branches)
         budget.trunks += count
         budget.open(branches, at=0)
         self.counts.trunks += count
@@ -228,6 +250,8 @@ class Rollout:
         self.forest.finish(sampled.branch_B[done_B], sampled.finish_B[done_B])
         for trunk in ended:
             self.budgets[trunk.tree].finished += 1
+        if self.law is not None:
+            ended += self._follow(self.law, sampled)
         for ending in self.limits.decided({trunk.tree for trunk in ended}):
             self._end(ending)
         for trunk in ended:
@@ -269,7 +293,32 @@ class Rollout:
                 signals.close(np.array([branch], np.int64))
                 self._prune(branch, int(reason_B[row]))
 
-    def _fork(self, site: Site) -> NDArray[np.int64]:
+    def _follow(self, law: Law, sampled: Sampled) -> list[Trunk]:
+        """Open and drop what the law says; the trunks of the running branches that were dropped."""
+        growth = law.grow(sampled.branch_B, sampled.truncated_logprob_B, sampled.rest_logprob_B)
+        stopped = [self._drop(branch) for branch in growth.dropped_B.tolist()]
+        siblings = (growth.parent_B, growth.log_mass_B, growth.gumbel_B)
+        for parent, log_mass, gumbel in zip(*(x.tolist() for x in siblings), strict=True):
+            at = self.forest.length(parent) - 1
+            taken = law.taken(parent, at)
+            for child in self._fork(Site(parent, at, 1), taken).tolist():
+                law.open(child, at, taken, log_mass, gumbel)
+        return [trunk for trunk in stopped if trunk is not None]
+
+    def _drop(self, branch: int) -> Trunk | None:
+        """Forget a branch that the law keeps no longer; its trunk if it was running."""
+        trunk = self.trunk_of.pop(branch)
+        budget = self.budgets[trunk.tree]
+        budget.leaves += 1
+        finished = self.forest.leaf_table(np.array([branch])).finish_N[0] != RUNNING
+        budget.finished -= int(finished)
+        self.counts.pruned[REFUSED] = self.counts.pruned.get(REFUSED, 0) + 1
+        self.forest.prune(branch, REFUSED)
+        self.engine.abort(np.array([branch], np.int64))
+        trunk.branches.remove(branch)
+        return None if finished else trunk
+
+    def _fork(self, site: Site, exclude: NDArray[np.int32] = NO_TOKENS) -> NDArray[np.int64]:
         """Open siblings as far as the prompt's budget and the trunk's cap allow; their handles."""
         trunk = self.trunk_of[site.leaf]
         budget = self.budgets[trunk.tree]
@@ -279,7 +328,7 @@ class Rollout:
         place = (self.forest.seed(site.leaf), site.at, trunk.round)
         seed_B = np.array([derive_seed(*place, i) for i in range(count)], np.uint64)
         children_B = self.forest.fork(site.leaf, site.at, seed_B)
-        self.engine.fork(site.leaf, site.at, children_B, seed_B)
+        self.engine.fork(site.leaf, site.at, children_B, seed_B, exclude)
         children = children_B.tolist()
         self.trunk_of |= dict.fromkeys(children, trunk)
         trunk.branches += children
@@ -302,10 +351,19 @@ class Rollout:
         """End branches of a prompt early, as its limits say."""
         cut_B = np.array(ending.cut, np.int64)
         self.forest.finish(cut_B, np.full(len(cut_B), TRUNCATED, np.uint8))
+        if self.law is not None:
+            self._break(self.law, ending)
         for branch in ending.dropped:
             self.forest.prune(branch, ending.reason)
         self.budgets[ending.tree].finished += len(cut_B)
         self._leave(ending.cut + ending.dropped)
+
+    def _break(self, law: Law, ending: Ending) -> None:
+        """A question ends before the law has: its weights are of what it has come to."""
+        if ending.reason == DECIDED:
+            law.close(ending.tree)
+        for branch in ending.dropped:
+            law.refuse(branch)
 
     def _leave(self, branches: list[int]) -> None:
         """Take running branches out of the engine."""
@@ -324,6 +382,8 @@ class Rollout:
         if trunk.running or not trunk.branches or not self.retain:
             return
         leaves = tuple(trunk.branches)
+        if self.law is not None:
+            budget.leaves = 0  # The policy has fewer responses than votes were wanted.
         if budget.leaves:
             begin = tuple(budget.begin[leaf] for leaf in leaves)
             finished = Finished(self.forest, leaves, begin, self._answer, trunk.round)

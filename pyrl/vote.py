@@ -62,7 +62,13 @@ class Majority:
     def __call__(self, leaves: Leaves, answers: Answers) -> Votes:
         return _elect(leaves, answers, np.ones(len(answers.answer_N)), self.tie)
 
-    def undecided(self, class_N: NDArray[np.int64], missing: int) -> int:
+    def quorum(self, missing: int) -> int:
+        """Leaves below which no label is certain: a lead is at most their number."""
+        return missing + 1
+
+    def undecided(
+        self, class_N: NDArray[np.int64], missing: int, mass_N: NDArray[np.float64]
+    ) -> int:
         """Least number of further leaves after which the label of a prompt can be certain.
 
         `class_N`: classes of the leaves so far, -1 without answer; `missing`: those to come. 0: the
@@ -73,6 +79,50 @@ class Majority:
         lead = int(count[-1] - count[-2])
         # Each leaf adds at most one to the lead and takes one from what is missing.
         return max(0, (missing - lead) // 2 + 1)
+
+
+class Countable(Vote, Protocol):
+    """A vote whose label can be certain before the last leaf; `pyrl.poll.Poll` asks it."""
+
+    def quorum(self, missing: int) -> int:
+        """Finished leaves of a prompt below which nothing is certain, if so many are missing."""
+
+    def undecided(
+        self, class_N: NDArray[np.int64], missing: int, mass_N: NDArray[np.float64]
+    ) -> int:
+        """0: certain; otherwise the least number of further leaves after which it can be.
+
+        [N] are the finished leaves: their classes, -1 without answer, and their probabilities
+        (NaN unless they are drawn without replacement); `missing` leaves are to come.
+        """
+
+
+@dataclass(frozen=True)
+class Mass:
+    """Leaves drawn without replacement vote with their weights, which estimate probabilities.
+
+    The label is the answer that the policy is most likely to give, as far as these leaves show.
+    """
+
+    tie: Tie = "first"
+    """A tie goes to the answer that was seen first, or leaves the question without a label."""
+
+    def __post_init__(self) -> None:
+        _check_tie(self.tie)
+
+    def __call__(self, leaves: Leaves, answers: Answers) -> Votes:
+        return _elect(leaves, answers, leaves.weight_N, self.tie)
+
+    def quorum(self, missing: int) -> int:
+        return 1
+
+    def undecided(
+        self, class_N: NDArray[np.int64], missing: int, mass_N: NDArray[np.float64]
+    ) -> int:
+        """0: the first class is more probable than the second with all that no leaf has shown."""
+        unseen = 1 - mass_N.sum()
+        mass = np.sort(np.bincount(class_N[class_N >= 0], mass_N[class_N >= 0], minlength=2))
+        return 0 if mass[-1] > mass[-2] + max(unseen, 0.0) else 1
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ def leaves_of(
     trunk_N: Sequence[int] | None = None,
     finish_N: Sequence[int] | None = None,
     weight_N: Sequence[float] | None = None,
+    mass_N: Sequence[float] | None = None,
     confidence_N: Sequence[float] | None = None,
 ) -> Leaves:
     """One prompt, a trunk for each leaf, all stopped, unless told otherwise."""
@@ -43,6 +44,7 @@ def leaves_of(
         groups=int(group.max()) + 1 if groups is None else groups,
         trunk_N=np.array(range(size) if trunk_N is None else trunk_N, np.int64),
         weight_N=np.array([1.0] * size if weight_N is None else weight_N),
+        log_mass_N=np.full(size, np.nan) if mass_N is None else np.log(mass_N),
         length_N=np.array([len(text) for text in text_N], np.int64),
         finish_N=np.array([STOPPED] * size if finish_N is None else finish_N, np.uint8),
         entropy_N=np.full(size, 0.5),

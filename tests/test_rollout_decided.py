@@ -30,6 +30,7 @@ from pyrl.rollout import Rollout, make_signals
 from pyrl.select import First
 from pyrl.vote import Majority, Tie, Votes, Weighted
 
+NO_MASS = np.empty(0)
 ANSWER = Pattern(r"(\w+)")
 """Cut responses have no answer, nor has the empty text."""
 
@@ -88,7 +89,7 @@ def test_a_majority_is_decided_just_where_no_completion_changes_it(tie: Tie) -> 
     for seen, missing in [(n, m) for n in range(1, 5) for m in range(3)]:
         for class_N in product((-1, 0, 1, 2), repeat=seen):
             ends = {label(class_N + more) for more in product((-1, 0, 1, 2, 3), repeat=missing)}
-            certain = vote.undecided(np.array(class_N, np.int64), missing) == 0
+            certain = vote.undecided(np.array(class_N, np.int64), missing, NO_MASS) == 0
             assert not certain or (len(ends) == 1 and label(class_N) >= 0)
             # A tie that the order of the leaves would break is not called.
             assert certain or tie == "first" or len(ends) > 1 or ends == {-1}
@@ -100,7 +101,7 @@ def test_it_is_not_worth_counting_before_the_vote_can_be_decided() -> None:
     def soonest(class_N: tuple[int, ...], missing: int) -> int:
         for k in range(missing + 1):
             if any(
-                vote.undecided(np.array(class_N + more, np.int64), missing - k) == 0
+                vote.undecided(np.array(class_N + more, np.int64), missing - k, NO_MASS) == 0
                 for more in product((-1, 0, 1, 2), repeat=k)
             ):
                 return k
@@ -109,7 +110,7 @@ def test_it_is_not_worth_counting_before_the_vote_can_be_decided() -> None:
     vote = Majority()
     for seen, missing in product(range(5), range(4)):
         for class_N in product((-1, 0, 1), repeat=seen):
-            more = vote.undecided(np.array(class_N, np.int64), missing)
+            more = vote.undecided(np.array(class_N, np.int64), missing, NO_MASS)
             assert min(more, missing + 1) == soonest(class_N, missing)
 
 
@@ -297,7 +298,7 @@ def test_a_weighted_vote_is_refused() -> None:
     parent = METHODS["ttrl"]()
     early = replace(parent.sample, stop_when_decided=True)
     replace(parent, sample=early)
-    with pytest.raises(ValueError, match=r"expected vote=Majority\(\), got Weighted"):
+    with pytest.raises(ValueError, match=r"expected vote=Majority\(\) or Mass\(\), got Weighted"):
         replace(parent, sample=early, vote=Weighted())
 
 

@@ -10,7 +10,7 @@ from demo_rollout import demo, demo_engine, demo_prompts
 from toy_rollout import TREES, assert_forgotten, prompts, random_toy, rollout
 
 from pyrl._core.tree import Observed, SignalSpec
-from pyrl.fork import EPTree, Finished, Flat, Fork, Site, TopEntropy
+from pyrl.fork import EPTree, Finished, Flat, Fork, Site, TopEntropy, WithoutReplacement
 from pyrl.prune import Doubt, Keep, Prune
 from pyrl.rollout import derive_seed, make_signals
 
@@ -37,7 +37,11 @@ def test_a_rollout_replays_from_its_seed(fork: Fork, prune: Prune) -> None:
     assert other[1] != first[1]
 
 
-@pytest.mark.parametrize("fork", [Flat(), TopEntropy(mask_tail=2), EPTree(mask_tail=2)], ids=repr)
+@pytest.mark.parametrize(
+    "fork",
+    [Flat(), TopEntropy(mask_tail=2), EPTree(mask_tail=2), WithoutReplacement()],
+    ids=repr,
+)
 def test_answers_do_not_depend_on_the_rows_of_the_engine(fork: Fork) -> None:
     """Online rules of one prompt compete for its leaves, so with them the schedule has a say."""
 
@@ -74,7 +78,7 @@ class Interrupt:
             raise Interrupted
 
 
-@pytest.mark.parametrize("fork", [Flat(), *TREES], ids=repr)
+@pytest.mark.parametrize("fork", [Flat(), *TREES, WithoutReplacement()], ids=repr)
 def test_an_interrupted_rollout_leaves_the_engine_empty(fork: Fork) -> None:
     engine, questions = random_toy(end=0.05), prompts(2, 1)
     fresh = rollout(random_toy(end=0.05), questions, fork=fork).run()

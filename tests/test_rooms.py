@@ -26,18 +26,19 @@ PYTHON = {
     "foreign": "",  # calls of code that others wrote
     # Questions become trees.
     "engine": "attention logits models",
-    "fork": "checks",
+    "law": "",
+    "fork": "checks law",
     "prune": "checks",
     "answers": "engine leaves sources",
     "prompts": "answers foreign sources",
     "vote": "answers",
     "poll": "answers leaves vote",
     "budget": "forest poll",
-    "rollout": "budget engine fork logits poll prune",
+    "rollout": "budget engine forest fork law logits poll prune",
     # Trees become advantages, and these an update.
     "reward": "answers foreign vote",
     "select": "leaves",
-    "advantage": "leaves",
+    "advantage": "checks leaves",
     "loss": "checks logits pack",
     "presets": "loss",
     "learner": "attention engine logits loss models pack",

@@ -4,10 +4,11 @@
 
 namespace pyrl {
 
-double uniform(std::uint64_t seed, std::uint64_t position) {
+double uniform(std::uint64_t seed, std::uint64_t position, std::uint64_t stream) {
   std::uint32_t key[2] = {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)};
-  std::uint32_t counter[4] = {static_cast<std::uint32_t>(position),
-                              static_cast<std::uint32_t>(position >> 32), 0, 0};
+  std::uint32_t counter[4] = {
+      static_cast<std::uint32_t>(position), static_cast<std::uint32_t>(position >> 32),
+      static_cast<std::uint32_t>(stream), static_cast<std::uint32_t>(stream >> 32)};
   for (int round = 0; round < 10; ++round) {
     const std::uint64_t first = std::uint64_t{0xD2511F53} * counter[0];
     const std::uint64_t second = std::uint64_t{0xCD9E8D57} * counter[2];

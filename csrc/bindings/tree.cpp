@@ -9,6 +9,7 @@
 #include "tree/pack.h"
 #include "tree/pack_tree.h"
 #include "tree/signals.h"
+#include "tree/without_replacement.h"
 
 namespace pyrl::bindings {
 
@@ -64,6 +65,7 @@ void bind_records(py::module_& m) {
       .def_property_readonly("depth_N", column(&LeafTable::depth))
       .def_property_readonly("finish_N", column(&LeafTable::finish))
       .def_property_readonly("weight_N", column(&LeafTable::weight))
+      .def_property_readonly("log_mass_N", column(&LeafTable::log_mass))
       .def_property_readonly("mean_entropy_N", column(&LeafTable::mean_entropy));
   py::class_<Segments>(m, "Segments")
       .def_property_readonly("parent_S", column(&Segments::parent))
@@ -104,6 +106,22 @@ void bind_branches(py::class_<Forest>& forest) {
       .def("tree_of", &Forest::tree_of, "branch"_a)
       .def("trunk_of", &Forest::trunk_of, "branch"_a)
       .def("weight", &Forest::weight, "branch"_a)
+      .def("set_weight", &Forest::set_weight, "branch"_a, "weight"_a)
+      .def(
+          "stand",
+          [](Forest& f, std::int64_t branch, double log_mass, double gumbel) {
+            f.stand(branch, {log_mass, gumbel});
+          },
+          "branch"_a, "log_mass"_a, "gumbel"_a)
+      .def(
+          "log_mass",
+          [](const Forest& f, std::int64_t branch) { return f.standing(branch).log_mass; },
+          "branch"_a)
+      .def(
+          "gumbel", [](const Forest& f, std::int64_t branch) { return f.standing(branch).gumbel; },
+          "branch"_a)
+      .def("refused", &Forest::refused, "tree"_a)
+      .def("refuse", &Forest::refuse, "tree"_a, "gumbel"_a)
       .def(
           "prompt",
           [](const Forest& f, std::int64_t tree) {
@@ -272,6 +290,25 @@ static void bind_signals(py::module_& m) {
       .def("load", &Signals::load, "state"_a);
 }
 
+static void bind_without_replacement(py::module_& m) {
+  py::class_<Growth>(m, "Growth")
+      .def_property_readonly("parent_B", column(&Growth::parent))
+      .def_property_readonly("log_mass_B", column(&Growth::log_mass))
+      .def_property_readonly("gumbel_B", column(&Growth::gumbel))
+      .def_property_readonly("dropped_B", column(&Growth::dropped));
+  m.def(
+      "draw_roots", [](Forest& f, const Handles& trunk) { draw_roots(f, view(trunk)); }, "forest"_a,
+      "trunk_B"_a);
+  m.def(
+      "grow",
+      [](Forest& f, std::int64_t votes, const Handles& branch, const array<float>& logprob,
+         const array<float>& rest) {
+        return grow(f, votes, {view(branch), view(logprob), view(rest)});
+      },
+      "forest"_a, "votes"_a, "branch_B"_a, "logprob_B"_a, "rest_logprob_B"_a);
+  m.def("weigh", &weigh, "forest"_a);
+}
+
 static void bind_pack(py::module_& m) {
   py::class_<PackedRows>(m, "PackedRows")
       .def_property_readonly("input_I", column(&PackedRows::input))
@@ -399,6 +436,7 @@ static void bind_advantage(py::module_& m) {
 void bind_tree(py::module_& m) {
   bind_forest(m);
   bind_signals(m);
+  bind_without_replacement(m);
   bind_pack(m);
   bind_pack_tree(m);
   bind_advantage(m);

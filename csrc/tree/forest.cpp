@@ -204,6 +204,27 @@ std::int32_t Forest::split(std::int32_t segment, std::uint32_t at) {
   return upper;
 }
 
+void Forest::set_weight(std::int64_t branch, double weight) {
+  const std::int32_t index = index_of(branch);
+  PYRL_CHECK(std::isfinite(weight) && weight >= 0, "set_weight: expected a number >= 0, got ",
+             weight, " for branch ", branch);
+  branches_[index].weight = weight;
+}
+
+void Forest::stand(std::int64_t branch, Standing standing) {
+  const std::int32_t index = index_of(branch);
+  PYRL_CHECK(standing.log_mass <= 0 && std::isfinite(standing.gumbel),
+             "stand: expected a log-mass <= 0 and a finite Gumbel number, got ", standing.log_mass,
+             " and ", standing.gumbel, " for branch ", branch);
+  branches_[index].standing = standing;
+}
+
+void Forest::refuse(std::int64_t tree, double gumbel) {
+  const double before = at_tree(tree).refused;
+  PYRL_CHECK(!std::isnan(gumbel), "refuse: expected a Gumbel number, got NaN for tree ", tree);
+  trees_[static_cast<std::size_t>(tree)].refused = std::max(before, gumbel);
+}
+
 void Forest::finish(std::span<const std::int64_t> branch, std::span<const std::uint8_t> reason) {
   PYRL_CHECK(reason.size() == branch.size(), "finish: expected ", branch.size(),
              " reasons, one per branch, got ", reason.size());

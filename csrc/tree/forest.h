@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <string>
 #include <string_view>
@@ -24,7 +25,13 @@ namespace pyrl::tree {
 
 enum class State : std::uint8_t { kOpen = 0, kStopped = 1, kTruncated = 2, kFree = 3 };
 
-constexpr int kPruneReasons = 5;
+constexpr int kPruneReasons = 6;
+
+// Where a branch stands in a tree without replacement (without_replacement.h); NaN in others.
+struct Standing {
+  double log_mass = std::numeric_limits<double>::quiet_NaN();
+  double gumbel = std::numeric_limits<double>::quiet_NaN();
+};
 
 // One token for each of B distinct open branches.
 struct Append {
@@ -47,7 +54,7 @@ struct Path {
 struct LeafTable {
   std::vector<std::int64_t> tree, trunk, length, depth;
   std::vector<std::uint8_t> finish;
-  std::vector<double> weight, mean_entropy;
+  std::vector<double> weight, log_mass, mean_entropy;
 };
 
 // A forest restricted to N leaves: S segments, depth first, parents before children.
@@ -85,6 +92,13 @@ class Forest {
   std::int64_t tree_of(std::int64_t branch) const { return live(branch).tree; }
   std::int64_t trunk_of(std::int64_t branch) const { return live(branch).trunk; }
   double weight(std::int64_t branch) const { return live(branch).weight; }
+  void set_weight(std::int64_t branch, double weight);
+  Standing standing(std::int64_t branch) const { return live(branch).standing; }
+  void stand(std::int64_t branch, Standing standing);
+  // The largest Gumbel number that the tree has refused or dropped: -inf at first, +inf once it is
+  // closed to siblings. `refuse` raises it.
+  double refused(std::int64_t tree) const { return at_tree(tree).refused; }
+  void refuse(std::int64_t tree, double gumbel);
   std::span<const std::int32_t> prompt(std::int64_t tree) const { return at_tree(tree).prompt; }
   std::int64_t trees() const { return static_cast<std::int64_t>(trees_.size()); }
 
@@ -114,6 +128,13 @@ class Forest {
   // Throws std::invalid_argument that names the first broken invariant.
   void check() const;
 
+  // Calls visit(branch, standing) for the live branches of a tree, in creation order.
+  template <typename Visit>
+  void each_branch(std::int64_t tree, Visit&& visit) const {
+    for (std::int32_t i = at_tree(tree).branches.first; i != kNone; i = branches_[i].in_tree.next)
+      visit(handle(i, branches_[i]), branches_[i].standing);
+  }
+
   // Calls read(position, records) for the response tokens [begin, end), in order, page by page.
   template <typename Read>
   void read(std::int64_t branch, std::uint32_t begin, std::uint32_t end, Read&& read) const {
@@ -130,6 +151,7 @@ class Forest {
     std::int32_t segment = kNone, tree = kNone, trunk = kNone;
     State state = State::kFree;
     double weight = 1;
+    Standing standing;
     std::uint64_t seed = 0;
     Link in_open, in_tree;
   };
@@ -157,6 +179,7 @@ class Forest {
     std::int32_t trunks = 0;  // made so far, pruned ones included
     List branches;
     std::array<std::int64_t, kPruneReasons + 1> pruned{};
+    double refused = -std::numeric_limits<double>::infinity();
   };
   struct Piece {
     std::int32_t run;

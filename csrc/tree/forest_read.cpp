@@ -106,6 +106,7 @@ LeafTable Forest::leaf_table(std::span<const std::int64_t> leaf) const {
     table.depth.push_back(forks);
     table.finish.push_back(static_cast<std::uint8_t>(branch.state));
     table.weight.push_back(branch.weight);
+    table.log_mass.push_back(branch.standing.log_mass);
     table.mean_entropy.push_back(mean(id, 0, &TokenRecord::entropy));
   }
   return table;

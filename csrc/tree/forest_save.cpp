@@ -13,7 +13,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "the byte format is little-endian");
 
 constexpr std::string_view kMagic = "pyrlfrst";
-constexpr std::uint32_t kFormat = 2;
+constexpr std::uint32_t kFormat = 3;
 constexpr std::size_t kHeader = 8 + 4 + 8 + 8;
 
 // FNV-1a: every step is a bijection of the state, so no single changed byte goes unseen.
@@ -95,11 +95,12 @@ void Forest::transfer(Self& self, Stream& stream) {
     fields(stream, tree.root, tree.trunks);
     pair(stream, tree.branches);
     for (auto& count : tree.pruned) stream.value(count);
+    stream.value(tree.refused);
   }
   stream.count(self.branches_.items);
   for (auto& b : self.branches_.items) {
     fields(stream, b.generation, b.length, b.version, b.segment, b.tree, b.trunk, b.state, b.weight,
-           b.seed);
+           b.standing.log_mass, b.standing.gumbel, b.seed);
     pair(stream, b.in_open);
     pair(stream, b.in_tree);
   }

@@ -48,6 +48,9 @@ class LeafTable:
     @property
     def weight_N(self) -> NDArray[np.float64]: ...
     @property
+    def log_mass_N(self) -> NDArray[np.float64]:
+        """Log-prob of the response as it was drawn, in trees without replacement; else NaN."""
+    @property
     def mean_entropy_N(self) -> NDArray[np.float64]:
         """Nats per token; NaN for an empty response."""
 
@@ -122,7 +125,7 @@ class Forest:
     def finish(self, branch_B: NDArray[np.int64], reason_B: NDArray[np.uint8]) -> None:
         """Close open branches: 1 stopped by an end of sequence, 2 truncated at the limit."""
     def prune(self, branch: int, reason: int) -> None:
-        """Forget a branch and free what only it used; reasons 1 to 5 (see pyrl.forest).
+        """Forget a branch and free what only it used; reasons 1 to 6 (see pyrl.forest).
 
         Its weight is lost, not passed on to its siblings.
         """
@@ -133,6 +136,17 @@ class Forest:
     def trunk_of(self, branch: int) -> int:
         """Ordinal of the branch's trunk inside its tree."""
     def weight(self, branch: int) -> float: ...
+    def set_weight(self, branch: int, weight: float) -> None: ...
+    def stand(self, branch: int, log_mass: float, gumbel: float) -> None:
+        """Say where a branch stands in a tree without replacement; see `grow`."""
+    def log_mass(self, branch: int) -> float:
+        """Log-prob of its tokens as they were drawn (nats); NaN outside of such trees."""
+    def gumbel(self, branch: int) -> float:
+        """The largest perturbed log-mass below it; NaN outside of such trees."""
+    def refused(self, tree: int) -> float:
+        """Kappa: the largest Gumbel number refused or dropped; -inf at first, +inf if closed."""
+    def refuse(self, tree: int, gumbel: float) -> None:
+        """Raise kappa to at least this; inf closes the tree to further siblings."""
     def prompt(self, tree: int) -> NDArray[np.int32]: ...
     @property
     def trees(self) -> int:
@@ -269,6 +283,42 @@ class Signals:
     def thresholds(self) -> Thresholds: ...
     def save(self) -> bytes: ...
     def load(self, state: bytes) -> None: ...
+
+# -- trees without replacement --
+
+class Growth:
+    """What one token of each branch decides: siblings to open, and branches to drop."""
+
+    @property
+    def parent_B(self) -> NDArray[np.int64]:
+        """A sibling opens before the last token of each of these, and never draws that token."""
+    @property
+    def log_mass_B(self) -> NDArray[np.float64]:
+        """Of each sibling, to be given to `Forest.stand`."""
+    @property
+    def gumbel_B(self) -> NDArray[np.float64]: ...
+    @property
+    def dropped_B(self) -> NDArray[np.int64]:
+        """Open or finished branches that are no longer among the question's largest."""
+
+def draw_roots(forest: Forest, trunk_B: NDArray[np.int64]) -> None:
+    """Give new trunks, one to a tree, their Gumbel numbers, by their seeds."""
+
+def grow(
+    forest: Forest,
+    votes: int,
+    branch_B: NDArray[np.int64],
+    logprob_B: NDArray[np.float32],
+    rest_logprob_B: NDArray[np.float32],
+) -> Growth:
+    """Follow the law (arXiv:1903.06059) by the last token of each of these branches.
+
+    `logprob_B`: of the token in the distribution that was drawn from; `rest_logprob_B`: log of the
+    mass of what neither it nor an earlier sibling at its place is. ValueError for NaN.
+    """
+
+def weigh(forest: Forest) -> None:
+    """Set the weight of every leaf: probability over inclusion probability, 1 in sum in a tree."""
 
 # -- pack --
 

@@ -18,6 +18,7 @@ from pyrl.methods.echo import echo as echo_method
 from pyrl.methods.ettrl import ettrl as ettrl_method
 from pyrl.methods.registry import Registry
 from pyrl.methods.ttrl import ttrl as ttrl_method
+from pyrl.methods.unique import ttrl_unique
 from pyrl.prune import Doubt
 from pyrl.reward import RandomReward, TrueReward
 from pyrl.run.config import Run
@@ -75,6 +76,18 @@ def echo() -> Algorithm:
     )
 
 
+def unique() -> Algorithm:
+    """5 different answers of a question, weighed by their probabilities, for a third of TTRL's
+    tokens."""
+    parent, base = ttrl_unique(), ttrl()
+    return replace(
+        parent,
+        sample=replace(base.sample, votes=5, train=5),
+        loss=base.loss,
+        updates_per_step=UPDATES,
+    )
+
+
 def gold() -> Algorithm:
     """Upper bound: TTRL's sampling and update with the true answer as the label."""
     return replace(ttrl(), reward=TrueReward())
@@ -89,6 +102,7 @@ METHODS: dict[str, Callable[[], Algorithm]] = {
     "ttrl": ttrl,
     "ettrl": ettrl,
     "echo": echo,
+    "unique": unique,
     "gold": gold,
     "coin": coin,
 }

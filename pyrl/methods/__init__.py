@@ -10,9 +10,11 @@ from pyrl.methods.ettrl import ettrl
 from pyrl.methods.grpo import dr_grpo, grpo, rloo
 from pyrl.methods.treerl import treerl
 from pyrl.methods.ttrl import ttrl
+from pyrl.methods.unique import grpo_unique, ttrl_unique
 
 METHODS: dict[str, Callable[[], Algorithm]] = {
     "ttrl": ttrl,
+    "ttrl_unique": ttrl_unique,
     "ettrl": ettrl,
     "echo": echo,
     "echo_paper": echo_paper,
@@ -20,4 +22,5 @@ METHODS: dict[str, Callable[[], Algorithm]] = {
     "grpo": grpo,
     "dr_grpo": dr_grpo,
     "rloo": rloo,
+    "grpo_unique": grpo_unique,
 }

@@ -9,12 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pyrl import advantage
-from pyrl.advantage import AdvantageClip, EntropyReshape, Hybrid, Stage, WhitenTokens
-from pyrl.fork import EntropyConfidence, EPTree, Flat, Fork, OnlineEntropy, TopEntropy
+from pyrl.advantage import AdvantageClip, EntropyReshape, Hybrid, MassBaseline, Stage, WhitenTokens
+from pyrl.fork import (
+    EntropyConfidence,
+    EPTree,
+    Flat,
+    Fork,
+    OnlineEntropy,
+    TopEntropy,
+    WithoutReplacement,
+)
 from pyrl.prune import Doubt, Keep, Prune
 from pyrl.reward import RandomReward, Reward, TrueReward, VoteReward
 from pyrl.select import First, Select, Stratified
-from pyrl.vote import Majority, Vote, Weighted
+from pyrl.vote import Majority, Mass, Vote, Weighted
 
 
 def inverse_width() -> Vote:
@@ -35,6 +43,7 @@ ADVANTAGES: dict[str, Callable[[], Stage | tuple[Stage, ...]]] = {
     "treerl_released": advantage.tree_rl_released,
     "treepo": advantage.tree_po,
     "tree_grpo": advantage.tree_grpo,
+    "mass": MassBaseline,
     "ear": EntropyReshape,
     "ear_clip": AdvantageClip,
     "hybrid": Hybrid,
@@ -48,6 +57,7 @@ FORKS: dict[str, Callable[[], Fork]] = {
     "ep_tree": EPTree,
     "online_entropy": OnlineEntropy,
     "entropy_confidence": EntropyConfidence,
+    "without_replacement": WithoutReplacement,
 }
 """Where trees fork."""
 
@@ -58,6 +68,7 @@ VOTES: dict[str, Callable[[], Vote]] = {
     "majority": Majority,
     "inverse_width": inverse_width,
     "confidence": confidence,
+    "mass": Mass,
 }
 """How a label is elected."""
 

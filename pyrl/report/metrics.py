@@ -62,6 +62,8 @@ MEANING = {
     "vote/answered": "share of leaves from which an answer could be read",
     "vote/distinct_labels": "distinct labels / prompts that have a label",
     "vote/label_flips": "share of prompts seen before whose label has changed",
+    "vote/mass": "probability of the leaves that were drawn without replacement, mean over prompts",
+    "vote/unseen": "probability of all other responses, mean over prompts",
     "vote/icc": "intraclass correlation of votes inside a trunk",
     "vote/label_accuracy": "share of labels that are true (needs true answers; never trains)",
     "vote/reward_accuracy": "share of leaves whose voted reward equals the true one",

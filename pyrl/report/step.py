@@ -136,7 +136,17 @@ def vote_metrics(leaves: Leaves, answers: Answers, votes: Votes) -> dict[str, fl
         "vote/distinct_labels": distinct / len(label_N) if label_N else math.nan,
         "vote/icc": votes.icc,
         "vote/unknown": float(answers.unknown),
-    }
+    } | mass_metrics(leaves)
+
+
+def mass_metrics(leaves: Leaves) -> dict[str, float]:
+    """`mass` (probability of the leaves that were drawn without replacement, mean over prompts) and
+    `unseen` (that of all other responses); nothing for leaves whose probability nobody knows."""
+    if np.isnan(leaves.log_mass_N).any():
+        return {}
+    groups = len(np.unique(leaves.group_N))
+    mass = float(np.exp(leaves.log_mass_N).sum()) / max(groups, 1)
+    return {"vote/mass": mass, "vote/unseen": 1 - mass}
 
 
 def label_metrics(

@@ -7,7 +7,7 @@ from driven_engine import PROMPTS, Driver, assert_as_a_fresh_forward
 from small_llama import Small, assert_same
 
 from pyrl.engine import STOPPED, TRUNCATED, Branches, EngineError
-from pyrl.fork import TopEntropy
+from pyrl.fork import Fork, TopEntropy, WithoutReplacement
 from pyrl.logits.sampling import Sampling
 from pyrl.prune import Keep
 from pyrl.rollout import Rollout
@@ -170,7 +170,8 @@ def test_prompts_longer_than_a_pass_are_read_in_parts(small: Small) -> None:
     assert drawn[0] == drawn[1]
 
 
-def test_a_rollout_grows_the_same_trees(small: Small) -> None:
+@pytest.mark.parametrize("fork", [TopEntropy(), WithoutReplacement()], ids=repr)
+def test_a_rollout_grows_the_same_trees(fork: Fork, small: Small) -> None:
     leaves = []
     for driver in small.drivers():
         forest = Rollout(
@@ -179,7 +180,7 @@ def test_a_rollout_grows_the_same_trees(small: Small) -> None:
             votes=12,
             limit=30,
             sampling=Sampling(),
-            fork=TopEntropy(),
+            fork=fork,
             prune=Keep(),
             signals=None,
             seed=3,

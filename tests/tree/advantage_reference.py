@@ -86,6 +86,7 @@ def scored_of(trees: list[ReferenceTree]) -> Scored:
     return Scored(
         group_N=np.array(group, np.int64),
         trunk_N=np.array(trunk, np.int64),
+        weight_N=np.ones(len(group)),
         reward_N=np.array(reward, np.float64),
         entropy_N=random.uniform(0.1, 2.0, len(group)),
         length_N=np.bincount(np.array(leaf_T, np.int64), minlength=len(group)).astype(np.int64),

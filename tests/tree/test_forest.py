@@ -292,8 +292,8 @@ def test_fork_finish_and_prune_say_what_is_wrong() -> None:
         forest.finish(handles(branch), np.ones(2, np.uint8))
     with pytest.raises(ValueError, match="finish: expected distinct branches"):
         finish(forest, branch, branch)
-    for reason in (0, 6):
-        with pytest.raises(ValueError, match=f"a reason from 1 to 5, got {reason}"):
+    for reason in (0, 7):
+        with pytest.raises(ValueError, match=f"a reason from 1 to 6, got {reason}"):
             forest.prune(branch, reason)
     assert forest.save() == before
     finish(forest, branch)
