@@ -18,6 +18,7 @@ from typing import Any
 from pyrl.demo.run import UPDATES
 
 HELD_OUT, LONGER = "held-out", "length 18"
+LABEL, RIGHT = "label by mass/T=0.6", "right mass/T=0.6"
 
 
 def run(method: str, updates: int, seed: int, output: Path) -> dict[str, Any]:
@@ -45,9 +46,9 @@ def score(report: dict[str, Any], set_name: str, model: str, metric: str) -> flo
 def row(method: str, updates: int, seed: int, report: dict[str, Any]) -> str:
     before = (
         score(report, HELD_OUT, "before", "greedy"),
-        score(report, HELD_OUT, "before", "maj@64"),
+        score(report, HELD_OUT, "before", LABEL),
     )
-    after = [score(report, HELD_OUT, "after", m) for m in ("greedy", "pass@1/T=0.6", "maj@16")]
+    after = [score(report, HELD_OUT, "after", m) for m in ("greedy", RIGHT, LABEL)]
     longer = [score(report, LONGER, model, "greedy") for model in ("before", "after")]
     verdict = "yes" if after[0] > before[1] else "no"
     numbers = [*before, *after, *longer]
@@ -73,9 +74,9 @@ def main() -> int:
     parser.add_argument("--updates", type=int, nargs="+", default=[UPDATES])
     options = parser.parse_args()
     print(
-        "| method | updates | seed | greedy, untrained | maj@64, untrained | greedy "
-        "| pass@1, T=0.6 | maj@16 | length 18, untrained | length 18 | sampled tokens | seconds "
-        "| greedy > maj@64 |"
+        "| method | updates | seed | greedy, untrained | label by mass, untrained | greedy "
+        "| right mass | label by mass | length 18, untrained | length 18 | sampled tokens "
+        "| seconds | greedy > untrained label |"
     )
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|")
     for method in options.methods:

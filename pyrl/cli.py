@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import pyrl
@@ -91,8 +92,9 @@ def _train(args: list[str]) -> int:
     from pyrl.methods.registry import Registry
 
     if not args or args[0] in ("-h", "--help"):
+        names = fill(f"METHOD is one of {', '.join(Registry().names('method'))};", 100)
         print(
-            f"pyrl train METHOD ...\n\nMETHOD is one of {', '.join(Registry().names('method'))};"
+            f"pyrl train METHOD ...\n\n{names}"
             "\neach has --help, and `pyrl methods` says what they are."
             "\nWith --config FILE it may be left out where the file names it, as run.yaml does."
         )

@@ -55,8 +55,8 @@ class Scoring:
     low_temperature: float = 0.0
     """Another pass@1 at this temperature; 0: none."""
     max_tokens: int = 1024
-    exact: bool = False
-    """Also the masses of `samples` different responses, drawn without replacement."""
+    exact: int = 0
+    """Different responses, drawn without replacement, whose masses are summed; 0: none."""
 
 
 @dataclass(frozen=True)
@@ -187,9 +187,8 @@ class Evaluator:
 
     def _masses(self, prompts: Sequence[Prompt], how: Scoring) -> tuple[dict[str, float], int]:
         """What the most probable responses say, and what they weigh; the sampled tokens."""
-        votes, at = max(how.samples, 2), f"T={how.temperature:g}"
-        fork = WithoutReplacement()
-        leaves, used = self._sample(prompts, votes, how.temperature, how, fork)
+        at, fork = f"T={how.temperature:g}", WithoutReplacement()
+        leaves, used = self._sample(prompts, how.exact, how.temperature, how, fork)
         mass_N = np.exp(leaves.log_mass_N)
         right = float((mass_N * self._right(leaves, prompts)).sum()) / len(prompts)
         return {
@@ -279,7 +278,7 @@ def evaluate_model(settings: EvalSettings, progress: Progress) -> Evaluation:
         samples=settings.samples,
         low_temperature=settings.low_temperature,
         max_tokens=settings.max_tokens,
-        exact=settings.exact,
+        exact=max(settings.samples, 2) if settings.exact else 0,
     )
     with closing(engine):
         sync(0)

@@ -232,7 +232,7 @@ import sys
 from dataclasses import replace
 import pyrl.demo.run
 from pyrl.cli import main
-quick = replace(pyrl.demo.run.SCORING, samples=2, votes=3, low_temperature=0.0)
+quick = replace(pyrl.demo.run.SCORING, samples=2, exact=2)
 pyrl.demo.run.SCORING = quick
 main(["demo", "ttrl", "--steps", "2", "--output", sys.argv[1]])
 """

@@ -35,6 +35,7 @@ from pyrl.demo.run import echo
 from pyrl.engine import STOPPED
 from pyrl.engine.hf import HFEngine
 from pyrl.evaluate import EvalSettings, Evaluator, Scoring, answered, evaluate_model
+from pyrl.fork import Fork
 from pyrl.leaves import Leaves
 from pyrl.models import ModelError, find_device, load_model, room
 from pyrl.prompts import Prompt, load_prompts
@@ -51,9 +52,9 @@ class Recorder(Evaluator):
     """Keeps the texts of every set of samples: by number of samples and temperature."""
 
     def _sample(
-        self, prompts: Sequence[Prompt], samples: int, temperature: float, how: Scoring
+        self, prompts: Sequence[Prompt], samples: int, temperature: float, how: Scoring, *fork: Fork
     ) -> tuple[Leaves, int]:
-        leaves, tokens = super()._sample(prompts, samples, temperature, how)
+        leaves, tokens = super()._sample(prompts, samples, temperature, how, *fork)
         rows: list[list[str | None]] = [[] for _ in prompts]
         for group, text, finish in zip(leaves.group_N, leaves.text_N, leaves.finish_N, strict=True):
             rows[group].append(text if finish == STOPPED else None)
@@ -339,3 +340,22 @@ def test_a_tag_before_the_answer_has_to_be_one_that_responses_show(model):
     assert extractor("123") is None
     with pytest.raises(ValueError, match="answer_after: expected a text that responses can show"):
         answer_format(lm, tokenizer, "demo:train", None, None, tokenizer.eos_token)
+
+
+def test_masses_bound_the_share_of_right_samples(model: Demo, prompts: list[Prompt]) -> None:
+    how = Scoring(0.8, samples=32, exact=12, max_tokens=LIMIT)
+    found = evaluator(model)("some", "given", prompts, how)
+    right, unseen = (found.metrics[f"{name} mass/T=0.8"] for name in ("right", "unseen"))
+    assert 0 < unseen < 0.3
+    noise = 0.5 / np.sqrt(32 * len(prompts))
+    sampled = found.metrics["pass@1/T=0.8"]
+    assert right - 3 * noise < sampled < right + unseen + 3 * noise
+    label = found.metrics["label by mass/T=0.8"] * len(prompts)
+    assert label == pytest.approx(round(label))
+    fewer = evaluator(model)("some", "given", prompts, replace(how, exact=3))
+    assert fewer.metrics["unseen mass/T=0.8"] > unseen
+    assert fewer.tokens < found.tokens
+    without = evaluator(model)("some", "given", prompts, replace(how, exact=0))
+    assert found.metrics.keys() - without.metrics.keys() == {
+        "right mass/T=0.8", "unseen mass/T=0.8", "label by mass/T=0.8"
+    }  # fmt: skip

@@ -18,7 +18,7 @@ from pyrl.methods.echo import echo as echo_method
 from pyrl.methods.ettrl import ettrl as ettrl_method
 from pyrl.methods.registry import Registry
 from pyrl.methods.ttrl import ttrl as ttrl_method
-from pyrl.methods.unique import ttrl_unique
+from pyrl.methods.unique import ttrl_unique as ttrl_unique_method
 from pyrl.prune import Doubt
 from pyrl.reward import RandomReward, TrueReward
 from pyrl.run.config import Run
@@ -35,7 +35,9 @@ and 4 of them differ by less than their standard error (docs/results.md)."""
 EVAL_SETS = {"held-out": "demo:heldout", "length 18": "demo:length18"}
 """Beside the trained questions: others of the same lengths, and a length never trained on."""
 
-SCORING = Scoring(TEMPERATURE, samples=16, votes=64, low_temperature=0.3, max_tokens=MAX_TOKENS)
+SCORING = Scoring(TEMPERATURE, samples=4, exact=16, max_tokens=MAX_TOKENS)
+"""16 different responses hold nearly all of the mass: they say what a vote of any size would say, for
+the tokens of twelve samples."""
 
 
 def ttrl() -> Algorithm:
@@ -76,10 +78,9 @@ def echo() -> Algorithm:
     )
 
 
-def unique() -> Algorithm:
-    """5 different answers of a question, weighed by their probabilities, for a third of TTRL's
-    tokens."""
-    parent, base = ttrl_unique(), ttrl()
+def ttrl_unique() -> Algorithm:
+    """5 different answers of a question for less than a third of the tokens of TTRL's 16."""
+    parent, base = ttrl_unique_method(), ttrl()
     return replace(
         parent,
         sample=replace(base.sample, votes=5, train=5),
@@ -102,7 +103,7 @@ METHODS: dict[str, Callable[[], Algorithm]] = {
     "ttrl": ttrl,
     "ettrl": ettrl,
     "echo": echo,
-    "unique": unique,
+    "ttrl_unique": ttrl_unique,
     "gold": gold,
     "coin": coin,
 }
@@ -139,8 +140,9 @@ def demo_run(method: str, *, output: Path, seed: int) -> Run:
 class Demo:
     """Learn to sort longer strings of digits from the votes of a small packaged model."""
 
-    method: Annotated[str, tyro.conf.Positional] = "echo"
-    """ttrl, ettrl or echo; or a control, gold (true labels) or coin (a random reward)."""
+    method: Annotated[str, tyro.conf.Positional] = "ttrl_unique"
+    """ttrl_unique, ttrl, ettrl or echo; or a control, gold (true labels) or coin (a random
+    reward)."""
     output: Path = Path("runs/demo")
     """Directory of checkpoints, metrics and the report."""
     seed: int = 0

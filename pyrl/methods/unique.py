@@ -9,7 +9,7 @@ from pyrl.methods.grpo import grpo
 from pyrl.methods.ttrl import ttrl
 from pyrl.vote import Mass
 
-VOTES = 4
+VOTES = 8
 
 
 def ttrl_unique() -> Algorithm:

@@ -34,8 +34,8 @@ def affordable(run: Run, scoring: Scoring, sets: int) -> int:
     low = scoring.samples if scoring.low_temperature else 0
     between = len(range(run.eval_every, run.steps, run.eval_every)) if run.eval_every else 0
     responses = (
-        run.eval_before * (1 + low + max(scoring.samples, scoring.votes))
-        + run.eval_after * (1 + low + scoring.samples)
+        run.eval_before * (1 + low + max(scoring.samples, scoring.votes) + scoring.exact)
+        + run.eval_after * (1 + low + scoring.samples + scoring.exact)
         + between * (1 + scoring.samples)
     )
     return run.steps * run.prompts_per_step * votes // (20 * max(1, sets * responses))
@@ -62,7 +62,7 @@ class Evaluations:
             return self.score("after", step)
         if not self.run.eval_every or step % self.run.eval_every:
             return {}
-        how = replace(self.scoring, votes=0, low_temperature=0.0)
+        how = replace(self.scoring, votes=0, low_temperature=0.0, exact=0)
         others = [name for name in self.sets if name != TRAINED]
         return _metrics(self._scores("after", step, others or [*self.sets], how))
 

@@ -124,7 +124,7 @@ def test_each_method_of_the_demo_trains(name: str, tmp_path: Path) -> None:
     algorithm = demo.METHODS[name]()
     updates = algorithm.updates_per_step
     rows = train(tiny(algorithm, votes=16, train=8, updates=updates), tmp_path)
-    grows_trees = name in ("ettrl", "echo", "unique")
+    grows_trees = name in ("ettrl", "echo", "ttrl_unique")
     assert (sum(row["tree/forks"] for row in rows) > 0) == grows_trees
     for row in rows:
         assert row.keys() >= set(ALWAYS)
