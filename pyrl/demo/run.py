@@ -36,7 +36,7 @@ EVAL_SETS = {"held-out": "demo:heldout", "length 18": "demo:length18"}
 """Beside the trained questions: others of the same lengths, and a length never trained on."""
 
 SCORING = Scoring(TEMPERATURE, samples=4, exact=16, max_tokens=MAX_TOKENS)
-"""16 different responses hold nearly all of the mass: they say what a vote of any size would say, for
+"""16 different responses hold nearly all of the mass: they say what a vote of any size would, for
 the tokens of twelve samples."""
 
 
