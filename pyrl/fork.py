@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrl._core.tree import Forest, Observed, SignalSpec, Threshold
-from pyrl.checks import at_least, finite, shares
+from pyrl.checks import at_least, finite, ordered, shares
 from pyrl.law import Law
 
 
@@ -244,12 +244,16 @@ class EntropyConfidence(Flat):
     def cap(self, votes: int) -> int:
         return self.trunk_cap
 
+    def threshold(self, value: float) -> Threshold:
+        """What a field of a threshold stands for."""
+        return Threshold(q=value)
+
     def lower(self, spec: SignalSpec) -> bool:
         spec.fork = self.max_width > 1
-        spec.entropy_high = Threshold(q=self.entropy_high)
-        spec.entropy_low = Threshold(q=self.entropy_low)
-        spec.confidence_fork = Threshold(q=self.confidence)
-        spec.entropy_rise = Threshold(q=self.entropy_rise)
+        spec.entropy_high = self.threshold(self.entropy_high)
+        spec.entropy_low = self.threshold(self.entropy_low)
+        spec.confidence_fork = self.threshold(self.confidence)
+        spec.entropy_rise = self.threshold(self.entropy_rise)
         spec.alpha, spec.beta = self.alpha, self.beta
         spec.width_max = self.max_width
         spec.cooldown = self.cooldown
@@ -258,6 +262,39 @@ class EntropyConfidence(Flat):
         spec.min_tokens = self.min_tokens
         spec.warmup_traces = self.warmup_traces
         return spec.fork
+
+
+@dataclass(frozen=True)
+class FixedEntropyConfidence(EntropyConfidence):
+    """ECHO's EC-Tree by fixed numbers from the first token of a run on (arXiv:2602.02150).
+
+    Those of entropy are the released code's. Its confidence is in another unit, so that number is
+    ours: what forks depends on the model, which quantiles do not.
+    """
+
+    entropy_high: float = 3.5
+    """Entropy (nats) from which on a token may fork."""
+    entropy_low: float = 1.0
+    """Entropy (nats) that adds no width."""
+    confidence: float = 0.5
+    """Group confidence, a mass in (0, 1], up to which a token may fork."""
+    entropy_rise: float = 0.2
+    """Rise of entropy (nats) over its moving average from which on a token may fork."""
+    group_window: int = 4
+    """Tokens whose mean confidence is the group confidence."""
+    warmup_traces: int = 0
+    """Finished samples before the first fork of a run."""
+
+    def __post_init__(self) -> None:
+        shares(self, "confidence", "trunk_share")
+        finite(self, "entropy_high", "entropy_low", "entropy_rise", "alpha", "beta")
+        ordered(self, self.entropy_low, self.entropy_high)
+        at_least(0, self, "entropy_low", "alpha", "beta", "cooldown", "min_tokens")
+        at_least(0, self, "warmup_traces")
+        at_least(1, self, "max_width", "trunk_cap", "smooth_window", "group_window")
+
+    def threshold(self, value: float) -> Threshold:
+        return Threshold(value=value)
 
 
 @dataclass(frozen=True)

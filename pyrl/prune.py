@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrl._core.tree import Observed, SignalSpec, Threshold
-from pyrl.checks import at_least, shares
+from pyrl.checks import at_least, finite, shares
 
 
 class Prune(Protocol):
@@ -68,11 +68,15 @@ class Doubt(Keep):
         at_least(0, self, "respawn_share")
         at_least(1, self, "decline_run", "spike_run", "tail_window")
 
+    def threshold(self, value: float) -> Threshold:
+        """What a field of a threshold stands for."""
+        return Threshold(q=value)
+
     def lower(self, spec: SignalSpec) -> bool:
         spec.prune = True
-        spec.confidence_low = Threshold(q=self.confidence_low)
-        spec.tail_low = Threshold(q=self.tail_low)
-        spec.entropy_spike = Threshold(q=self.spike)
+        spec.confidence_low = self.threshold(self.confidence_low)
+        spec.tail_low = self.threshold(self.tail_low)
+        spec.entropy_spike = self.threshold(self.spike)
         spec.decline_run = self.decline_run
         spec.spike_run = self.spike_run
         spec.tail_window = self.tail_window
@@ -80,3 +84,32 @@ class Doubt(Keep):
 
     def respawns(self, votes: int) -> int:
         return round(votes * self.respawn_share)
+
+
+@dataclass(frozen=True)
+class FixedDoubt(Doubt):
+    """ECHO's three rules by fixed numbers (arXiv:2602.02150).
+
+    The leaps and the runs are the released code's. Its confidence is in another unit, so those
+    numbers are ours. Beside `FixedEntropyConfidence` they hold from the first token of a run on.
+    """
+
+    confidence_low: float = 0.4
+    """Group confidence, a mass in (0, 1], below which a branch is dropped."""
+    tail_low: float = 0.4
+    """Tail confidence below which it counts as low."""
+    decline_run: int = 3
+    """Tokens in a row over which tail confidence has fallen."""
+    spike: float = 0.5
+    """Rise of entropy (nats) over its moving average that is a leap."""
+    tail_window: int = 8
+    """Tokens whose mean confidence is the tail confidence."""
+
+    def __post_init__(self) -> None:
+        shares(self, "confidence_low", "tail_low")
+        finite(self, "spike")
+        at_least(0, self, "respawn_share")
+        at_least(1, self, "decline_run", "spike_run", "tail_window")
+
+    def threshold(self, value: float) -> Threshold:
+        return Threshold(value=value)

@@ -39,11 +39,14 @@ PYTHON = {
     "reward": "answers foreign vote",
     "select": "leaves",
     "advantage": "checks leaves",
+    "baselines": "advantage checks leaves",
     "loss": "checks logits pack",
     "presets": "loss",
     "learner": "attention engine logits loss models pack",
     "algorithm": "advantage answers budget fork leaves logits loss poll prune reward select vote",
-    "methods": ("advantage algorithm checks foreign fork loss presets prune reward select vote"),
+    "methods": (
+        "advantage algorithm baselines checks foreign fork loss presets prune reward select vote"
+    ),
     # A run: it is watched, set up, trained and called.
     "report": "answers budget engine leaves reward rollout vote",
     "evaluate": (

@@ -18,6 +18,7 @@ from pyrl.attention import use_pyrl_attention
 from pyrl.engine import Dtype
 from pyrl.engine.hf import DTYPES
 from pyrl.engine.trial import check_learning, has_plain_head
+from pyrl.learner.effects import effects
 from pyrl.learner.reader import Reader
 from pyrl.learner.recompute import recompute_layers
 from pyrl.learner.tally import Tally, averaged
@@ -204,7 +205,7 @@ class Learner:
     def gradient(self, batch: TokenBatch, state: LossState | None = None) -> Tally:
         """Leave the gradient of the whole batch's loss in the parameters; nothing else changes."""
         terms = self._terms(batch, state)
-        tally = Tally()
+        tally = Tally(effects(self.loss, terms, batch))
         # The policy that trains is the one that sampled: without dropout or any other noise.
         self.model.eval()
         self.optimizer.zero_grad(set_to_none=True)

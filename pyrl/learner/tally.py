@@ -17,7 +17,9 @@ from pyrl.pack import TokenBatch
 class Tally:
     """Weighted sums over passes, so that metrics are those of the whole mini-batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, effects: Mapping[str, float]) -> None:
+        self.effects = effects
+        """What is known of the whole mini-batch already."""
         self.loss = 0.0
         self.weight = 0.0
         self.sums: dict[str, float] = {}
@@ -66,14 +68,18 @@ class Tally:
         return self.gaps / max(1, self.tokens)
 
     def metrics(self) -> dict[str, float]:
-        """Without a token only the loss, which is 0."""
+        """Without a token only the loss, which is 0, and the effects."""
+        whole = {"loss": self.loss, **self.effects}
         if not self.weight:
-            return {"loss": self.loss}
-        return {name: value / self.weight for name, value in self.sums.items()} | {
-            "loss": self.loss,
-            "sampling/importance_sampling_ratio/max": self.ratio,
-            "sampling/sampling_logp_difference/max": self.gap,
-        }
+            return whole
+        return (
+            whole
+            | {name: value / self.weight for name, value in self.sums.items()}
+            | {
+                "sampling/importance_sampling_ratio/max": self.ratio,
+                "sampling/sampling_logp_difference/max": self.gap,
+            }
+        )
 
 
 def averaged(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:

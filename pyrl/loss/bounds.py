@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeGuard
+from typing import Any, Literal, Protocol, TypeGuard
 
 import numpy as np
 import torch
@@ -61,13 +61,17 @@ class ConfidenceClip:
     """Last tokens of a response whose mean confidence counts."""
     centre: float | None = None
     """Tail confidence of the middle radius; None: the median of the batch."""
+    of: Literal["mass", "token"] = "mass"
+    """Confidence is the mass of the five most probable tokens, or the sampled one's probability, as
+    in the released scripts."""
     needs = RADII
 
     def radius(self, batch: TokenBatch) -> NDArray[np.float64]:
         """One clip radius per leaf [N]."""
         end_N = batch.token_offset_N1[1:]
         begin_N = np.maximum(batch.token_offset_N1[:-1], end_N - self.tail)
-        total = np.concatenate([[0.0], np.cumsum(batch.confidence_T, dtype=np.float64)])
+        sure_T = batch.confidence_T if self.of == "mass" else np.exp(batch.old_logprob_T)
+        total = np.concatenate([[0.0], np.cumsum(sure_T, dtype=np.float64)])
         tail_N = (total[end_N] - total[begin_N]) / np.maximum(end_N - begin_N, 1)
         centre = float(np.median(tail_N)) if self.centre is None else self.centre
         gate_N = 1 / (1 + np.exp(-self.kappa * (centre - tail_N)))

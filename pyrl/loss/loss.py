@@ -191,6 +191,7 @@ class Loss:
             "loss.bounds": not isinstance(self.bounds, Unbounded),
             "loss.dual": self.dual is not None,
             "loss.ratio.pre_clip": self.ratio.pre_clip is not None,
+            "loss.surrogate": isinstance(self.surrogate, Sigmoid),
         }
         parts = [name for name, acts in of_ratio.items() if acts and self.ratio.of != "one"]
         penalties = [p for p in self.penalties if isinstance(p, Penalty) and p.target == "old"]

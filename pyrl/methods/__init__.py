@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pyrl.algorithm import Algorithm
-from pyrl.methods.echo import echo, echo_paper
+from pyrl.methods import clipping, entropy, expert, mismatch, reinforce, sequence
+from pyrl.methods.echo import echo, echo_fixed, echo_paper, echo_released
 from pyrl.methods.ettrl import ettrl
 from pyrl.methods.grpo import dr_grpo, grpo, rloo
 from pyrl.methods.treerl import treerl
@@ -13,14 +14,17 @@ from pyrl.methods.ttrl import ttrl
 from pyrl.methods.unique import grpo_unique, ttrl_unique
 
 METHODS: dict[str, Callable[[], Algorithm]] = {
-    "ttrl": ttrl,
-    "ttrl_unique": ttrl_unique,
-    "ettrl": ettrl,
-    "echo": echo,
-    "echo_paper": echo_paper,
-    "treerl": treerl,
-    "grpo": grpo,
-    "dr_grpo": dr_grpo,
-    "rloo": rloo,
-    "grpo_unique": grpo_unique,
+    method.__name__: method
+    for method in (
+        *(ttrl, ttrl_unique, ettrl, echo, echo_paper, echo_fixed, echo_released, treerl),
+        *(grpo, dr_grpo, rloo, grpo_unique),
+        *(reinforce.reinforce, reinforce.reinforce_pp, reinforce.reinforce_pp_baseline),
+        *(reinforce.opo, reinforce.gpg),
+        *(clipping.dapo, clipping.cispo, clipping.sapo, clipping.dppo, clipping.dppo_kl),
+        *(sequence.gspo, sequence.gmpo, sequence.ctpo, sequence.minpro, sequence.minpro_cispo),
+        *(mismatch.minirl, mismatch.hispo, expert.calibrl),
+        *(entropy.clip_cov, entropy.kl_cov, entropy.steer, entropy.steer_exp, entropy.clip_b),
+        *(entropy.clip_v, entropy.top_entropy, entropy.lp_reg, entropy.siren, entropy.hapo),
+        *(entropy.dcpo, entropy.epo, entropy.entrocraft, entropy.aepo_agentic),
+    )
 }

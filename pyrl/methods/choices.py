@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pyrl import advantage
+from pyrl import advantage, baselines
 from pyrl.advantage import AdvantageClip, EntropyReshape, Hybrid, MassBaseline, Stage, WhitenTokens
+from pyrl.baselines import LengthBaseline, PassAtK, Return
 from pyrl.fork import (
     EntropyConfidence,
     EPTree,
+    FixedEntropyConfidence,
     Flat,
     Fork,
     OnlineEntropy,
     TopEntropy,
     WithoutReplacement,
 )
-from pyrl.prune import Doubt, Keep, Prune
+from pyrl.prune import Doubt, FixedDoubt, Keep, Prune
 from pyrl.reward import RandomReward, Reward, TrueReward, VoteReward
 from pyrl.select import First, Select, Stratified
 from pyrl.vote import Majority, Mass, Vote, Weighted
@@ -39,6 +41,12 @@ ADVANTAGES: dict[str, Callable[[], Stage | tuple[Stage, ...]]] = {
     "grpo": advantage.grpo,
     "dr_grpo": advantage.dr_grpo,
     "rloo": advantage.rloo,
+    "return": Return,
+    "reinforce_pp": baselines.reinforce_pp,
+    "reinforce_pp_baseline": baselines.reinforce_pp_baseline,
+    "opo": LengthBaseline,
+    "gpg": baselines.gpg,
+    "pass_at_k": PassAtK,
     "treerl": advantage.tree_rl,
     "treerl_released": advantage.tree_rl_released,
     "treepo": advantage.tree_po,
@@ -57,11 +65,16 @@ FORKS: dict[str, Callable[[], Fork]] = {
     "ep_tree": EPTree,
     "online_entropy": OnlineEntropy,
     "entropy_confidence": EntropyConfidence,
+    "entropy_confidence_fixed": FixedEntropyConfidence,
     "without_replacement": WithoutReplacement,
 }
 """Where trees fork."""
 
-PRUNES: dict[str, Callable[[], Prune]] = {"keep": Keep, "doubt": Doubt}
+PRUNES: dict[str, Callable[[], Prune]] = {
+    "keep": Keep,
+    "doubt": Doubt,
+    "doubt_fixed": FixedDoubt,
+}
 """Which branches stop early."""
 
 VOTES: dict[str, Callable[[], Vote]] = {

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 from pyrl.advantage import Hybrid
 from pyrl.algorithm import Algorithm, Sample
-from pyrl.fork import EntropyConfidence
+from pyrl.fork import EntropyConfidence, FixedEntropyConfidence
 from pyrl.loss import ConfidenceClip
 from pyrl.loss.aggregate import SeqMeanTokenMean
 from pyrl.methods.ttrl import ttrl
-from pyrl.prune import Doubt
+from pyrl.prune import Doubt, FixedDoubt
 from pyrl.select import Stratified
 
 
@@ -40,4 +40,24 @@ def echo_paper() -> Algorithm:
         prune=Doubt(decline_run=3, tail_window=8),
         advantage=(*ttrl().advantage, Hybrid(whiten=False)),
         loss=replace(parent.loss, bounds=ConfidenceClip(centre=1.0), aggregate=SeqMeanTokenMean()),
+    )
+
+
+def echo_fixed() -> Algorithm:
+    """The tree with fixed thresholds in place of quantiles, which act from the first token on."""
+    return replace(echo(), fork=FixedEntropyConfidence(), prune=FixedDoubt())
+
+
+def echo_released() -> Algorithm:
+    """What the released scripts run: no tree, the hybrid advantage, and CA-Clip about 1.
+
+    Its confidence is the sampled token's probability, as there. The hybrid's doubt is of the five
+    most probable tokens here; the scripts take the sampled one's.
+    """
+    parent = ttrl()
+    return replace(
+        parent,
+        sample=Sample(votes=32, train=32, temperature=0.8),
+        advantage=(*parent.advantage, Hybrid()),
+        loss=replace(parent.loss, bounds=ConfidenceClip(centre=1.0, of="token")),
     )

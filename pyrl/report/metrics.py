@@ -42,6 +42,12 @@ MEANING = {
     "clip_ratio/low_mean": "share of tokens clipped from below",
     "clip_ratio/high_mean": "share of tokens clipped from above",
     "clip_ratio/dual_mean": "share of tokens whose loss the dual clip caps",
+    "loss/kept": "share of tokens that the loss's masks keep",
+    "loss/factor": "mean weight of these tokens by the loss's detached factors",
+    "loss/reshaped": "mean change of a token's advantage by the loss",
+    "loss/penalized": "share of tokens that a penalty of the loss chose",
+    "loss/outside_band": "share of tokens whose entropy is outside EPO's band",
+    "loss/nucleus_gap": "nucleus entropy of uncertain tokens less its value in step 1 (nats)",
     "sampling/importance_sampling_ratio/mean": "mean of the loss's ratio of policies",
     "sampling/importance_sampling_ratio/max": "its largest value",
     "sampling/sampling_logp_difference/mean": "mean |log-prob at sampling - at training| (nats)",
@@ -97,6 +103,8 @@ MEANING = {
     "advantage/ear_factor_max": "its largest factor",
     "advantage/hybrid_clamped": "share of tokens whose hybrid signal met its bound",
     "advantage/hybrid_signal_max": "largest size of the hybrid signal",
+    "advantage/informative": "share of prompts whose rewards are not all equal, as GPG counts them",
+    "advantage/pass_at_k": "chance that k leaves of a prompt have a right one, mean over prompts",
     "advantage/reward_unknown": "share of the leaves that train whose reward is unknown",
 }
 """Names in metrics.jsonl, as in TRL where TRL has them. "vote/post_NAME" is "vote/NAME" of the

@@ -117,13 +117,19 @@ class TrueReward:
     relation that sorted them.
     """
 
-    values = frozenset({0.0, 1.0})
-    """All rewards that there can be."""
+    wrong: float = 0.0
+    """For a leaf with another answer than the true one, or without an answer."""
+
+    @property
+    def values(self) -> set[float]:
+        """All rewards that there can be."""
+        return {1.0, self.wrong}
 
     def __call__(
         self, leaves: Leaves, answers: Answers, votes: Votes, prompts: Sequence[Question]
     ) -> NDArray[np.float64]:
-        return grade(leaves, answers, prompts, answers.equivalence)
+        right_N = grade(leaves, answers, prompts, answers.equivalence)
+        return np.where(right_N == 0, self.wrong, right_N)
 
     def usable(self, answers: Answers, votes: Votes, reward_N: NDArray[np.float64]) -> bool:
         return bool((np.isfinite(reward_N) & (answers.class_N >= 0)).any())

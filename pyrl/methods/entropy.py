@@ -1,0 +1,122 @@
+"""Entropy: methods that hold, raise or spend the entropy of the policy."""
+
+from dataclasses import replace
+
+from pyrl import presets
+from pyrl.algorithm import Algorithm
+from pyrl.loss import Steer
+from pyrl.methods.clipping import dapo
+from pyrl.methods.grpo import dr_grpo, grpo
+from pyrl.reward import TrueReward
+
+
+def clip_cov() -> Algorithm:
+    """A few random tokens of high covariance leave the update (arXiv:2505.22617).
+
+    8 answers a question and 8 updates a step, as in the paper.
+    """
+    parent = grpo()
+    sample = replace(parent.sample, votes=8, train=8)
+    return replace(parent, sample=sample, loss=presets.clip_cov(), updates_per_step=8)
+
+
+def kl_cov() -> Algorithm:
+    """Tokens of highest covariance are held to the policy before the update (arXiv:2505.22617)."""
+    return replace(clip_cov(), loss=presets.kl_cov())
+
+
+def steer() -> Algorithm:
+    """DAPO that weighs tokens less, the more they change the entropy (arXiv:2510.10150)."""
+    return replace(dapo(), loss=presets.steer())
+
+
+def steer_exp() -> Algorithm:
+    """The same with weights that fall exponentially from 1 (arXiv:2510.10150)."""
+    parent = steer()
+    return replace(parent, loss=replace(parent.loss, weight=Steer("exp")))
+
+
+def clip_b() -> Algorithm:
+    """Wrong tokens leave whose update would lower the entropy most (arXiv:2602.03392)."""
+    return replace(grpo(), loss=presets.clip_b())
+
+
+def clip_v() -> Algorithm:
+    """The same by the exact change of entropy to first order (arXiv:2602.03392)."""
+    return replace(clip_b(), loss=presets.clip_v())
+
+
+def top_entropy() -> Algorithm:
+    """DAPO on the fifth of the tokens that is most uncertain alone (arXiv:2506.01939)."""
+    parent = dapo()
+    return replace(parent, loss=replace(parent.loss, keep=presets.top_entropy().keep))
+
+
+def lp_reg() -> Algorithm:
+    """Improbable tokens that are no noise are protected from wrong answers (arXiv:2510.03222).
+
+    One update takes all samples of a step, as in the paper's main runs.
+    """
+    return replace(grpo(), loss=presets.lp_reg())
+
+
+def siren() -> Algorithm:
+    """The nucleus entropy of uncertain tokens is held to its first value (arXiv:2509.25133).
+
+    Otherwise Dr. GRPO. The nucleus keeps the token that crosses its mass, which the released code
+    drops.
+    """
+    parent = dr_grpo()
+    return replace(parent, loss=replace(parent.loss, penalties=presets.siren().penalties))
+
+
+def hapo() -> Algorithm:
+    """Advantages, bounds and baselines move with each token's entropy (arXiv:2509.16591).
+
+    With the sign of cold tokens as the paper means it. Without its temperature that moves with the
+    entropy while a token is sampled.
+    """
+    return replace(dapo(), loss=presets.hapo())
+
+
+def dcpo() -> Algorithm:
+    """Rewards tempered towards a target entropy by a second temperature (arXiv:2601.12730).
+
+    5 answers a question, as in the release.
+    """
+    parent = grpo()
+    sample = replace(parent.sample, votes=5, train=5)
+    return replace(parent, sample=sample, loss=presets.dcpo())
+
+
+def epo() -> Algorithm:
+    """An entropy bonus, and a band about the run's mean entropy (arXiv:2509.22576).
+
+    The band moves the reported loss alone, as released, and its history is of the whole run: the
+    paper has one for each step of an environment.
+    """
+    return replace(grpo(), loss=presets.epo())
+
+
+def entrocraft() -> Algorithm:
+    """Right or wrong answers alone while the entropy is outside a band (arXiv:2604.26326).
+
+    The band falls linearly over the run. 8 answers a question, rewarded with 1 or -1. Without the
+    paper's random acceptance of answers, which is not released.
+    """
+    parent = grpo()
+    return replace(
+        parent,
+        sample=replace(parent.sample, votes=8, train=8),
+        reward=TrueReward(wrong=-1.0),
+        loss=presets.entrocraft(),
+    )
+
+
+def aepo_agentic() -> Algorithm:
+    """Uncertain tokens weigh more, and keep a gradient beyond the clip (arXiv:2510.14545).
+
+    The loss alone: without the paper's budget of branches at calls of tools, which its released
+    scripts leave out too.
+    """
+    return replace(grpo(), loss=presets.aepo_agentic())
