@@ -39,13 +39,21 @@ class LengthBaseline:
     def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
         advantage_N = np.zeros(scored.reward_N.size)
         for known in _groups(scored):
-            reward, length = scored.reward_N[known], scored.length_N[known]
+            reward = scored.reward_N[known]
             if reward.min() != reward.max():
-                advantage_N[known] = reward - (length * reward).sum() / length.sum()
+                advantage_N[known] = reward - self._baseline(scored, known)
         return advantage_N[scored.leaf_T]
 
     def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
-        return {}
+        shift = [
+            abs(self._baseline(scored, known) - scored.reward_N[known].mean())
+            for known in _groups(scored)
+        ]
+        return {"advantage/baseline_shift": float(np.mean(shift)) if shift else 0.0}
+
+    def _baseline(self, scored: Scored, known: NDArray[np.int64]) -> float:
+        length = scored.length_N[known]
+        return float((length * scored.reward_N[known]).sum() / length.sum())
 
 
 @dataclass(frozen=True)

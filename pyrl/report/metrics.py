@@ -103,6 +103,7 @@ MEANING = {
     "advantage/ear_factor_max": "its largest factor",
     "advantage/hybrid_clamped": "share of tokens whose hybrid signal met its bound",
     "advantage/hybrid_signal_max": "largest size of the hybrid signal",
+    "advantage/baseline_shift": "mean |baseline that weighs rewards by length - their mean|",
     "advantage/informative": "share of prompts whose rewards are not all equal, as GPG counts them",
     "advantage/pass_at_k": "chance that k leaves of a prompt have a right one, mean over prompts",
     "advantage/reward_unknown": "share of the leaves that train whose reward is unknown",

@@ -72,7 +72,7 @@ def test_one_name_is_shown_with_its_difference_its_options_and_what_it_needs() -
     assert "needs      1 update a step (--updates-per-step)" in grpo
     assert "true answers in the data (--answer-column)" in grpo
     assert [found.entry.kind.name for found in named("grpo", REGISTRY)] == ["method", "advantage"]
-    calibrl = printed(page(named("calibrl", REGISTRY)[0]))
+    calibrl = printed(page(named("calibrl", REGISTRY)[1]))  # the loss; [0] is the method
     for line in (
         "choose by  pyrl train METHOD --loss calibrl",
         "penalties   none  (ExpertLeak)",

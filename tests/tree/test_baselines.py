@@ -46,9 +46,7 @@ def test_opo_weighs_rewards_by_length() -> None:
         (reinforce_pp_baseline(), [1.348076, -1.048503, 0.149786, 0.149786]),
     ],
 )
-def test_reinforce_pp_whitens_over_tokens(
-    stages: tuple[Stage, ...], expected: list[float]
-) -> None:
+def test_reinforce_pp_whitens_over_tokens(stages: tuple[Stage, ...], expected: list[float]) -> None:
     scored = scored_of([with_lengths([1.0, 0.0], [2, 3]), with_lengths([1.0, 1.0], [1, 2])])
     np.testing.assert_allclose(per_leaf(run(stages, scored), scored), expected, atol=1e-6)
 
