@@ -16,12 +16,13 @@ from pyrl.fork import (
     EntropyConfidence,
     EPTree,
     Finished,
+    FixedEntropyConfidence,
     Flat,
     OnlineEntropy,
     Site,
     TopEntropy,
 )
-from pyrl.prune import Doubt, Keep
+from pyrl.prune import Doubt, FixedDoubt, Keep
 from pyrl.rollout import Rollout, make_signals
 
 
@@ -220,6 +221,9 @@ def test_weights_of_later_rounds_are_products_of_the_widths_on_the_path(seed: in
         (lambda: EntropyConfidence(group_window=0), "EntropyConfidence.group_window: expected >="),
         (lambda: Doubt(tail_low=-0.1), "Doubt.tail_low: expected a number in [0, 1], got -0.1"),
         (lambda: Doubt(spike_run=0), "Doubt.spike_run: expected >= 1, got 0"),
+        (lambda: FixedEntropyConfidence(entropy_low=4.0), "expected low <= high, got 4.0 and 3.5"),
+        (lambda: FixedEntropyConfidence(confidence=1.2), "confidence: expected a number in [0, 1]"),
+        (lambda: FixedDoubt(spike=np.inf), "FixedDoubt.spike: expected a number, got inf"),
     ],
 )
 def test_settings_that_would_switch_a_rule_off_are_refused(wrong: Any, message: str) -> None:
@@ -278,6 +282,29 @@ def test_entropy_confidence_keeps_the_cap_of_a_trunk() -> None:
     assert max(leaves_per_trunk(run.forest)) == 5
 
 
+def test_fixed_thresholds_decide_from_the_first_sample_on() -> None:
+    """ECHO's formula with its released numbers of entropy, and rules that need no calibration."""
+    fork = FixedEntropyConfidence(min_tokens=0, smooth_window=1, group_window=1)
+    prune = FixedDoubt(tail_window=1, spike_run=2)
+    signals = make_signals(fork, prune)
+    assert signals is not None
+    assert signals.thresholds().calibrated
+
+    def seen(branch: int, rows: list[tuple[float, float]]) -> list[tuple[int, int]]:
+        found = []
+        for entropy, confidence in rows:
+            one = np.array([entropy], np.float32), np.array([confidence], np.float32)
+            observed = signals.observe(np.array([branch << 32]), *one)
+            found.append((int(observed.width_B[0]), int(observed.prune_B[0])))
+        return found
+
+    assert seen(1, [(1.0, 0.9), (3.5, 0.5)]) == [(1, 0), (3, 0)]
+    assert seen(2, [(3.4, 0.9), (3.5, 0.5)]) == [(1, 0), (1, 0)]  # it has not risen by 0.2
+    assert seen(3, [(1.0, 0.9), (3.5, 0.6)]) == [(1, 0), (1, 0)]
+    assert seen(4, [(0.0, 0.9), (0.1, 0.3)]) == [(1, 0), (1, 1)]
+    assert seen(5, [(0.0, 0.9), (0.6, 0.9), (1.2, 0.9)]) == [(1, 0), (1, 0), (1, 3)]
+
+
 @pytest.mark.parametrize(
     ("fork", "lowers"),
     [
@@ -287,6 +314,7 @@ def test_entropy_confidence_keeps_the_cap_of_a_trunk() -> None:
         (OnlineEntropy(forks=0), False),
         (EntropyConfidence(), True),
         (EntropyConfidence(max_width=1), False),
+        (FixedEntropyConfidence(), True),
     ],
     ids=repr,
 )

@@ -113,6 +113,10 @@ def test_true_answers_change_neither_the_votes_nor_the_rewards_of_a_vote() -> No
 def test_the_true_reward_grades_and_is_unknown_without_truth_or_verdict() -> None:
     reward_N = TrueReward()(*step(equivalence=Unsure()), questions("b", "c", None))
     np.testing.assert_array_equal(reward_N, [0, 1, 0, 0, 1, math.nan, math.nan, math.nan])
+    signs = TrueReward(wrong=-1.0)
+    reward_N = signs(*step(equivalence=Unsure()), questions("b", "c", None))
+    np.testing.assert_array_equal(reward_N, [-1, 1, -1, -1, 1, math.nan, math.nan, math.nan])
+    assert signs.values == {-1.0, 1.0}
 
 
 # -- functions

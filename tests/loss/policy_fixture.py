@@ -55,6 +55,7 @@ def unit(loss: Loss) -> Loss:
     return replace(loss, aggregate=TokenSum())
 
 
-def near(values: Tensor, expected: Sequence[float]) -> None:
+def near(values: Tensor, expected: float | Sequence[float]) -> None:
     """To the digits that are published."""
-    torch.testing.assert_close(values.detach().double(), tensor(expected), rtol=0, atol=1e-6)
+    expected_T = torch.tensor(expected, dtype=torch.float64)
+    torch.testing.assert_close(values.detach().double(), expected_T, rtol=0, atol=1e-6)

@@ -63,6 +63,13 @@ def test_confidence_clip_bounds_all_tokens_of_a_leaf_alike_on_both_sides() -> No
     assert first > second
 
 
+def test_confidence_of_the_sampled_token_is_its_probability() -> None:
+    rows = [[0.2] * 3, [0.9] * 18]
+    batch = replace(batch_of([[0.5] * 3, [0.5] * 18]), old_logprob_T=np.log(np.concatenate(rows)))
+    of_token = ConfidenceClip(centre=1.0, of="token").radius(batch)
+    np.testing.assert_allclose(of_token, ConfidenceClip(centre=1.0).radius(batch_of(rows)))
+
+
 def test_without_a_centre_the_batch_s_median_tail_is_half_way() -> None:
     bounds = ConfidenceClip(minimum=0.1, maximum=0.3)
     assert bounds.radius(of_tails(0.99, 0.2, 0.97))[2] == pytest.approx(0.2)
