@@ -13,7 +13,7 @@ from pyrl._core.tree import SignalSpec
 from pyrl.algorithm import Algorithm
 from pyrl.checks import one_of
 from pyrl.loss import Loss
-from pyrl.methods.fields import changes, leaves, stages
+from pyrl.methods.fields import changes, fields, is_record, leaves, stages
 from pyrl.methods.registry import KINDS, Entry, Registry
 from pyrl.reward import TrueReward
 
@@ -51,7 +51,7 @@ def about(entry: Entry, registry: Registry) -> About:
     module = inspect.getmodule(entry.factory)
     said = PAPER.search(doc) or PAPER.search((module and module.__doc__) or "")
     parent = parent_of(entry, registry)
-    differs = changes(registry.make(kind, parent), choice) if parent else ()
+    differs = _differs(registry.make(kind, parent), choice) if parent else ()
     return About(
         entry=entry,
         text=_without_source(doc),
@@ -119,6 +119,16 @@ def needs(choice: Any, updates: int = 1) -> Iterator[str]:
         yield "entropy and confidence of each token while it is sampled: every engine has them"
     elif hasattr(choice, "needs") and "advantage_T" in choice.needs:
         yield "a stage before it that reads rewards, such as grpo"
+
+
+def _differs(before: Any, after: Any) -> Iterator[tuple[str, str, str]]:
+    """What differs; of a class that extends its parent's, in the fields that both have."""
+    if type(before) is type(after) or not isinstance(after, type(before)):
+        yield from changes(before, after)
+        return
+    new = dict(fields(after))
+    for name, old in fields(before) if is_record(before) else ():
+        yield from changes(old, new[name], f"{name}.")
 
 
 def _loss_needs(loss: Loss, updates: int) -> Iterator[str]:

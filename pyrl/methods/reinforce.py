@@ -10,7 +10,7 @@ from pyrl.methods.grpo import grpo
 def reinforce() -> Algorithm:
     """-A logprob, with the reward itself as A: no ratio, no clip, no baseline (arXiv:2402.14740).
 
-    As its estimator is made for, one update takes all samples of a step.
+    One update takes all samples of a step: its estimate holds for the policy that sampled.
     """
     return replace(grpo(), advantage=(baselines.Return(),), loss=presets.reinforce())
 
