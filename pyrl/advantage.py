@@ -8,15 +8,15 @@ gets exactly 0. In trees, the segments of a chain without a fork count as one an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyrl import _core
-from pyrl.checks import at_least, finite
-from pyrl.leaves import Scored
+from pyrl.checks import at_least, described, finite
+from pyrl.leaves import SCORED, Scored, check_needs, needs_of
 
 Floats = NDArray[np.float64]
 
@@ -24,7 +24,8 @@ Floats = NDArray[np.float64]
 class Stage(Protocol):
     """One step from rewards to token advantages; the first stage of an algorithm gets zeros.
 
-    A stage may name what it reads in `needs`: "advantage_T", or fields of `Scored`.
+    A stage may name what it reads in `needs`: "advantage_T", or fields of `Scored`. One that
+    remembers something from step to step has a method `initial`: see `pyrl.run.states`.
     """
 
     def __call__(self, scored: Scored, advantage_T: Floats) -> Floats: ...
@@ -34,29 +35,43 @@ class Stage(Protocol):
         ...
 
 
-def advantages(stages: Sequence[Stage], scored: Scored) -> tuple[Floats, dict[str, float]]:
-    """Run the stages in order: the advantage of each token, and the metrics of all stages."""
+def advantages(
+    stages: Sequence[Stage], scored: Scored, states: Sequence[Any] = ()
+) -> tuple[Floats, dict[str, float]]:
+    """Run the stages in order: the advantage of each token, and the metrics of all stages.
+
+    `states` has what each stage remembers, None of one without `initial`. ValueError names a stage
+    that does not give a finite number for each token.
+    """
     advantage_T = np.zeros(scored.leaf_T.size)
     metrics: dict[str, float] = {}
-    for stage in stages:
-        metrics |= stage.metrics(scored, advantage_T)
-        advantage_T = stage(scored, advantage_T)
+    for stage, state in zip(stages, states or [None] * len(stages), strict=True):
+        read = scored if state is None else replace(scored, state=state)
+        metrics |= stage.metrics(read, advantage_T)
+        advantage_T = _checked(stage, stage(read, advantage_T), scored.leaf_T.size)
     return advantage_T, metrics
+
+
+def _checked(stage: Stage, advantage_T: Floats, tokens: int) -> Floats:
+    expected = f"advantage: {type(stage).__name__}: expected a finite number for each of {tokens} "
+    if not (isinstance(advantage_T, np.ndarray) and advantage_T.shape == (tokens,)):
+        raise ValueError(f"{expected}tokens, got {described(advantage_T)}")
+    bad_T = ~np.isfinite(advantage_T)
+    if bad_T.any():
+        first = int(bad_T.argmax())
+        raise ValueError(f"{expected}tokens, got {advantage_T[first]} for token {first}")
+    return advantage_T
 
 
 def check_stages(stages: Sequence[Stage]) -> None:
     """ValueError names what a stage needs and does not get."""
-    known = {field.name for field in fields(Scored)}
+    if stages and "advantage_T" in needs_of(stages[0]):
+        raise ValueError(
+            f"advantage: {type(stages[0]).__name__} needs advantage_T, expected the result of a "
+            f"stage before it, such as --advantage grpo,NAME"
+        )
     for stage in stages:
-        for name in stage.needs if hasattr(stage, "needs") else ():
-            if name not in known:
-                has = (
-                    "the result of a stage before it, such as --advantage grpo,NAME"
-                    if name == "advantage_T"
-                    else f"among what a run has: {', '.join(sorted(known))}"
-                )
-                raise ValueError(f"advantage: {type(stage).__name__} needs {name}, expected {has}")
-        known.add("advantage_T")
+        check_needs("advantage", stage, {*SCORED, "advantage_T"})
 
 
 @dataclass(frozen=True)

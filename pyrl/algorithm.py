@@ -9,7 +9,7 @@ from pyrl.advantage import Stage, check_stages
 from pyrl.answers import Equivalence, Extractor
 from pyrl.budget import Allowance
 from pyrl.fork import Flat, Fork, WithoutReplacement
-from pyrl.leaves import Decode
+from pyrl.leaves import LEAVES, SCORED, Decode, check_needs, needs_of
 from pyrl.logits.sampling import Sampling
 from pyrl.loss import Loss
 from pyrl.loss.loss import check_loss
@@ -104,6 +104,8 @@ class Algorithm:
             raise ValueError(f"updates_per_step: expected >= 1, got {self.updates_per_step}")
         check_loss(self.loss)
         check_stages(self.advantage)
+        check_needs("reward", self.reward, LEAVES)
+        check_needs("select", self.select, {*SCORED, "advantage_T"})
         if self.sample.stop_when_decided and not isinstance(self.vote, Majority | Mass):
             raise ValueError(
                 f"sample.stop_when_decided: expected vote=Majority() or Mass(), got {self.vote}: "
@@ -130,6 +132,17 @@ class Algorithm:
             raise ValueError(
                 f"sample.votes: expected at least 2 without replacement, got {self.sample.votes}"
             )
+
+    @property
+    def reads(self) -> dict[str, str]:
+        """What stages and the selection name in `needs`, and the class that does."""
+        choices = (*self.advantage, self.select)
+        return {name: type(choice).__name__ for choice in choices for name in needs_of(choice)}
+
+    @property
+    def has_reference(self) -> bool:
+        """The frozen first model is asked: by the loss, or by a choice that reads its log-probs."""
+        return self.loss.has_reference or "ref_logprob_T" in self.reads
 
     def poll(self, decode: Decode, extractor: Extractor, equivalence: Equivalence) -> Poll | None:
         """The poll of one rollout; None unless `sample.stop_when_decided`."""

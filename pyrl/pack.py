@@ -35,7 +35,8 @@ class TokenBatch:
     entropy_T: NDArray[np.float32]
     confidence_T: NDArray[np.float32]
     mask_T: NDArray[np.bool_]
-    """False for forced tokens: they are no sample of the policy."""
+    """False for tokens that do not train: forced ones, which are no sample of the policy, and
+    those that a selection dropped."""
     advantage_T: NDArray[np.float64]
     input_offset_N1: NDArray[np.int64]
     """Where each leaf's input tokens begin, and the end of the last."""
@@ -89,8 +90,12 @@ def pack(
     rows: _core.tree.PackedRows,
     advantage_T: NDArray[np.float64],
     reward_N: NDArray[np.float64] | None = None,
+    train_T: NDArray[np.bool_] | None = None,
 ) -> TokenBatch:
-    """Join the forest's flat rows (`pack_flat`) with one advantage per response token."""
+    """Join the forest's flat rows (`pack_flat`) with one advantage per response token.
+
+    `train_T` are the tokens that train; None: all but forced ones.
+    """
     if len(advantage_T) != len(rows.label_T):
         raise ValueError(f"pack: expected {len(rows.label_T)} advantages, got {len(advantage_T)}")
     leaves = len(rows.cu_seqlens) - 1
@@ -100,7 +105,7 @@ def pack(
         old_logprob_T=rows.logprob_T,
         entropy_T=rows.entropy_T,
         confidence_T=rows.confidence_T,
-        mask_T=~rows.forced_T,
+        mask_T=~rows.forced_T if train_T is None else train_T,
         advantage_T=advantage_T,
         input_offset_N1=rows.cu_seqlens.astype(np.int64),
         token_offset_N1=offsets(np.bincount(rows.leaf_T, minlength=leaves)),

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pyrl._core.tree import pack_flat
 from pyrl.advantage import advantages
 from pyrl.answers import Answers, classify
 from pyrl.engine import EngineFailure
@@ -22,6 +21,7 @@ from pyrl.report import Alarms, MetricsLog, Phases, Progress, Report
 from pyrl.report.alarms import no_update
 from pyrl.report.metrics import Row, read_metrics
 from pyrl.report.step import StepObserver, Unlogged, completion_metrics
+from pyrl.reward import rewards
 from pyrl.rollout import Rollout, answer_start, derive_seed
 from pyrl.run import checkpoint
 from pyrl.run.config import Run, settings_of
@@ -32,6 +32,7 @@ from pyrl.run.lock import Lock, one_process
 from pyrl.run.results import write_results
 from pyrl.run.resume import first_words, record_of, restore
 from pyrl.run.setup import assemble
+from pyrl.select import selected, tokens_that_train
 from pyrl.vote import Votes
 
 
@@ -48,9 +49,9 @@ class Step:
     reward_N: NDArray[np.float64]
     """NaN is unknown."""
     kept_N: NDArray[np.int64]
-    """Ordinals of the leaves that train."""
+    """Ordinals of the leaves that have advantages and train."""
     shaping: Mapping[str, float]
-    """Metrics of the advantage stages."""
+    """Metrics of the advantage stages, and of a selection after them."""
     update: Mapping[str, float] | None
     """Metrics of the optimizer; None: no response could be rewarded, so there was no update."""
     sync: Mapping[str, float]
@@ -86,6 +87,7 @@ class Trainer:
         self.algorithm, self.prompts, self.experts = parts.algorithm, parts.prompts, parts.experts
         self.model, self.tokenizer, self.learner = parts.model, parts.tokenizer, parts.learner
         self.engine, self.sync, self.signals = parts.engine, parts.sync, parts.signals
+        self.states = parts.states
         self.decode, self.extractor, self.stop = parts.decode, parts.extractor, parts.stop
         self.equivalence = parts.equivalence
         self.observer = StepObserver(parts.equivalence)
@@ -125,7 +127,7 @@ class Trainer:
 
     def train_step(self) -> Step:
         """Sample, vote, reward, update and sync once. RunError names questions with NaN."""
-        started, algorithm = time.monotonic(), self.algorithm
+        started, algorithm, states = time.monotonic(), self.algorithm, self.states
         prompts = step_prompts(self.prompts, self.step, self.run.prompts_per_step, self.run.seed)
         phase = Phases(self.progress)
         with naming(f"step {self.step + 1}", prompts):
@@ -134,18 +136,21 @@ class Trainer:
             with keeping_forest(self.run.output, rollout.forest, self.step + 1):
                 forest = rollout.run()
             phase("scoring")
-            leaves = collect(forest, self.decode)
+            leaves = collect(forest, self.decode, progress=self.step / self.run.steps)
             answers = classify(leaves, self.extractor, self.equivalence)
             votes = algorithm.vote(leaves, answers)
-            reward_N = algorithm.reward(leaves, answers, votes, prompts)
-            kept_N = algorithm.select(leaves, algorithm.sample.train)
+            reward_N = rewards(algorithm.reward, leaves, answers, votes, prompts, states.reward)
+            kept_N = selected(algorithm.select, leaves, algorithm.sample.train, states.select)
             phase("updating")
-            rows = pack_flat(forest, leaves.leaf_N[kept_N])
-            scored = score(forest, leaves.take(kept_N), reward_N[kept_N], rows)
-            advantage_T, shaping = advantages(algorithm.advantage, scored)
+            kept = leaves.take(kept_N)
+            scored = score(kept, reward_N[kept_N], self.learner.before(kept.rows))
+            advantage_T, shaping = advantages(algorithm.advantage, scored, states.advantage)
+            train_T, sifting = tokens_that_train(
+                algorithm.select, scored, advantage_T, states.select
+            )
             update = None
             if algorithm.reward.usable(answers, votes, reward_N):
-                batch = pack(rows, advantage_T, scored.reward_N)
+                batch = pack(kept.rows, advantage_T, scored.reward_N, train_T)
                 experts = self.experts(prompts)
                 update = self.learner.update(batch, scored.group_N, self.step, experts)
             phase("syncing")
@@ -159,7 +164,7 @@ class Trainer:
             votes=votes,
             reward_N=reward_N,
             kept_N=kept_N,
-            shaping=shaping,
+            shaping=shaping | sifting,
             update=update,
             sync=sync,
             timing=phase.metrics(),
@@ -225,6 +230,7 @@ class Trainer:
         if step.update is None and self.alarms.news("no update", self.step):
             self.progress.alarm(f"Step {self.step}: {self._no_update(step)}")
         self.sketches = self.signals.save() if self.signals else b""
+        self.states.check()
         return self.unlogged.metrics
 
     def save(self) -> None:
@@ -236,12 +242,14 @@ class Trainer:
             self.tokenizer,
             self.learner.state(),
             self.sketches,
+            self.states.arrays(),
             record_of(
                 self.run,
                 self.step,
                 self.observer,
                 self.evaluations,
                 self.learner.memory,
+                self.states,
                 self.unlogged,
             ),
             self.run.keep_checkpoints,

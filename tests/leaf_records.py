@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pyrl._core.tree import Forest
 from pyrl.engine import STOPPED
 from pyrl.leaves import Leaves
 from pyrl.sources import Task
@@ -22,6 +23,11 @@ class Question:
     messages: Sequence[Mapping[str, Any]] | None = None
     truth: Mapping[str, Any] = field(default_factory=dict)
     task: Task | None = None
+
+
+def spell(rows: Sequence[np.ndarray]) -> list[str]:
+    """A token is a character."""
+    return ["".join(map(chr, row.tolist())) for row in rows]
 
 
 def leaves_of(
@@ -51,4 +57,6 @@ def leaves_of(
         confidence_N=np.array([0.9] * size if confidence_N is None else confidence_N),
         text_N=tuple(text_N),
         token_N=tuple(np.array([ord(c) for c in text], np.int32) for text in text_N),
+        forest=Forest(),
+        decode=spell,
     )

@@ -40,7 +40,12 @@ def outcome(output: Path, step: int) -> dict[str, Any]:
     final = output / f"checkpoint-{step}"
     kept = {
         name: (final / name).read_bytes()
-        for name in ("model.safetensors", "optimizer.safetensors", "signals.bin")
+        for name in (
+            "model.safetensors",
+            "optimizer.safetensors",
+            "signals.bin",
+            "states.safetensors",
+        )
     }
     return {
         **kept,

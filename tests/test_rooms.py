@@ -17,7 +17,8 @@ PYTHON = {
     # What is read everywhere.
     "checks": "",
     "forest": "",
-    "leaves": "",
+    "texts": "",
+    "leaves": "texts",
     "logits": "checks",
     "models": "",
     "attention": "",
@@ -36,13 +37,13 @@ PYTHON = {
     "budget": "forest poll",
     "rollout": "budget engine forest fork law logits poll prune",
     # Trees become advantages, and these an update.
-    "reward": "answers foreign vote",
-    "select": "leaves",
+    "reward": "answers checks foreign vote",
+    "select": "checks leaves",
     "advantage": "checks leaves",
     "baselines": "advantage checks leaves",
     "loss": "checks logits pack",
     "presets": "loss",
-    "learner": "attention engine logits loss models pack",
+    "learner": "attention engine leaves logits loss models pack",
     "algorithm": "advantage answers budget fork leaves logits loss poll prune reward select vote",
     "methods": (
         "advantage algorithm baselines checks foreign fork loss presets prune reward select vote"
@@ -56,7 +57,10 @@ PYTHON = {
         "algorithm answers checks engine evaluate foreign learner leaves loss methods models pack "
         "prompts report reward rollout"
     ),
-    "train": "advantage answers engine evaluate leaves pack prompts report rollout run vote",
+    "train": (
+        "advantage answers engine evaluate leaves pack prompts report reward rollout run select "
+        "vote"
+    ),
     "demo": "algorithm checks evaluate fork loss methods models prune reward run sources",
     "cli": "answers checks demo engine evaluate methods report run train",
     "__init__": "",

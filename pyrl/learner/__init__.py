@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pyrl._core.tree import PackedRows
 from pyrl.attention import use_pyrl_attention
 from pyrl.engine import Dtype
 from pyrl.engine.hf import DTYPES
@@ -22,6 +24,7 @@ from pyrl.learner.effects import effects
 from pyrl.learner.reader import Reader
 from pyrl.learner.recompute import recompute_layers
 from pyrl.learner.tally import Tally, averaged
+from pyrl.leaves import Look
 from pyrl.logits.token_stats import Options
 from pyrl.loss.axis import LossState, check_needs
 from pyrl.loss.bounds import has_radii
@@ -37,7 +40,7 @@ from pyrl.loss.old_policy import (
 )
 from pyrl.loss.policy_loss import policy_loss
 from pyrl.loss.terms import Terms, loss_terms, slots
-from pyrl.pack import TokenBatch, gather
+from pyrl.pack import TokenBatch, gather, pack
 
 if TYPE_CHECKING:
     from pyrl.run.config import Run
@@ -74,15 +77,16 @@ class Learner:
     """Owns a model's optimizer; a gradient is that of the whole mini-batch, however it is cut."""
 
     def __init__(self, model: PreTrainedModel, initial: PreTrainedModel | None, run: Run) -> None:
-        """`initial` is the frozen reference of a penalty; without such a one it is not used.
+        """`initial` is the frozen reference of a penalty or of a stage; without such a one it is
+        not used.
 
         ValueError: the loss needs a column that a run does not have, or that its setting of
-        `old_logprobs` does not let the learner compute.
+        `old_logprobs` does not let the learner compute, or a stage does.
         """
         self.model, self.run = model, run
         self.loss: Loss = run.algorithm.loss
         self.temperature: float = run.algorithm.sample.temperature
-        self.reference = initial if self.loss.has_reference else None
+        self.reference = initial if run.algorithm.has_reference else None
         self.sampler_dtype = self.dtype
         """What the engine that samples computes in; the trainer sets it."""
         self.sampler_shares = True
@@ -182,21 +186,45 @@ class Learner:
             return batch, {}
         started = time.monotonic()
         asked = self.loss.asks(self.temperature, state)
-        columns = self._read(batch, asked)
+        columns = self._read(self.model, batch, asked)
         tokens = len(batch.input_I)
         if experts is not None:
-            theirs_T = self._read(experts, Options())["logprob_T"]
+            theirs_T = self._read(self.model, experts, Options())["logprob_T"]
             columns["expert_logprob_T"] = expert_column(batch, experts, theirs_T)
             tokens += len(experts.input_I)
         cost = {"old_logprobs/seconds": time.monotonic() - started, "old_logprobs/tokens": tokens}
         return replace(batch, columns=columns), cost
 
-    def _read(self, batch: TokenBatch, asked: Options) -> dict[str, NDArray[np.float64]]:
-        """What the model says of each response token [T], in passes and without a gradient."""
+    def before(self, rows: PackedRows) -> Look:
+        """Log-probs [T] of these rows before any update: by the learner ("old_logprob_T"), or by
+        the frozen first model ("ref_logprob_T"). A pass is made when one is asked for.
+
+        ValueError then, where the run has none.
+        """
+
+        @cache
+        def look(name: str) -> NDArray[np.float64]:
+            model = self.model if name == "old_logprob_T" else self.reference
+            if model is None:
+                raise ValueError(
+                    f"{name}: expected an advantage stage or a selection that names it in `needs`, "
+                    f"so that the first model is loaded; there is none"
+                )
+            if name == "old_logprob_T" and self.run.old_logprobs == "engine":
+                raise ValueError(no_pass(name, "an advantage stage or a selection"))
+            batch = pack(rows, np.zeros(len(rows.label_T)))
+            return self._read(model, batch, Options())["logprob_T"]
+
+        return look
+
+    def _read(
+        self, model: PreTrainedModel, batch: TokenBatch, asked: Options
+    ) -> dict[str, NDArray[np.float64]]:
+        """What a model says of each response token [T], in passes and without a gradient."""
         read: dict[str, NDArray[np.float64]] = {}
         for leaf_N in self.reader.passes(batch):
             with torch.no_grad():
-                stats = self.reader(self.model, batch.take(leaf_N), asked)
+                stats = self.reader(model, batch.take(leaf_N), asked)
             row_T = gather(batch.token_offset_N1, leaf_N)
             for name, column_T in learned_columns(stats, asked.get("kept_share")).items():
                 read.setdefault(name, np.empty(len(batch.label_T)))[row_T] = column_T.cpu().numpy()
@@ -269,7 +297,7 @@ class Learner:
         asked = None if nucleus is None else nucleus.asks(self.temperature, LossState())
         stats = self.reader(self.model, batch, asked)
         reference = None
-        if self.reference is not None:
+        if self.reference is not None and self.loss.has_reference:
             with torch.no_grad():
                 reference = self.reader(self.reference, batch).logprob
         columns = tensors(loss_columns(batch), self.model.device)
@@ -342,3 +370,13 @@ def check_columns(loss: Loss, run: Run) -> None:
             f"old_logprobs: expected 'auto' or 'learner' for this loss, got 'engine': "
             f"{loss.learner_needs[0]}, beside what the engine reports"
         )
+    if run.old_logprobs == "engine" and "old_logprob_T" in run.algorithm.reads:
+        raise ValueError(no_pass("old_logprob_T", run.algorithm.reads["old_logprob_T"]))
+
+
+def no_pass(name: str, choice: str) -> str:
+    """Why a run that makes no pass of the learner cannot have what this choice reads."""
+    return (
+        f"old_logprobs: expected 'auto' or 'learner' (--old-logprobs auto), got 'engine': {choice} "
+        f"needs {name}, which a pass of the learner gives"
+    )

@@ -106,6 +106,8 @@ MEANING = {
     "advantage/baseline_shift": "mean |baseline that weighs rewards by length - their mean|",
     "advantage/informative": "share of prompts whose rewards are not all equal, as GPG counts them",
     "advantage/pass_at_k": "chance that k leaves of a prompt have a right one, mean over prompts",
+    "select/tokens": "share of the tokens that train (selections after the advantages)",
+    "select/leaves": "share of the leaves with a token that trains (the same)",
     "advantage/reward_unknown": "share of the leaves that train whose reward is unknown",
 }
 """Names in metrics.jsonl, as in TRL where TRL has them. "vote/post_NAME" is "vote/NAME" of the

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pyrl.answers import Answers, Equivalence, truth
 from pyrl.answers.truth import has_truth, right
+from pyrl.checks import described
 from pyrl.reward.function import FunctionReward
 from pyrl.vote import Votes
 
@@ -32,6 +33,7 @@ __all__ = [
     "VoteReward",
     "check_answers",
     "grade",
+    "rewards",
 ]
 
 
@@ -48,7 +50,12 @@ _Q = TypeVar("_Q", bound=Question)
 
 
 class Reward(Protocol):
-    """Scores the leaves of a step; `prompts` are those of the step, in the order of the groups."""
+    """Scores the leaves of a step; `prompts` are those of the step, in the order of the groups.
+
+    `leaves.rows` has the tokens of all leaves with their entropies, `leaves.texts` the spans of
+    their characters. A reward may name in `needs` what it reads of `Leaves`. One that remembers
+    something from step to step has a method `initial`: see `pyrl.run.states`.
+    """
 
     def __call__(
         self, leaves: Leaves, answers: Answers, votes: Votes, prompts: Sequence[Question]
@@ -56,6 +63,29 @@ class Reward(Protocol):
 
     def usable(self, answers: Answers, votes: Votes, reward_N: NDArray[np.float64]) -> bool:
         """Whether these rewards say anything: False where no answer could be read at all."""
+
+
+def rewards(
+    reward: Reward,
+    leaves: Leaves,
+    answers: Answers,
+    votes: Votes,
+    prompts: Sequence[Question],
+    state: Any = None,
+) -> NDArray[np.float64]:
+    """The reward of each leaf, NaN where it is unknown; `state` is what the reward remembers.
+
+    ValueError if it gives something else.
+    """
+    reward_N = reward(replace(leaves, state=state), answers, votes, prompts)
+    size, name = len(leaves.leaf_N), type(reward).__name__
+    expected = f"reward: {name}: expected a finite number, or NaN, for each of {size} leaves"
+    if not (isinstance(reward_N, np.ndarray) and reward_N.shape == (size,)):
+        raise ValueError(f"{expected}, got {described(reward_N)}")
+    if np.isinf(reward_N).any():
+        first = int(np.isinf(reward_N).argmax())
+        raise ValueError(f"{expected}, got {reward_N[first]} for leaf {first}")
+    return reward_N
 
 
 @dataclass(frozen=True)

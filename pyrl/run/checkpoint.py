@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
 from safetensors import SafetensorError
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,6 +26,7 @@ from pyrl.models import quiet_progress
 STATE = "pyrl.json"
 OPTIMIZER = "optimizer.safetensors"
 SIGNALS = "signals.bin"
+STATES = "states.safetensors"
 SEAL = "sha256"
 """Where the record of a checkpoint has the digest of all else in it."""
 
@@ -50,6 +54,10 @@ class Checkpoint:
         """The sketches of fork and prune thresholds; empty for a method without them."""
         return (self.path / SIGNALS).read_bytes()
 
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays that choices of the method remember, by their places."""
+        return load_arrays(self.path / STATES)
+
 
 def save(
     directory: Path,
@@ -58,6 +66,7 @@ def save(
     tokenizer: PreTrainedTokenizerBase,
     optimizer: tuple[Mapping[str, Tensor], Mapping[str, float]],
     signals: bytes,
+    arrays: Mapping[str, NDArray[Any]],
     record: Mapping[str, Any],
     keep: int,
 ) -> Path:
@@ -79,6 +88,7 @@ def save(
             {k: v.detach().contiguous().cpu() for k, v in optimizer[0].items()}, folder / OPTIMIZER
         )
         (folder / SIGNALS).write_bytes(signals)
+        save_arrays(dict(arrays), folder / STATES)
         files = {name: _digest(path) for name, path in _files(folder).items()}
         (folder / STATE).write_text(_sealed({**state, "files": files}))
     for old in _checkpoints(directory)[:-keep]:

@@ -15,6 +15,7 @@ from pyrl.run import log
 from pyrl.run.checkpoint import Checkpoint
 from pyrl.run.config import Run
 from pyrl.run.evaluation import Evaluations
+from pyrl.run.states import States
 
 
 def record_of(
@@ -23,11 +24,13 @@ def record_of(
     observer: StepObserver,
     evaluations: Evaluations,
     memory: Memory,
+    states: States,
     unlogged: Unlogged | None,
 ) -> dict[str, Any]:
     """The record of the last finished step, as JSON has it; `unlogged` is not yet in the log."""
     return observer.state_dict() | {
         "loss": memory.state_dict(),
+        "states": states.state_dict(),
         "evaluations": [asdict(evaluation) for evaluation in evaluations.taken],
         "unlogged": asdict(unlogged) if unlogged else None,
         "steps": run.steps,

@@ -28,6 +28,7 @@ from pyrl.run.config import Run
 from pyrl.run.directory import find_start
 from pyrl.run.evaluation import TRAINED
 from pyrl.run.expert import Experts
+from pyrl.run.states import States
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Parts:
 
     algorithm: Algorithm
     """The method, with the run's reward function in the place of its reward if there is one."""
+    states: States
+    """What its choices remember from step to step."""
     start: Checkpoint | None
     """What the run goes on from; None if it begins."""
     model: PreTrainedModel
@@ -68,12 +71,13 @@ def assemble(run: Run, eval_sets: Mapping[str, str] | None = None) -> Parts:
         reward = FunctionReward(run.reward_function, run.reward_answers, run.call_time_limit)
         algorithm = replace(algorithm, reward=reward)
     _check_rewards(algorithm)
+    states = States(algorithm)
     start = find_start(run)
     if run.threads:
         torch.set_num_threads(run.threads)
     device = find_device(run.device)
     model, tokenizer = load_model(str(start.path) if start else run.model)
-    initial = load_model(run.model)[0].to(device) if algorithm.loss.has_reference else None
+    initial = load_model(run.model)[0].to(device) if algorithm.has_reference else None
     learner = Learner(model.to(device), initial, run)
 
     load = _loader(run, model, tokenizer)
@@ -94,8 +98,10 @@ def assemble(run: Run, eval_sets: Mapping[str, str] | None = None) -> Parts:
         learner.load_state(start.optimizer(), start.counts)
         if signals is not None:
             signals.load(start.signals())
+        states.load_state_dict(start.record["states"], start.arrays())
     return Parts(
         algorithm=algorithm,
+        states=states,
         start=start,
         model=model,
         tokenizer=tokenizer,

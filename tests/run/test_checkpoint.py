@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,6 +33,7 @@ OPERATIONS = (
     (Path, "write_bytes"),
     (Path, "write_text"),
     (checkpoint, "save_file"),
+    (checkpoint, "save_arrays"),
     (os, "fsync"),
     (os, "rmdir"),
     (os, "unlink"),
@@ -89,8 +91,8 @@ def save(directory: Path, step: int, loaded: Loaded, *, keep: int = 2, **record:
     with torch.no_grad():
         model.get_input_embeddings().weight[0] = float(step)
     state = {"weight.exp_avg": torch.full((4,), float(step))}, {"weight": float(step)}
-    signals = bytes([step])
-    return checkpoint.save(directory, step, model, tokenizer, state, signals, record, keep)
+    signals, arrays = bytes([step]), {"reward.seen": np.array(step)}
+    return checkpoint.save(directory, step, model, tokenizer, state, signals, arrays, record, keep)
 
 
 def check(directory: Path, step: int) -> None:
@@ -99,6 +101,7 @@ def check(directory: Path, step: int) -> None:
     assert found is not None
     assert (found.step, found.counts, found.signals()) == (step, {"weight": step}, bytes([step]))
     assert torch.equal(found.optimizer()["weight.exp_avg"], torch.full((4,), float(step)))
+    assert found.arrays() == {"reward.seen": step}
     model = load_model(str(found.path))[0]
     assert (model.get_input_embeddings().weight[0] == step).all()
 

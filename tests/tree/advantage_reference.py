@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from leaf_records import leaves_of
 
 from pyrl.advantage import Stage, advantages
 from pyrl.leaves import Scored
@@ -83,18 +84,27 @@ def scored_of(trees: list[ReferenceTree]) -> Scored:
             trunk.append(path[0])
             leaf_segment.append(first + segment)
             reward.append(tree.reward[n])
+    length_N = np.bincount(np.array(leaf_T, np.int64), minlength=len(group)).astype(np.int64)
+    text_N = tuple("a" * length for length in length_N.tolist())
+    leaves = leaves_of(text_N, group_N=group, groups=len(trees))
     return Scored(
         group_N=np.array(group, np.int64),
         trunk_N=np.array(trunk, np.int64),
         weight_N=np.ones(len(group)),
         reward_N=np.array(reward, np.float64),
         entropy_N=random.uniform(0.1, 2.0, len(group)),
-        length_N=np.bincount(np.array(leaf_T, np.int64), minlength=len(group)).astype(np.int64),
+        length_N=length_N,
         segments=segments_of(parent, leaf_segment, length),
         leaf_T=np.array(leaf_T, np.int64),
         segment_T=np.array(segment_T, np.int64),
         entropy_T=random.exponential(1.0, len(leaf_T)).astype(np.float32),
         confidence_T=random.uniform(0.2, 1.0, len(leaf_T)).astype(np.float32),
+        token_T=np.full(len(leaf_T), ord("a")),
+        logprob_T=-random.exponential(1.0, len(leaf_T)).astype(np.float32),
+        forced_T=np.zeros(len(leaf_T), bool),
+        texts=leaves.texts,
+        look=lambda name: np.full(len(leaf_T), -1.0 if name == "old_logprob_T" else -2.0),
+        progress=0.5,
     )
 
 
