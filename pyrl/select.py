@@ -62,11 +62,11 @@ def tokens_that_train(
     if not isinstance(select, SelectAfter):
         return ~scored.forced_T, {}
     chosen_T = select.after(replace(scored, state=state), advantage_T)
-    size = advantage_T.size
-    if not (isinstance(chosen_T, np.ndarray) and chosen_T.dtype == bool) or chosen_T.size != size:
+    good = isinstance(chosen_T, np.ndarray) and chosen_T.dtype == bool
+    if not good or chosen_T.shape != advantage_T.shape:
         raise ValueError(
-            f"select: {type(select).__name__}.after: expected a boolean for each of {size} tokens, "
-            f"got {described(chosen_T)}"
+            f"select: {type(select).__name__}.after: expected a boolean for each of "
+            f"{advantage_T.size} tokens, got {described(chosen_T)}"
         )
     train_T = chosen_T & ~scored.forced_T
     leaves = np.unique(scored.leaf_T[train_T]).size

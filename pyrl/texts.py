@@ -42,7 +42,7 @@ class Texts:
         spans = []
         for text, tokens in zip(self.text_N, self.token_N, strict=True):
             parts = [alone[token] for token in tokens.tolist()]
-            if "".join(parts) != text:
+            if BROKEN in text or "".join(parts) != text:
                 parts = self._spelled(tokens, text)
             end_T = np.cumsum([len(part) for part in parts], dtype=np.int64)
             spans.append(np.stack([np.append(0, end_T[:-1])[: len(end_T)], end_T], axis=1))

@@ -4,8 +4,9 @@ import math
 import pickle
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from pyrl.reward import (
     TrueReward,
     VoteReward,
     check_answers,
+    rewards,
 )
 from pyrl.vote import Majority, Votes
 
@@ -328,3 +330,29 @@ def test_a_reward_function_of_a_file_survives_a_pickle(tmp_path: Path) -> None:
     again = pickle.loads(pickle.dumps(reward))
     assert again == reward
     assert again.function(prompts=["p"], completions=["four"]) == [4]
+
+
+@dataclass(frozen=True)
+class Given(VoteReward):
+    """Returns what it is made from."""
+
+    value: Any = None
+
+    def __call__(self, leaves: Any, answers: Any, votes: Any, prompts: Any) -> Any:
+        return self.value
+
+
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        (np.zeros(2), r"got a numpy array float64\[2\]"),
+        ([0.0, 1.0, 2.0], r"got list \[0.0, 1.0, 2.0\]"),
+        (np.array([0, -np.inf, 1]), "got -inf for leaf 1"),
+    ],
+)
+def test_a_reward_that_is_no_number_for_each_leaf_is_named(value: Any, got: str) -> None:
+    leaves = leaves_of(["1", "2", "3"])
+    answers = classify(leaves, Whole(), Exact())
+    says = f"reward: Given: expected a finite number, or NaN, for each of 3 leaves, {got}"
+    with pytest.raises(ValueError, match=says):
+        rewards(Given(value=value), leaves, answers, Majority()(leaves, answers), [Question()])

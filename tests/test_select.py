@@ -1,12 +1,16 @@
 """Which leaves train: both choices against slow versions, on ragged groups."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from leaf_records import leaves_of
 
 from pyrl.leaves import Leaves
-from pyrl.select import First, Stratified
+from pyrl.select import First, Stratified, selected
 
 TRUNKS_OF_GROUPS = st.lists(st.lists(st.integers(0, 4), max_size=9), min_size=1, max_size=5)
 """For each group, possibly empty, the trunk of each of its leaves."""
@@ -62,3 +66,37 @@ def test_stratified_takes_half_of_etmrs_leaves_from_all_trunks_themselves_first(
 def test_both_agree_on_a_flat_group() -> None:
     leaves = leaves_of(["a"] * 9, group_N=[0] * 4 + [2] * 5, trunk_N=[0, 1, 2, 3, 0, 1, 2, 3, 4])
     assert First()(leaves, 3).tolist() == Stratified()(leaves, 3).tolist() == [0, 1, 2, 4, 5, 6]
+
+
+@dataclass(frozen=True)
+class Given:
+    """Returns what it is made from."""
+
+    kept_N: Any
+
+    def __call__(self, leaves: Leaves, train: int) -> Any:
+        return self.kept_N
+
+
+@pytest.mark.parametrize(
+    ("kept_N", "got"),
+    [
+        (np.array([0, 3]), r"a numpy array int64\[2\]"),
+        (np.array([1, 0]), r"a numpy array int64\[2\]"),
+        (np.array([1, 1]), r"a numpy array int64\[2\]"),
+        (np.array([-1]), r"a numpy array int64\[1\]"),
+        (np.array([True, False, True]), r"a numpy array bool\[3\]"),
+        (np.array([0.0]), r"a numpy array float64\[1\]"),
+        ([0, 1], r"list \[0, 1\]"),
+    ],
+)
+def test_a_selection_of_other_than_its_leaves_is_refused(kept_N: Any, got: str) -> None:
+    says = f"select: Given: expected ascending ordinals of 3 leaves, got {got}"
+    with pytest.raises(ValueError, match=says):
+        selected(Given(kept_N), leaves_of(["a"] * 3), 3)
+
+
+def test_a_selection_may_take_no_leaf_and_all() -> None:
+    leaves = leaves_of(["a"] * 3)
+    for kept_N in ([], [0, 1, 2]):
+        assert selected(Given(np.array(kept_N, np.int64)), leaves, 3).tolist() == kept_N

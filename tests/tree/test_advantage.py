@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ from pyrl.advantage import (
     tree_rl,
     tree_rl_released,
 )
+from pyrl.leaves import Scored
 from pyrl.report.step import reward_metrics
 
 NAN = math.nan
@@ -275,3 +277,33 @@ def test_malformed_choices_are_refused(call: Any, message: str) -> None:
     scored = scored_of(flat([1.0, 0.0]))
     with pytest.raises(ValueError, match=message):
         call(scored, np.ones(scored.leaf_T.size))
+
+
+@dataclass(frozen=True)
+class Given:
+    """A stage that returns what it is made from."""
+
+    value: Any
+
+    def __call__(self, scored: Scored, advantage_T: np.ndarray) -> Any:
+        return self.value
+
+    def metrics(self, scored: Scored, advantage_T: np.ndarray) -> dict[str, float]:
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        (np.zeros(99), r"tokens, got a numpy array float64\[99\]"),
+        (np.zeros((100, 1)), r"tokens, got a numpy array float64\[100, 1\]"),
+        (np.where(np.arange(100) == 7, np.nan, 1.0), "tokens, got nan for token 7"),
+        (np.where(np.arange(100) == 9, -np.inf, 1.0), "tokens, got -inf for token 9"),
+        (0.0, "tokens, got float 0.0"),
+    ],
+)
+def test_a_stage_that_gives_no_finite_number_for_a_token_is_named(value: Any, got: str) -> None:
+    scored = scored_of([example()])
+    says = f"advantage: Given: expected a finite number for each of {scored.leaf_T.size} {got}"
+    with pytest.raises(ValueError, match=says):
+        advantages((Given(value),), scored)
