@@ -37,6 +37,9 @@ def test_a_method_of_added_parts_trains_on_an_added_engine(plugin: str, tmp_path
     row = stepped(trainer)
     assert row["tree/forks"] > 0
     assert 0 <= row["advantage/at_ceiling"] < 1
+    assert 0 < row["select/tokens"] <= 1
+    assert trainer.states.select is not None
+    assert 0 < trainer.states.select["mean"] < 1
     assert row["loss"] is not None
     assert type(trainer.engine).__qualname__ == "Counting"
     assert vars(trainer.engine)["drawn"] == row["num_tokens"]

@@ -46,7 +46,8 @@ PYTHON = {
     "learner": "attention engine leaves logits loss models pack",
     "algorithm": "advantage answers budget fork leaves logits loss poll prune reward select vote",
     "methods": (
-        "advantage algorithm baselines checks foreign fork loss presets prune reward select vote"
+        "advantage algorithm baselines checks foreign fork leaves loss presets prune reward select "
+        "vote"
     ),
     # A run: it is watched, set up, trained and called.
     "report": "answers budget engine leaves reward rollout vote",

@@ -12,11 +12,14 @@ from typing import Any
 from pyrl._core.tree import SignalSpec
 from pyrl.algorithm import Algorithm
 from pyrl.checks import one_of
+from pyrl.leaves import needs_of
 from pyrl.loss import Loss
 from pyrl.methods.fields import changes, fields, is_record, leaves, stages
 from pyrl.methods.registry import KINDS, Entry, Registry
 from pyrl.reward import TrueReward
 
+PASS = "a pass of the learner over the samples (--old-logprobs auto or learner)"
+REFERENCE = "the first model in memory, for the distance from it"
 PAPER = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
 
@@ -107,18 +110,33 @@ def needs(choice: Any, updates: int = 1) -> Iterator[str]:
     if isinstance(choice, Algorithm):
         updates = choice.updates_per_step
         yield f"{updates} update{'s' if updates > 1 else ''} a step (--updates-per-step)"
-        parts = (choice.reward, choice.fork, choice.prune, choice.advantage, choice.loss)
+        trees = (choice.fork, choice.prune, choice.select)
+        parts = (choice.reward, *trees, choice.advantage, choice.loss)
         yield from dict.fromkeys(phrase for part in parts for phrase in needs(part, updates))
     elif isinstance(choice, Loss):
         yield from _loss_needs(choice, updates)
     elif isinstance(choice, tuple):
-        yield from dict.fromkeys(phrase for stage in choice[:1] for phrase in needs(stage))
+        first = (phrase for stage in choice[:1] for phrase in needs(stage))
+        rest = (phrase for stage in choice[1:] for phrase in _reads(stage))
+        yield from dict.fromkeys((*first, *rest))
     elif isinstance(choice, TrueReward):
         yield "true answers in the data (--answer-column)"
     elif hasattr(choice, "lower") and choice.lower(SignalSpec()):
         yield "entropy and confidence of each token while it is sampled: every engine has them"
-    elif hasattr(choice, "needs") and "advantage_T" in choice.needs:
-        yield "a stage before it that reads rewards, such as grpo"
+    else:
+        if "advantage_T" in needs_of(choice) and not hasattr(choice, "after"):
+            yield "a stage before it that reads rewards, such as grpo"
+        yield from _reads(choice)
+
+
+def _reads(choice: Any) -> Iterator[str]:
+    """What a stage, a selection or a reward needs beside the samples."""
+    if "old_logprob_T" in needs_of(choice):
+        yield PASS
+    if "ref_logprob_T" in needs_of(choice):
+        yield REFERENCE
+    if hasattr(choice, "initial"):
+        yield "what it remembers of earlier steps, which checkpoints keep"
 
 
 def _differs(before: Any, after: Any) -> Iterator[tuple[str, str, str]]:
@@ -138,9 +156,9 @@ def _loss_needs(loss: Loss, updates: int) -> Iterator[str]:
     if states := [name.removeprefix("state.") for name in names if name.startswith("state.")]:
         yield f"of earlier steps: {', '.join(states)}"
     if loss.learner_needs or loss.follows_signs:
-        yield "a pass of the learner over the samples (--old-logprobs auto or learner)"
+        yield PASS
     if loss.has_reference:
-        yield "the first model in memory, for the distance from it"
+        yield REFERENCE
     if loss.expert is not None:
         option = "--loss.penalties.expert-leak.expert"
         yield f"a column {loss.expert.expert!r} of the data with an expert's responses ({option})"
