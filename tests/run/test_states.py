@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from reading_parts import Largest
 from short_run import SETTINGS, write_questions
 from tiny_run import make_trainer, same_bits, stepped, tiny, tiny_run, trained, weights
 
@@ -30,7 +31,7 @@ def reading_run(folder: Path) -> Run:
     """Three steps of which each part reads all that there is."""
     data = write_questions(folder / "questions.jsonl", answers=False)
     given = [*SETTINGS, *NAMES, "--reward", "calm", "--data", str(data), "--loss.kl.coef", "0"]
-    given += ["--steps", str(STEPS), "--output", str(folder / "run")]
+    given += ["--prompts-per-step", "2", "--steps", str(STEPS), "--output", str(folder / "run")]
     return parse_train(["ttrl", *given])
 
 
@@ -208,6 +209,17 @@ def states_of(*values: Any) -> States:
 def test_a_state_that_no_checkpoint_could_hold_is_named(value: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         states_of(value)
+
+
+def test_what_a_stage_writes_later_is_checked_after_each_step(tmp_path: Path) -> None:
+    algorithm = replace(tiny(ttrl(), votes=2), select=Largest())
+    trainer = make_trainer(tiny_run(tmp_path, algorithm, prompts_per_step=1))
+    state = trainer.states.select
+    assert state is not None
+    state["seen"] = {1}
+    with pytest.raises(ValueError, match=r"select: state 'seen': expected .* got set \{1\}"):
+        stepped(trainer)
+    trainer.close()
 
 
 def test_states_come_back_with_types_and_bits(tmp_path: Path) -> None:
