@@ -148,10 +148,10 @@ class Scored:
         return self.look("ref_logprob_T")
 
 
-LEAVES = frozenset(f.name for f in fields(Leaves)) | {"rows", "texts"} - {"state"}
+LEAVES = frozenset(f.name for f in fields(Leaves) if f.name != "state") | {"rows", "texts"}
 """What a reward may name in `needs`."""
 
-SCORED = frozenset(f.name for f in fields(Scored)) | {*LOOKED_UP} - {"look", "state"}
+SCORED = frozenset(f.name for f in fields(Scored) if f.name not in ("look", "state")) | {*LOOKED_UP}
 """What an advantage stage may name in `needs`, and a selection."""
 
 
