@@ -65,7 +65,7 @@ class Forest:
     def add_tree(self, prompt: list[int]) -> int:
         self.prompts.append(prompt)
         self.trunks.append(0)
-        self.pruned.append([0] * 6)
+        self.pruned.append([0] * 7)
         return len(self.prompts) - 1
 
     def _add(self, tree: int, trunk: int, seed: int, base: int) -> Branch:

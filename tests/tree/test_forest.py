@@ -108,7 +108,7 @@ def test_pruning_frees_only_what_no_other_branch_uses() -> None:
     forest.prune(fork, 2)
     stats = forest.stats()
     assert (stats["pages"], stats["tokens_live"], stats["tokens"]) == (0, 0, 264)
-    assert forest.pruned().tolist() == [0, 1, 1, 0, 0, 0]
+    assert forest.pruned().tolist() == [0, 1, 1, 0, 0, 0, 0]
 
 
 def test_freed_pages_are_used_again() -> None:

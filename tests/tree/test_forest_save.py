@@ -55,7 +55,7 @@ def test_every_changed_or_missing_byte_is_noticed() -> None:
     [
         (lambda data: b"", "expected a header of 28 bytes, got 0"),
         (lambda data: b"PK" + data[2:], "this is no saved forest"),
-        (lambda data: data[:8] + b"\x07" + data[9:], "expected format 2, got 7"),
+        (lambda data: data[:8] + b"\x07" + data[9:], "expected format 3, got 7"),
         (lambda data: data[:-1], "bytes after the header, got"),
         (lambda data: data + b"\0", "bytes after the header, got"),
         (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "checksum"),
