@@ -256,7 +256,7 @@ def test_resuming_with_other_settings_names_them(
     before = {p: p.stat().st_mtime_ns for p in output.rglob("*")}
     changed = ["--steps", "1", "--learning-rate", "0.5", "--sample.temperature", "1.0", "--resume"]
     said = refused(short(questions, output, *changed), capsys)
-    assert "these differ: sample.temperature (was 1.2, is 1.0), learning_rate (was" in said
+    assert "these differ: learning_rate (was 0.0001, is 0.5), sample.temperature (was 1.2" in said
     assert {p: p.stat().st_mtime_ns for p in output.rglob("*")} == before
     # How long and how it is watched may change.
     ran(short(questions, output, "--steps", "2", "--eval-samples", "1", "--resume"))
