@@ -76,9 +76,9 @@ def main() -> int:
         )
         assert run.law is not None
         steps, host, rule = Clock(), Clock(), Clock()
-        engine.step = steps.timed(engine.step)  # type: ignore[method-assign]
-        run._follow = host.timed(run._follow)  # type: ignore[method-assign]
-        run.law.grow = rule.timed(run.law.grow)  # type: ignore[method-assign]
+        engine.step = steps.timed(engine.step)
+        run._follow = host.timed(run._follow)
+        run.law.grow = rule.timed(run.law.grow)
         run.run()
         found.append((steps.seconds, host.seconds, rule.seconds, run.counts.siblings))
     step, host_s, rule_s, siblings = (

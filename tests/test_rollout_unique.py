@@ -135,6 +135,7 @@ def test_no_response_comes_twice_and_the_budget_is_kept() -> None:
     for tree in range(4):
         kept = sequences(forest, tree)
         assert len(set(kept)) == len(kept) == 12
+        assert run.budgets[tree].finished == 12
         assert forest.leaf_table(forest.leaves(tree)).weight_N.sum() == pytest.approx(1)
     dropped = run.counts.pruned[REFUSED]
     assert dropped > 10

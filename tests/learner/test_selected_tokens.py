@@ -85,7 +85,7 @@ def test_the_gradient_is_that_of_a_loss_made_by_hand_over_the_rest(by_response: 
             share = 1 / (len(count) * count[leaf_of[t]]) if by_response else 1 / len(kept)
             total = total - share * gain
     model.zero_grad()
-    total.backward()  # type: ignore[no-untyped-call]
+    total.backward()
     assert_close(found, taken_gradient(model), 1e-12)
     assert metrics["select/tokens"] == len(kept) / batch.mask_T.sum()
     assert metrics["select/leaves"] == len(count) / len(RESPONSE_N)
@@ -117,7 +117,7 @@ class Given(First):
     mask: NDArray[np.generic] | None = None
 
     def after(self, scored: Scored, advantage_T: NDArray[np.float64]) -> NDArray[np.bool_]:
-        return self.mask  # type: ignore[return-value]
+        return self.mask
 
 
 @pytest.mark.parametrize(

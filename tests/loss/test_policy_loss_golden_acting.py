@@ -92,7 +92,7 @@ def test_ctpo_near_the_old_policy(loss: Loss, mean: float, grad_T: list[float]) 
     ],
 )
 def test_ratios_of_responses_and_prefixes(of: str, ratio_T: list[float]) -> None:
-    loss = replace(PRESETS["ppo"](), ratio=Ratio(of), bounds=Unbounded())  # type: ignore[arg-type]
+    loss = replace(PRESETS["ppo"](), ratio=Ratio(of), bounds=Unbounded())
     found = fixture_loss(unit(loss)).logprob_grad_T
     near(-found / COLUMNS["advantage_T"], ratio_T)
 

@@ -233,7 +233,7 @@ def test_states_come_back_with_types_and_bits(tmp_path: Path) -> None:
     again.load_state_dict(states.state_dict(), load_file(tmp_path / "arrays"))
     one, two = again.advantage
     assert one is not None
-    assert two == plain | {"nan": two["nan"]}  # type: ignore[index]
+    assert two == plain | {"nan": two["nan"]}
     for name in ("x", "scalar", "none"):
         assert one[name].dtype == value[name].dtype
         assert one[name].shape == value[name].shape
