@@ -27,6 +27,8 @@ STATE = "pyrl.json"
 OPTIMIZER = "optimizer.safetensors"
 SIGNALS = "signals.bin"
 STATES = "states.safetensors"
+FORMAT = 2
+"""What the record of a checkpoint has in it; 1 had no states of choices, and no number."""
 SEAL = "sha256"
 """Where the record of a checkpoint has the digest of all else in it."""
 
@@ -76,7 +78,7 @@ def save(
     weights and gets the new record. Raises CheckpointError; earlier checkpoints stay valid.
     """
     target = directory / f"checkpoint-{step}"
-    state = {"step": step, "record": record, "counts": optimizer[1]}
+    state = {"format": FORMAT, "step": step, "record": record, "counts": optimizer[1]}
     if target.exists():
         files = json.loads((target / STATE).read_text())["files"]
         with _explained(target):
@@ -166,6 +168,11 @@ def latest(directory: Path) -> Checkpoint | None:
 def read(path: Path) -> Checkpoint:
     """Verify the record and every file; CheckpointError names the one that differs."""
     state = _unsealed(path / STATE)
+    if (written := state.get("format", 1)) != FORMAT:
+        raise CheckpointError(
+            f"{path}: expected a checkpoint of format {FORMAT}, got format {written}: another "
+            f"version of pyrl wrote it and can go on from it; its weights load as any model"
+        )
     found = _files(path)
     for name, expected in state["files"].items():
         if name not in found:
