@@ -33,7 +33,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pyrl.engine import Branches, Work
 from pyrl.engine.hf import HFEngine
 from pyrl.logits.sampling import Sampling
-from pyrl.models import load_model, quiet_progress
+from pyrl.models import load_model
+from pyrl.models.loading import quiet_progress
 
 GATES = {"generate": 1.3, "vLLM": 1.0}
 TEXT = "Question: a farmer has twelve sheep and buys nine more, then sells five of them. "

@@ -87,7 +87,7 @@ class Trainer:
         self.algorithm, self.prompts, self.experts = parts.algorithm, parts.prompts, parts.experts
         self.model, self.tokenizer, self.learner = parts.model, parts.tokenizer, parts.learner
         self.engine, self.sync, self.signals = parts.engine, parts.sync, parts.signals
-        self.states = parts.states
+        self.states, self.base = parts.states, parts.base
         self.decode, self.extractor, self.stop = parts.decode, parts.extractor, parts.stop
         self.equivalence = parts.equivalence
         self.observer = StepObserver(parts.equivalence)
@@ -251,6 +251,7 @@ class Trainer:
                 self.learner.memory,
                 self.states,
                 self.unlogged,
+                self.base,
             ),
             self.run.keep_checkpoints,
         )

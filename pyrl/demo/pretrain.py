@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from pyrl.demo.task import build_tokenizer, draw_questions, solve
-from pyrl.models import quiet_progress
+from pyrl.models.loading import quiet_progress
 
 IGNORE = -100
 """Label of a position that does not train; torch's cross entropy skips it."""

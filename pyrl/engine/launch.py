@@ -60,10 +60,10 @@ def vllm(request: Request) -> tuple[Engine, Carry]:
     """
     from pyrl.engine.sync import Sync
     from pyrl.engine.vllm.engine import VLLMEngine
-    from pyrl.models import model_location
+    from pyrl.models import base_location
 
     engine = VLLMEngine(
-        str(model_location(request.source)),
+        str(base_location(request.source)),
         request.eos,
         max_rows=request.max_rows,
         dtype=request.dtype,

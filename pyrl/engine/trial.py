@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from pyrl._core.tree import pack_rows
 from pyrl.attention import Layout, plain_attention, use_pyrl_attention
 from pyrl.engine.kv_cache import SlotCache, prefill
-from pyrl.models import ModelError, room
+from pyrl.models import room
+from pyrl.models.loading import ModelError
 
 TOLERANCE = {
     torch.float64: 1e-4,

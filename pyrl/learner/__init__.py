@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,6 +41,7 @@ from pyrl.loss.old_policy import (
 )
 from pyrl.loss.policy_loss import policy_loss
 from pyrl.loss.terms import Terms, loss_terms, slots
+from pyrl.models.lora import has_adapter, without_adapter
 from pyrl.pack import TokenBatch, gather, pack
 
 if TYPE_CHECKING:
@@ -53,6 +55,9 @@ MEAN_TOLERANCE = {"float64": 1e-3, "float32": 1e-3, "float16": 0.02, "bfloat16":
 """The same for the mean over the tokens of an update. With SmolLM2-135M, 1,366 tokens at a
 temperature of 1, a learner in bfloat16 is off by 0.027 in the mean and 0.28 at most, one in float32
 by 1e-5 and 6e-5. Noise in one of the passes is off at every token."""
+
+
+Reference = Callable[[], AbstractContextManager[PreTrainedModel]]
 
 
 class NonFiniteError(FloatingPointError):
@@ -78,7 +83,7 @@ class Learner:
 
     def __init__(self, model: PreTrainedModel, initial: PreTrainedModel | None, run: Run) -> None:
         """`initial` is the frozen reference of a penalty or of a stage; without such a one it is
-        not used.
+        not used, nor is it where an adapter trains: the model below is the reference then.
 
         ValueError: the loss needs a column that a run does not have, or that its setting of
         `old_logprobs` does not let the learner compute, or a stage does.
@@ -86,7 +91,13 @@ class Learner:
         self.model, self.run = model, run
         self.loss: Loss = run.algorithm.loss
         self.temperature: float = run.algorithm.sample.temperature
-        self.reference = initial if run.algorithm.has_reference else None
+        self.reference: Reference | None = None
+        """Lends the frozen model."""
+        if run.algorithm.has_reference and has_adapter(model):
+            self.reference = partial(without_adapter, model)
+        elif run.algorithm.has_reference and initial is not None:
+            use_pyrl_attention(initial)
+            self.reference = partial(nullcontext, initial)
         self.sampler_dtype = self.dtype
         """What the engine that samples computes in; the trainer sets it."""
         self.sampler_shares = True
@@ -98,8 +109,6 @@ class Learner:
         check_columns(self.loss, run)
         check_learning(model)
         self.reader.plain_head = has_plain_head(model)
-        if self.reference is not None:
-            use_pyrl_attention(self.reference)
         if run.gradient_checkpointing:
             recompute_layers(model)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -204,8 +213,8 @@ class Learner:
 
         @cache
         def look(name: str) -> NDArray[np.float64]:
-            model = self.model if name == "old_logprob_T" else self.reference
-            if model is None:
+            lend = partial(nullcontext, self.model) if name == "old_logprob_T" else self.reference
+            if lend is None:
                 raise ValueError(
                     f"{name}: expected an advantage stage or a selection that names it in `needs`, "
                     f"so that the first model is loaded; there is none"
@@ -213,7 +222,8 @@ class Learner:
             if name == "old_logprob_T" and self.run.old_logprobs == "engine":
                 raise ValueError(no_pass(name, "an advantage stage or a selection"))
             batch = pack(rows, np.zeros(len(rows.label_T)))
-            return self._read(model, batch, Options())["logprob_T"]
+            with lend() as model:
+                return self._read(model, batch, Options())["logprob_T"]
 
         return look
 
@@ -298,8 +308,8 @@ class Learner:
         stats = self.reader(self.model, batch, asked)
         reference = None
         if self.reference is not None and self.loss.has_reference:
-            with torch.no_grad():
-                reference = self.reader(self.reference, batch).logprob
+            with torch.no_grad(), self.reference() as frozen:
+                reference = self.reader(frozen, batch).logprob
         columns = tensors(loss_columns(batch), self.model.device)
         out = policy_loss(
             stats.logprob,

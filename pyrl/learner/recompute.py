@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from pyrl.models import ModelError
+from pyrl.models.loading import ModelError
 
 
 def recompute_layers(model: PreTrainedModel) -> None:

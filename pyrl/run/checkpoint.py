@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pyrl.models import quiet_progress
+from pyrl.models.loading import quiet_progress
 
 STATE = "pyrl.json"
 OPTIMIZER = "optimizer.safetensors"

@@ -29,6 +29,7 @@ from pyrl.engine.vllm.options import VLLMOptions
 from pyrl.foreign import TIME_LIMIT
 from pyrl.methods.fields import classes, has_stages, is_record, leaves, stages
 from pyrl.methods.registry import Registry
+from pyrl.models.lora import LoRA
 from pyrl.run.names import (
     ConfigError,
     Given,
@@ -102,6 +103,8 @@ class Run:
     """"auto" (a GPU if there is one), "cpu", "cuda", "cuda:1"..."""
     threads: int | None = None
     """CPU threads; None takes all cores."""
+    lora: LoRA = dataclasses.field(default_factory=LoRA)
+    """Low-rank adapters in the place of the weights."""
     engine: str = "hf"
     """Who samples: "hf" (transformers, with the learner's own weights), "vllm", or an engine that
     was added to pyrl.engine.launch.ENGINES."""

@@ -42,6 +42,7 @@ FREE = frozenset(
         "loggers",
         "call_time_limit",
         "vllm",
+        "lora.merge",
         "plugin",
         # A name gives classes and numbers, and these are compared.
         *(f"{kind}.name" for kind in KEYS),

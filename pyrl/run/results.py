@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pyrl.models import load_model
+from pyrl.models.lora import has_adapter
 from pyrl.report import Report, read_metrics, save_curves
 from pyrl.report.step import StepObserver
 from pyrl.report.table import first_and_last
@@ -23,6 +27,10 @@ def write_results(
     """Write the trained model, report.md, report.json and curves.png, each whole or not at all."""
     with replacing(run.output / "model") as folder:
         write_model(folder, model, tokenizer)
+        if run.lora.merge and has_adapter(model):
+            whole = load_model(str(folder))[0]
+            shutil.rmtree(folder)
+            write_model(folder, whole, tokenizer)
     facts: dict[str, str | int | float] = {
         "training steps": run.steps
         if changed

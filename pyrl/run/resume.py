@@ -26,14 +26,19 @@ def record_of(
     memory: Memory,
     states: States,
     unlogged: Unlogged | None,
+    base: int | None,
 ) -> dict[str, Any]:
-    """The record of the last finished step, as JSON has it; `unlogged` is not yet in the log."""
+    """The record of the last finished step, as JSON has it; `unlogged` is not yet in the log.
+
+    `base`: the digest of the frozen weights below an adapter.
+    """
     return observer.state_dict() | {
         "loss": memory.state_dict(),
         "states": states.state_dict(),
         "evaluations": [asdict(evaluation) for evaluation in evaluations.taken],
         "unlogged": asdict(unlogged) if unlogged else None,
         "steps": run.steps,
+        "base": base,
         "log": log.digests(run.output, step + (unlogged is None)),
     }
 

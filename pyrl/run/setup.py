@@ -16,14 +16,15 @@ from pyrl.answers.reading import StopText, answer_format, check_formats, decoder
 from pyrl.answers.truth import has_truth
 from pyrl.engine import Engine
 from pyrl.engine.launch import ENGINES, Carry, Request
-from pyrl.engine.sync import Shared
+from pyrl.engine.sync import Shared, digests
 from pyrl.learner import Learner
 from pyrl.leaves import Decode
-from pyrl.models import find_device, load_model, room
+from pyrl.models import find_device, load_model, model_location, room
+from pyrl.models.lora import add_adapter, load_adapter
 from pyrl.prompts import Prompt, load_prompts
 from pyrl.reward import FunctionReward, check_answers
 from pyrl.rollout import make_signals
-from pyrl.run.checkpoint import Checkpoint
+from pyrl.run.checkpoint import Checkpoint, CheckpointError
 from pyrl.run.config import Run
 from pyrl.run.directory import find_start
 from pyrl.run.evaluation import TRAINED
@@ -43,6 +44,8 @@ class Parts:
     """What the run goes on from; None if it begins."""
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    base: int | None
+    """Digest of the frozen weights below an adapter; None: there is none."""
     learner: Learner
     prompts: list[Prompt]
     """The training questions."""
@@ -76,8 +79,9 @@ def assemble(run: Run, eval_sets: Mapping[str, str] | None = None) -> Parts:
     if run.threads:
         torch.set_num_threads(run.threads)
     device = find_device(run.device)
-    model, tokenizer = load_model(str(start.path) if start else run.model)
-    initial = load_model(run.model)[0].to(device) if algorithm.has_reference else None
+    model, tokenizer, base = _load(run, start)
+    twin = algorithm.has_reference and base is None
+    initial = load_model(run.model)[0].to(device) if twin else None
     learner = Learner(model.to(device), initial, run)
 
     load = _loader(run, model, tokenizer)
@@ -105,6 +109,7 @@ def assemble(run: Run, eval_sets: Mapping[str, str] | None = None) -> Parts:
         start=start,
         model=model,
         tokenizer=tokenizer,
+        base=base,
         learner=learner,
         prompts=prompts,
         experts=experts,
@@ -117,6 +122,26 @@ def assemble(run: Run, eval_sets: Mapping[str, str] | None = None) -> Parts:
         sync=sync,
         signals=signals,
     )
+
+
+def _load(
+    run: Run, start: Checkpoint | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, int | None]:
+    """The model as it trains or goes on, its tokenizer, and the digest of what stays frozen."""
+    if run.lora.rank is None:
+        return *load_model(str(start.path) if start else run.model), None
+    model, tokenizer = load_model(run.model)
+    base = sum(digests(model.state_dict()).values())
+    if start is None:
+        add_adapter(model, run.lora, str(model_location(run.model)), run.seed)
+    elif start.record["base"] != base:
+        raise CheckpointError(
+            f"{start.path}: expected the weights of {run.model} that its adapter has trained on, "
+            f"they are others now"
+        )
+    else:
+        load_adapter(model, start.path)
+    return model, tokenizer, base
 
 
 def _check_rewards(algorithm: Algorithm) -> None:
