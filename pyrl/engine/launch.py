@@ -27,7 +27,7 @@ class Request:
     model: PreTrainedModel
     """The learner's, whose policy is to be sampled."""
     source: str
-    """Where it was loaded from: "demo", "smollm2", a directory, or a Hugging Face id."""
+    """Where it was loaded from: what `pyrl.models.load_model` takes."""
     eos: Collection[int]
     """Token ids that end a response."""
     max_rows: int

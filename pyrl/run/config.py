@@ -50,7 +50,7 @@ class Run:
     """What is trained, on what, for how long. How it is trained is `algorithm`."""
 
     model: str
-    """Model: "demo", "smollm2", a directory, or a Hugging Face id."""
+    """Model: "demo", "smollm2", a directory, a .gguf file, or a Hugging Face id."""
     data: str
     """Questions: a .jsonl, .json, .csv or .parquet file, "reasoning_gym:TASK", or a data set id."""
     method: Annotated[str, tyro.conf.Suppress]
