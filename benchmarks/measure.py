@@ -106,12 +106,12 @@ def extra_memory(variant: Variant) -> int:
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
+    before = resident("VmRSS")
     variant.run()
-    return _status("VmHWM") - before
+    return resident("VmHWM") - before
 
 
-def _status(field: str) -> int:
+def resident(field: str) -> int:
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     if found is None:
         raise OSError(f"/proc/self/status: expected a line {field}, got none")

@@ -195,7 +195,7 @@ def test_an_adapter_of_another_base_is_refused(
     changed = load_model("demo")
     with torch.no_grad():
         changed[0].lm_head.weight[0, 0] += 1
-    monkeypatch.setattr("pyrl.run.setup.load_model", lambda name: changed)
+    monkeypatch.setattr("pyrl.run.setup.load_model", lambda name, dtype: changed)
     with pytest.raises(CheckpointError, match="expected the weights of demo that its adapter"):
         make_trainer(replace(finished.run, resume=True))
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from pyrl.attention import use_pyrl_attention
 from pyrl.engine import Dtype
 from pyrl.engine.hf import DTYPES
 from pyrl.engine.trial import check_learning, has_plain_head
+from pyrl.learner.adamw import RoundingAdamW
 from pyrl.learner.effects import effects
 from pyrl.learner.reader import Reader
 from pyrl.learner.recompute import recompute_layers
@@ -112,12 +113,13 @@ class Learner:
         if run.gradient_checkpointing:
             recompute_layers(model)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=run.learning_rate,
-            betas=run.betas,
-            weight_decay=run.weight_decay,
-        )
+        settings: dict[str, Any] = {"lr": run.learning_rate, "betas": run.betas}
+        settings["weight_decay"] = run.weight_decay
+        self.optimizer: torch.optim.Optimizer
+        if self.parameters[0].dtype == torch.bfloat16:
+            self.optimizer = RoundingAdamW(self.parameters, **settings, seed=run.seed)
+        else:
+            self.optimizer = torch.optim.AdamW(self.parameters, **settings)
 
     @property
     def dtype(self) -> Dtype:
@@ -133,8 +135,12 @@ class Learner:
 
     @property
     def _samples_differ(self) -> bool:
-        """The engine does not compute as the learner does, so that its log-probs are others."""
-        return not self.sampler_shares or self.sampler_dtype != self.dtype
+        """The engine does not compute as the learner does, so that its log-probs are others.
+
+        Where 16 bits round, two passes of one model differ by more than an update may.
+        """
+        rounds = self.dtype in ("bfloat16", "float16")
+        return rounds or not self.sampler_shares or self.sampler_dtype != self.dtype
 
     @property
     def never_acts(self) -> list[str]:

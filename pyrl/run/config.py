@@ -95,8 +95,12 @@ class Run:
     gradient is the same."""
     tokens_per_pass: int = 16_384
     """Tokens in one forward and backward pass: the memory knob. It does not change the result."""
+    weights: Literal["float32", "bfloat16"] = "float32"
+    """Element type of the weights, of their gradients and of the optimizer's moments. bfloat16: 8
+    bytes a parameter in the place of 16, updates rounded at random; passes are in bfloat16 then,
+    and an adapter stays in float32."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Element type of the forward and backward pass."""
+    """Element type of the forward and backward pass over float32 weights."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, a third more time."""
     device: str = "auto"

@@ -81,7 +81,7 @@ def assemble(run: Run, eval_sets: Mapping[str, str] | None = None) -> Parts:
     device = find_device(run.device)
     model, tokenizer, base = _load(run, start)
     twin = algorithm.has_reference and base is None
-    initial = load_model(run.model)[0].to(device) if twin else None
+    initial = load_model(run.model, dtype=run.weights)[0].to(device) if twin else None
     learner = Learner(model.to(device), initial, run)
 
     load = _loader(run, model, tokenizer)
@@ -129,8 +129,8 @@ def _load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, int | None]:
     """The model as it trains or goes on, its tokenizer, and the digest of what stays frozen."""
     if run.lora.rank is None:
-        return *load_model(str(start.path) if start else run.model), None
-    model, tokenizer = load_model(run.model)
+        return *load_model(str(start.path) if start else run.model, dtype=run.weights), None
+    model, tokenizer = load_model(run.model, dtype=run.weights)
     base = sum(digests(model.state_dict()).values())
     if start is None:
         add_adapter(model, run.lora, str(model_location(run.model)), run.seed)
@@ -188,7 +188,7 @@ def _engine(
         source=run.model,
         eos=eos,
         max_rows=run.max_rows,
-        dtype=run.dtype,
+        dtype=run.weights if run.dtype == "float32" else run.dtype,
         probe_T=question.tokens,
         vllm=run.vllm,
     )
