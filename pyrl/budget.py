@@ -128,8 +128,8 @@ class Limits:
         """Every sample is wanted whole, so that no vote stops a prompt."""
 
     def start(self) -> None:
-        """Start the clock."""
-        if self.allowance.seconds:
+        """Start the clock, once."""
+        if self.allowance.seconds and self.deadline == math.inf:
             self.deadline = monotonic() + self.allowance.seconds
 
     def spend(self, branches: Iterable[int]) -> None:

@@ -22,8 +22,8 @@ from pyrl.fork import (
     WithoutReplacement,
 )
 from pyrl.prune import Doubt, FixedDoubt, Keep, Prune
-from pyrl.reward import RandomReward, Reward, TrueReward, VoteReward
-from pyrl.select import First, Select, Stratified
+from pyrl.reward import OverlongReward, RandomReward, Reward, TrueReward, VoteReward
+from pyrl.select import Dynamic, First, Select, Stratified
 from pyrl.vote import Majority, Mass, Vote, Weighted
 
 
@@ -85,12 +85,17 @@ VOTES: dict[str, Callable[[], Vote]] = {
 }
 """How a label is elected."""
 
-SELECTS: dict[str, Callable[[], Select]] = {"first": First, "stratified": Stratified}
+SELECTS: dict[str, Callable[[], Select]] = {
+    "first": First,
+    "dynamic": Dynamic,
+    "stratified": Stratified,
+}
 """Which leaves train."""
 
 REWARDS: dict[str, Callable[[], Reward]] = {
     "vote": VoteReward,
     "true": TrueReward,
+    "overlong": OverlongReward,
     "random": RandomReward,
 }
 """What a leaf earns."""

@@ -24,6 +24,7 @@ Row = dict[str, Value]
 MEANING = {
     "reward": "mean reward of the leaves that train",
     "reward_std": "standard deviation of the rewards inside a prompt, mean over prompts",
+    "reward/overlong": "mean punishment of a response for its length (--reward overlong)",
     "frac_reward_zero_std": "share of prompts whose leaves all have the same reward: no gradient",
     "entropy": "mean token entropy of the responses (nats)",
     "kl": "mean estimate of KL(policy || reference) (nats)",
@@ -106,6 +107,9 @@ MEANING = {
     "advantage/baseline_shift": "mean |baseline that weighs rewards by length - their mean|",
     "advantage/informative": "share of prompts whose rewards are not all equal, as GPG counts them",
     "advantage/pass_at_k": "chance that k leaves of a prompt have a right one, mean over prompts",
+    "select/questions": "questions sampled, those in the place of refused ones among them",
+    "select/refused": "share of these that were refused, because their rewards are all equal",
+    "select/idle_tokens": "share of the leaves' tokens that belong to questions that do not train",
     "select/tokens": "share of the tokens that train (selections after the advantages)",
     "select/leaves": "share of the leaves with a token that trains (the same)",
     "advantage/reward_unknown": "share of the leaves that train whose reward is unknown",
