@@ -51,13 +51,12 @@ def echo_fixed() -> Algorithm:
 def echo_released() -> Algorithm:
     """What the released scripts run: no tree, the hybrid advantage, and CA-Clip about 1.
 
-    Its confidence is the sampled token's probability, as there. The hybrid's doubt is of the five
-    most probable tokens here; the scripts take the sampled one's.
+    Confidence is the sampled token's probability in both, as there.
     """
     parent = ttrl()
     return replace(
         parent,
         sample=Sample(votes=32, train=32, temperature=0.8),
-        advantage=(*parent.advantage, Hybrid()),
+        advantage=(*parent.advantage, Hybrid(of="token")),
         loss=replace(parent.loss, bounds=ConfidenceClip(centre=1.0, of="token")),
     )
