@@ -39,7 +39,7 @@ STEPS = 3
 SETTINGS = shlex.split("""
     --model demo --device cpu --threads 1 --chat False --extractor whole --equivalence exact
     --prompts-per-step 4 --sample.max-tokens 21 --updates-per-step 2 --warmup-steps 0
-    --learning-rate 3e-4 --steps 3 --save-every 1 --keep-checkpoints 3 --no-eval-before
+    --learning-rate 1e-5 --steps 3 --save-every 1 --keep-checkpoints 3 --no-eval-before
     --no-eval-after --loggers
 """)
 VOTES = {"ttrl_unique": 5, "grpo_unique": 5, "ettrl": 25, "treerl": 30}
@@ -103,7 +103,7 @@ def options(name: str, words: list[str]) -> list[str]:
             given += [f"--{setting.replace('_', '-')}", str(value)]
     if isinstance(algorithm.reward, RandomReward):
         given += ["--reward", "random", "--reward.p", str(algorithm.reward.p)]
-    for setting, value in ACTS[name].settings.items():
+    for setting, value in ({"learning_rate": 3e-4} | ACTS[name].settings).items():
         given += [f"--{setting.replace('_', '-')}", str(value)]
     return given
 

@@ -20,6 +20,7 @@ from pyrl.loss.keep import (
     ClipB,
     ClipCov,
     ClipV,
+    EntropyFilter,
     Improbable,
     Matched,
     NearGenerator,
@@ -252,6 +253,11 @@ def entrocraft() -> Loss:
     return replace(ppo(), reshape=(EntropyBand(),))
 
 
+def entrocraft_filter() -> Loss:
+    """Answers of one sign leave when entropy leaves a band, as printed (arXiv:2604.26326)."""
+    return replace(ppo(), keep=(EntropyFilter(),))
+
+
 def calibrl() -> Loss:
     """Pulls towards an expert's response (arXiv:2602.20197)."""
     return replace(ppo(), dual=3.0, penalties=(ExpertLeak(),))
@@ -269,7 +275,7 @@ PRESETS: dict[str, Callable[[], Loss]] = {
         *(ppo, dual, dapo, dr_grpo, reinforce, dro, cispo, gspo, gmpo, sapo, dppo, dppo_kl),
         *(ce_gppo, ctpo, minpro, minpro_cispo, tis, tis_sequence, mis, icepop, hispo, minirl),
         *(ftis, clip_cov, kl_cov, steer, clip_b, clip_v, top_entropy, lp_reg, siren, hapo),
-        *(dcpo, epo, entrocraft, calibrl, aepo_agentic),
+        *(dcpo, epo, entrocraft, entrocraft_filter, calibrl, aepo_agentic),
     )
 }
 """Losses by name; advantages before reshaping are the method's own."""

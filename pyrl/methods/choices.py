@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from pyrl import advantage, baselines
 from pyrl.advantage import AdvantageClip, EntropyReshape, Hybrid, MassBaseline, Stage, WhitenTokens
-from pyrl.baselines import LengthBaseline, PassAtK, Return
+from pyrl.baselines import Entropic, LengthBaseline, PassAtK, Return
 from pyrl.fork import (
     EntropyConfidence,
     EPTree,
@@ -47,6 +47,7 @@ ADVANTAGES: dict[str, Callable[[], Stage | tuple[Stage, ...]]] = {
     "opo": LengthBaseline,
     "gpg": baselines.gpg,
     "pass_at_k": PassAtK,
+    "entropic": Entropic,
     "treerl": advantage.tree_rl,
     "treerl_released": advantage.tree_rl_released,
     "treepo": advantage.tree_po,

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from pyrl import presets
 from pyrl.algorithm import Algorithm
+from pyrl.baselines import Entropic
 from pyrl.loss import Steer
 from pyrl.methods.clipping import dapo
 from pyrl.methods.grpo import dr_grpo, grpo
@@ -101,8 +102,10 @@ def epo() -> Algorithm:
 def entrocraft() -> Algorithm:
     """Right or wrong answers alone while the entropy is outside a band (arXiv:2604.26326).
 
-    The band falls linearly over the run. 8 answers a question, rewarded with 1 or -1. Without the
-    paper's random acceptance of answers, which is not released.
+    As released: a reward takes the place of the advantage there. The band falls linearly over the
+    run, by a cosine with --loss.reshape.entropy-band.cosine, or stays where its ends are equal. 8
+    answers a question, rewarded with 1 or -1. Without the paper's random acceptance of answers,
+    which is not released.
     """
     parent = grpo()
     return replace(
@@ -111,6 +114,26 @@ def entrocraft() -> Algorithm:
         reward=TrueReward(wrong=-1.0),
         loss=presets.entrocraft(),
     )
+
+
+def entrocraft_filter() -> Algorithm:
+    """The same as printed: answers leave, and the others keep their advantages (arXiv:2604.26326).
+
+    Of 8 answers a question those of advantage >= 0 train above the band, and <= 0 below it. The
+    band falls linearly from 0.6 and 0.7 to 0.1 and 0.2.
+    """
+    parent = grpo()
+    sample = replace(parent.sample, votes=8, train=8)
+    return replace(parent, sample=sample, loss=presets.entrocraft_filter())
+
+
+def entropic() -> Algorithm:
+    """Right answers count more, the more the entropy is above a target (arXiv:2604.26326).
+
+    A controller of the released code, on rewards of 1 and -1 without a baseline.
+    """
+    parent = entrocraft()
+    return replace(parent, advantage=(Entropic(),), loss=presets.ppo())
 
 
 def aepo_agentic() -> Algorithm:

@@ -105,6 +105,7 @@ MEANING = {
     "advantage/hybrid_clamped": "share of tokens whose hybrid signal met its bound",
     "advantage/hybrid_signal_max": "largest size of the hybrid signal",
     "advantage/baseline_shift": "mean |baseline that weighs rewards by length - their mean|",
+    "advantage/entropic": "what right answers count more, and wrong ones less, for the entropy",
     "advantage/informative": "share of prompts whose rewards are not all equal, as GPG counts them",
     "advantage/pass_at_k": "chance that k leaves of a prompt have a right one, mean over prompts",
     "select/questions": "questions sampled, those in the place of refused ones among them",

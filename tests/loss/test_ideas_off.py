@@ -21,9 +21,11 @@ from pyrl.loss import (
     ClipV,
     EntropyBand,
     EntropyClip,
+    EntropyFilter,
     EntropyZ,
     Loss,
     Matched,
+    NearGenerator,
     SoftClipped,
     Steer,
     TokenGroup,
@@ -69,6 +71,11 @@ OFF: dict[str, tuple[Loss, dict[str, Any]]] = {
     "calibrl": (replace(without_penalty("calibrl"), dual=None), {}),
     "dcpo": (replace(loss("dcpo"), reshape=(Blend(limit=0.0),), dual=None), {}),
     "entrocraft": (replace(loss("entrocraft"), reshape=(EntropyBand((-9, -9), (9, 9)),)), {}),
+    "entrocraft_filter": (
+        replace(loss("entrocraft_filter"), keep=(EntropyFilter((-9, -9), (9, 9)),)),
+        {},
+    ),
+    "ftis": (replace(loss("ftis"), behaviour=None, keep=(NearGenerator(inf),)), {}),
     "aepo_agentic": (
         replace(
             loss("aepo_agentic"),
