@@ -96,12 +96,12 @@ def sapo() -> Loss:
 
 
 def dppo() -> Loss:
-    """Masks by total variation in place of the ratio (arXiv:2602.04879)."""
+    """Masks tokens by the change of their probability, not by its ratio (arXiv:2602.04879)."""
     return replace(ppo(), surrogate=MaskedLogp(20.0), bounds=TotalVariation())
 
 
 def dppo_kl() -> Loss:
-    """The same by binary KL divergence (arXiv:2602.04879)."""
+    """DPPO's masks by the KL divergence of a token against all others (arXiv:2602.04879)."""
     return replace(dppo(), bounds=BinaryKL())
 
 
@@ -123,7 +123,7 @@ def minpro() -> Loss:
 
 
 def minpro_cispo() -> Loss:
-    """The same as a detached weight of at most 1.2; the bounds are ours (arXiv:2601.22718)."""
+    """MinPRO's ratio as a detached weight, at most 1.2; the bounds are ours (arXiv:2601.22718)."""
     return replace(minpro(), surrogate=ClampedLogp(), bounds=Range(0.0, 1.2))
 
 
@@ -134,7 +134,7 @@ def tis() -> Loss:
 
 
 def tis_sequence() -> Loss:
-    """The same with the product over the response."""
+    """Each response weighs min(product of old / rollout, 2)."""
     return replace(tis(), behaviour=TIS(level="sequence"))
 
 
@@ -208,7 +208,7 @@ def clip_b() -> Loss:
 
 
 def clip_v() -> Loss:
-    """The same by the exact first-order change (arXiv:2602.03392)."""
+    """Clip_B by the exact change of entropy to first order (arXiv:2602.03392)."""
     return replace(clip_b(), keep=(ClipV(),))
 
 

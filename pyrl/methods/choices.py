@@ -33,7 +33,7 @@ def inverse_width() -> Vote:
 
 
 def confidence() -> Vote:
-    """A leaf votes with the mean confidence of its last tokens."""
+    """A leaf votes with the mean confidence of its last tokens (DeepConf, arXiv:2508.15260)."""
     return Weighted("confidence")
 
 

@@ -44,5 +44,5 @@ def dppo() -> Algorithm:
 
 
 def dppo_kl() -> Algorithm:
-    """The same by the KL divergence of a token against all others (arXiv:2602.04879)."""
+    """DPPO that cuts by the KL divergence of a token against all others (arXiv:2602.04879)."""
     return replace(dppo(), loss=presets.dppo_kl())

@@ -13,11 +13,12 @@ from pyrl.select import Stratified
 
 
 def echo() -> Algorithm:
-    """The tree with thresholds from running quantiles, a cool-down and a cap; all 32 leaves train.
+    """Entropy and confidence shape the trees, the clip and the advantages; all 32 leaves train.
 
-    Where the paper leaves numbers open or its released code cannot fork at all, the thresholds are
-    calibrated on the run's own samples, CA-Clip is centred on the batch's median tail confidence,
-    and the token signal of the hybrid advantage is whitened.
+    Thresholds are running quantiles, with a cool-down and a cap of a trunk's leaves. Where the
+    paper leaves numbers open or its released code cannot fork at all, the thresholds are calibrated
+    on the run's own samples, CA-Clip is centred on the batch's median tail confidence, and the
+    token signal of the hybrid advantage is whitened.
     """
     parent = ttrl()
     return replace(
@@ -32,7 +33,7 @@ def echo() -> Algorithm:
 
 
 def echo_paper() -> Algorithm:
-    """The paper's own windows, raw hybrid signal, uncentred CA-Clip and per-sequence mean."""
+    """ECHO with the paper's windows, raw hybrid signal, uncentred CA-Clip and mean of sequences."""
     parent = echo()
     return replace(
         parent,
@@ -44,7 +45,7 @@ def echo_paper() -> Algorithm:
 
 
 def echo_fixed() -> Algorithm:
-    """The tree with fixed thresholds in place of quantiles, which act from the first token on."""
+    """ECHO with fixed thresholds in place of quantiles, which act from the first token on."""
     return replace(echo(), fork=FixedEntropyConfidence(), prune=FixedDoubt())
 
 

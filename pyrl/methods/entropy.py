@@ -14,7 +14,8 @@ from pyrl.reward import TrueReward
 def clip_cov() -> Algorithm:
     """A few random tokens of high covariance leave the update (arXiv:2505.22617).
 
-    8 answers a question and 8 updates a step, as in the paper.
+    8 answers a question and 8 updates a step, as in the released scripts: 32 of 256 questions are
+    an update's.
     """
     parent = grpo()
     sample = replace(parent.sample, votes=8, train=8)
@@ -22,17 +23,26 @@ def clip_cov() -> Algorithm:
 
 
 def kl_cov() -> Algorithm:
-    """Tokens of highest covariance are held to the policy before the update (arXiv:2505.22617)."""
+    """Tokens of highest covariance are held to the policy before the update (arXiv:2505.22617).
+
+    8 answers a question and 8 updates a step, as `clip_cov`.
+    """
     return replace(clip_cov(), loss=presets.kl_cov())
 
 
 def steer() -> Algorithm:
-    """DAPO that weighs tokens less, the more they change the entropy (arXiv:2510.10150)."""
-    return replace(dapo(), loss=presets.steer())
+    """DAPO's clip, and tokens weigh less, the more they change the entropy (arXiv:2510.10150).
+
+    Without DAPO's sampling and penalty, with 8 answers a question and 16 updates a step, as in the
+    released scripts.
+    """
+    parent = grpo()
+    sample = replace(parent.sample, votes=8, train=8)
+    return replace(parent, sample=sample, loss=presets.steer(), updates_per_step=16)
 
 
 def steer_exp() -> Algorithm:
-    """The same with weights that fall exponentially from 1 (arXiv:2510.10150)."""
+    """STEER with weights that fall exponentially from 1 (arXiv:2510.10150)."""
     parent = steer()
     return replace(parent, loss=replace(parent.loss, weight=Steer("exp")))
 
@@ -43,12 +53,15 @@ def clip_b() -> Algorithm:
 
 
 def clip_v() -> Algorithm:
-    """The same by the exact change of entropy to first order (arXiv:2602.03392)."""
+    """Clip_B by the exact change of entropy to first order (arXiv:2602.03392)."""
     return replace(clip_b(), loss=presets.clip_v())
 
 
 def top_entropy() -> Algorithm:
-    """DAPO on the fifth of the tokens that is most uncertain alone (arXiv:2506.01939)."""
+    """DAPO on the most uncertain fifth of the tokens alone (arXiv:2506.01939).
+
+    All other parts are DAPO's, as in section 5.2.
+    """
     parent = dapo()
     return replace(parent, loss=replace(parent.loss, keep=presets.top_entropy().keep))
 
@@ -74,8 +87,9 @@ def siren() -> Algorithm:
 def hapo() -> Algorithm:
     """Advantages, bounds and baselines move with each token's entropy (arXiv:2509.16591).
 
-    With the sign of cold tokens as the paper means it. Without its temperature that moves with the
-    entropy while a token is sampled.
+    On DAPO's sampling, penalty and 16 updates, as the released scripts. With the sign of cold
+    tokens as the paper means it. Without its temperature that moves with the entropy while a token
+    is sampled.
     """
     return replace(dapo(), loss=presets.hapo())
 
@@ -117,7 +131,7 @@ def entrocraft() -> Algorithm:
 
 
 def entrocraft_filter() -> Algorithm:
-    """The same as printed: answers leave, and the others keep their advantages (arXiv:2604.26326).
+    """Entrocraft as printed: answers of one sign leave, others keep their A (arXiv:2604.26326).
 
     Of 8 answers a question those of advantage >= 0 train above the band, and <= 0 below it. The
     band falls linearly from 0.6 and 0.7 to 0.1 and 0.2.

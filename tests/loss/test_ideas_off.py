@@ -59,7 +59,10 @@ CLIP = Clip(0.2, 0.2)
 
 OFF: dict[str, tuple[Loss, dict[str, Any]]] = {
     "dapo": (replace(loss("dapo"), bounds=CLIP), {}),
-    "steer": (replace(loss("steer"), weight=Steer(least=1.0, most=1.0), dual=None), {}),
+    "steer": (
+        replace(loss("steer"), weight=Steer(least=1.0, most=1.0), dual=None, bounds=CLIP),
+        {},
+    ),
     "steer_exp": (replace(loss("steer_exp"), weight=Steer("linear")), {}),
     "clip_b": (replace(loss("clip_b"), keep=(ClipB(mu=inf),)), {}),
     "clip_v": (replace(loss("clip_v"), keep=(ClipV(mu=inf), *loss("clip_b").keep)), {}),
