@@ -309,7 +309,10 @@ class Trainer:
     def _sample_others(
         self, rollout: Rollout, prompts: list[Prompt], accepted_G: NDArray[np.bool_]
     ) -> bool:
-        """Add questions to a step in the place of those that it refuses; False: there are none."""
+        """Add questions to a step in the place of those that it refuses; False: there are none, or
+        no time for them."""
+        if rollout.limits.late:
+            return False
         missing = max(0, self.run.prompts_per_step - int(accepted_G.sum()))
         others = other_prompts(self.prompts, prompts, self.step, missing, self.run.seed)
         prompts += others
