@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrl import _core
-from pyrl.checks import at_least, described, finite
+from pyrl.checks import at_least, described, finite, one_of
 from pyrl.leaves import SCORED, Scored, check_needs, needs_of
 
 Floats = NDArray[np.float64]
@@ -345,7 +345,13 @@ class Hybrid:
     """Largest size of a whitened S."""
     eps: float = 1e-8
     """Added to the variances of the whitening."""
+    of: Literal["mass", "token"] = "mass"
+    """Confidence is the mass of the five most probable tokens, or the sampled one's probability, as
+    in the released scripts."""
     needs = ("advantage_T",)
+
+    def __post_init__(self) -> None:
+        one_of(self.of, ("mass", "token"), "confidence")
 
     def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
         known_T = _known_tokens(scored)
@@ -368,7 +374,8 @@ class Hybrid:
     def _signal(self, scored: Scored, known_T: NDArray[np.bool_]) -> Floats:
         """S of the known tokens, before the clamp."""
         entropy = scored.entropy_T[known_T].astype(np.float64)
-        doubt = 1 - scored.confidence_T[known_T].astype(np.float64)
+        sure_T = scored.confidence_T if self.of == "mass" else np.exp(scored.logprob_T)
+        doubt = 1 - sure_T[known_T].astype(np.float64)
         signal = self.alpha * entropy + self.beta * doubt
         if not np.isfinite(signal).all():
             bad = signal[~np.isfinite(signal)][0]

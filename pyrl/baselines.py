@@ -124,6 +124,46 @@ class PassAtK:
         return {"advantage/pass_at_k": float(np.mean(passing)) if passing else 0.0}
 
 
+@dataclass(frozen=True)
+class Entropic:
+    """A = r (1 + alpha) where r > 0, r (1 - alpha) where r < 0, to hold the entropy at a target.
+
+    alpha = carry + (H - target), H the mean entropy of the step's tokens (nats); then carry becomes
+    alpha - decay (H - target): a controller of proportion and sum, in the released code of
+    arXiv:2604.26326. It works on rewards of two signs. The input is ignored.
+    """
+
+    target: float = 0.5
+    """Entropy (nats) at which rewards stay as they are."""
+    decay: float = 0.99
+    """Share of the last step's distance that the next one does not carry on."""
+
+    def __post_init__(self) -> None:
+        finite(self, "target")
+        shares(self, "decay")
+
+    def initial(self) -> dict[str, float]:
+        """The sum of what earlier steps carried on."""
+        return {"carry": 0.0}
+
+    def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
+        alpha = self._alpha(scored)
+        scored.state["carry"] = alpha - self.decay * self._distance(scored)
+        reward_N = np.nan_to_num(scored.reward_N, nan=0.0)
+        return (reward_N * (1 + np.sign(reward_N) * alpha))[scored.leaf_T]
+
+    def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
+        return {"advantage/entropic": self._alpha(scored)}
+
+    def _alpha(self, scored: Scored) -> float:
+        carry: float = scored.state["carry"]
+        return carry + self._distance(scored)
+
+    def _distance(self, scored: Scored) -> float:
+        entropy_T = scored.entropy_T
+        return float(entropy_T.mean(dtype=np.float64)) - self.target if entropy_T.size else 0.0
+
+
 def reinforce_pp() -> tuple[Stage, ...]:
     """REINFORCE++: rewards whitened over all tokens of the step (arXiv:2501.03262)."""
     return (Return(), WhitenTokens())

@@ -128,9 +128,14 @@ class Limits:
         """Every sample is wanted whole, so that no vote stops a prompt."""
 
     def start(self) -> None:
-        """Start the clock."""
-        if self.allowance.seconds:
+        """Start the clock, once."""
+        if self.allowance.seconds and self.deadline == math.inf:
             self.deadline = monotonic() + self.allowance.seconds
+
+    @property
+    def late(self) -> bool:
+        """The time is up."""
+        return monotonic() > self.deadline
 
     def spend(self, branches: Iterable[int]) -> None:
         """Charge one token for each of these branches to its prompt."""
@@ -140,7 +145,7 @@ class Limits:
 
     def exhausted(self) -> Iterator[Ending]:
         """End the prompts that the next step would take beyond what they may spend."""
-        late = monotonic() > self.deadline
+        late = self.late
         if not (late or self.allowance.tokens):
             return
         for tree, budget in enumerate(self.budgets):

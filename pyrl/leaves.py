@@ -56,6 +56,8 @@ class Leaves:
     decode: Decode
     progress: float = 0.0
     """Share of the run that is done: 0 in the first step, below 1 in the last."""
+    limit: int = 0
+    """Tokens that a response may have; 0: nobody says."""
     state: Any = None
     """What the choice that reads this remembers: see `pyrl.run.states`; None of one without."""
 
@@ -170,7 +172,9 @@ def needs_of(choice: Any) -> tuple[str, ...]:
     return tuple(choice.needs) if hasattr(choice, "needs") else ()
 
 
-def collect(forest: Forest, decode: Decode, tail: int = 16, *, progress: float = 0.0) -> Leaves:
+def collect(
+    forest: Forest, decode: Decode, tail: int = 16, *, progress: float = 0.0, limit: int = 0
+) -> Leaves:
     """The finished branches of a forest with one tree per prompt."""
     leaf_N = forest.leaves()
     table = forest.leaf_table(leaf_N)
@@ -191,6 +195,7 @@ def collect(forest: Forest, decode: Decode, tail: int = 16, *, progress: float =
         forest=forest,
         decode=decode,
         progress=progress,
+        limit=limit,
     )
 
 

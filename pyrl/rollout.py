@@ -132,10 +132,9 @@ class Rollout:
                 f"{type(engine).__name__}: fork: expected an `exclude`, the tokens that a sibling "
                 f"never draws, for {fork}; this engine has none"
             )
-        self.prompts = list(prompts)
-        self.budgets = [Budget(votes, prune.respawns(votes)) for _ in self.prompts]
-        for prompt in self.prompts:
-            self.forest.add_tree(prompt)
+        self.prompts: list[NDArray[np.int32]] = []
+        self.budgets: list[Budget] = []
+        self.extend(prompts)
         self.retain = fork.trunks(votes) < votes or prune.respawns(votes) > 0
         """Forks may open leaves. A branch can fork with its last token, or after it, so the engine
         keeps finished branches until their trunk is done."""
@@ -148,11 +147,19 @@ class Rollout:
         self.limits = Limits(allowance, poll, votes, self.forest, self.budgets, self.counts)
         engine.start(sampling)
 
+    def extend(self, prompts: Sequence[NDArray[np.int32]]) -> None:
+        """Further prompts, after those that have their leaves: `run` goes on with their trees."""
+        self.prompts += prompts
+        self.budgets += [Budget(self.votes, self.prune.respawns(self.votes)) for _ in prompts]
+        for prompt in prompts:
+            self.forest.add_tree(prompt)
+
     def run(self) -> Forest:
         """Grow all leaves of all prompts; on an exception the engine forgets every branch."""
         self.limits.start()
+        self.replaces = False
         try:
-            if self.signals is not None:
+            if self.signals is not None and not self.counts.sampled_tokens:
                 self._warm_up(self.signals)
             for tree in range(len(self.prompts)):
                 self._spawn(tree, self.fork.trunks(self.votes) - self.budgets[tree].trunks)

@@ -1,4 +1,7 @@
-"""Select: which of the leaves that voted also train, and once advantages are known which tokens."""
+"""Select: which of the leaves that voted also train.
+
+Once rewards are known a selection may refuse questions, and once advantages are, tokens.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from pyrl.checks import described
+from pyrl.checks import at_least, described
 from pyrl.leaves import Leaves, Scored
 
 
@@ -34,6 +37,58 @@ class SelectAfter(Select, Protocol):
 
     def after(self, scored: Scored, advantage_T: NDArray[np.float64]) -> NDArray[np.bool_]:
         """True [T] for the tokens that train."""
+
+
+@runtime_checkable
+class SelectQuestions(Select, Protocol):
+    """A selection that refuses questions once their rewards are known.
+
+    Others are sampled in their place, until as many train as a step has, or `rounds` times.
+    """
+
+    @property
+    def rounds(self) -> int:
+        """Times that others are sampled in a step, at most; 0: no question is refused."""
+
+    def trains(self, reward_N: NDArray[np.float64]) -> bool:
+        """Whether a question trains whose leaves have these rewards (NaN: unknown)."""
+
+
+def rounds(select: Select) -> int:
+    """How often other questions may be sampled in a step; 0: the selection refuses none."""
+    return select.rounds if isinstance(select, SelectQuestions) else 0
+
+
+def accepted(select: Select, leaves: Leaves, reward_N: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """The questions [G] that train, as far as the selection judges questions."""
+    if not rounds(select):
+        return np.ones(leaves.groups, bool)
+    assert isinstance(select, SelectQuestions)
+    groups = range(leaves.groups)
+    return np.array([select.trains(reward_N[leaves.group_N == group]) for group in groups])
+
+
+def of_accepted(
+    select: Select,
+    leaves: Leaves,
+    kept_N: NDArray[np.int64],
+    accepted_G: NDArray[np.bool_],
+    wanted: int,
+) -> tuple[NDArray[np.int64], dict[str, float]]:
+    """Of these leaves those of the first `wanted` accepted questions, and what the others cost.
+
+    Where no question is accepted, all stay: none of them has a gradient.
+    """
+    if not rounds(select):
+        return kept_N, {}
+    train_G = accepted_G & (np.cumsum(accepted_G) <= wanted)
+    idle_N = ~train_G[leaves.group_N]
+    metrics = {
+        "select/questions": float(len(accepted_G)),
+        "select/refused": float(1 - accepted_G.mean()),
+        "select/idle_tokens": float(leaves.length_N[idle_N].sum() / leaves.length_N.sum()),
+    }
+    return (kept_N[~idle_N[kept_N]] if accepted_G.any() else kept_N), metrics
 
 
 def selected(select: Select, leaves: Leaves, train: int, state: Any = None) -> NDArray[np.int64]:
@@ -83,6 +138,25 @@ class First:
     def __call__(self, leaves: Leaves, train: int) -> NDArray[np.int64]:
         start_G = np.searchsorted(leaves.group_N, np.arange(leaves.groups))
         return np.flatnonzero(np.arange(len(leaves.group_N)) - start_G[leaves.group_N] < train)
+
+
+@dataclass(frozen=True)
+class Dynamic(First):
+    """DAPO's dynamic sampling: questions train whose rewards differ (arXiv:2503.14476).
+
+    Those whose known rewards are all equal have no advantage. Others are sampled in their place
+    until a step has its number of questions, or for the last time: then fewer train.
+    """
+
+    rounds: int = 10
+    """Times that other questions are sampled in a step, at most; 0: none is refused."""
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "rounds")
+
+    def trains(self, reward_N: NDArray[np.float64]) -> bool:
+        known = reward_N[~np.isnan(reward_N)]
+        return bool(known.size) and bool(known.min() < known.max())
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from pyrl.engine import EngineFailure
 from pyrl.evaluate import Evaluator, Scoring
 from pyrl.leaves import Leaves, collect, score
 from pyrl.pack import pack
-from pyrl.prompts import Prompt, step_prompts
+from pyrl.prompts import Prompt, other_prompts, step_prompts
 from pyrl.report import Alarms, MetricsLog, Phases, Progress, Report
 from pyrl.report.alarms import no_update
 from pyrl.report.metrics import Row, read_metrics
 from pyrl.report.step import StepObserver, Unlogged, completion_metrics
-from pyrl.reward import rewards
+from pyrl.reward import metrics_of, rewards
 from pyrl.rollout import Rollout, answer_start, derive_seed
 from pyrl.run import checkpoint
 from pyrl.run.config import Run, settings_of
@@ -32,7 +32,7 @@ from pyrl.run.lock import Lock, one_process
 from pyrl.run.results import write_results
 from pyrl.run.resume import first_words, record_of, restore
 from pyrl.run.setup import assemble
-from pyrl.select import selected, tokens_that_train
+from pyrl.select import accepted, of_accepted, rounds, selected, tokens_that_train
 from pyrl.vote import Votes
 
 
@@ -51,7 +51,7 @@ class Step:
     kept_N: NDArray[np.int64]
     """Ordinals of the leaves that have advantages and train."""
     shaping: Mapping[str, float]
-    """Metrics of the advantage stages, and of a selection after them."""
+    """Metrics of the reward, the selection and the advantage stages."""
     update: Mapping[str, float] | None
     """Metrics of the optimizer; None: no response could be rewarded, so there was no update."""
     sync: Mapping[str, float]
@@ -128,19 +128,28 @@ class Trainer:
     def train_step(self) -> Step:
         """Sample, vote, reward, update and sync once. RunError names questions with NaN."""
         started, algorithm, states = time.monotonic(), self.algorithm, self.states
-        prompts = step_prompts(self.prompts, self.step, self.run.prompts_per_step, self.run.seed)
+        sample, progress = algorithm.sample, self.step / self.run.steps
+        wanted = self.run.prompts_per_step
+        prompts = step_prompts(self.prompts, self.step, wanted, self.run.seed)
         phase = Phases(self.progress)
         with naming(f"step {self.step + 1}", prompts):
-            phase("sampling")
-            rollout = self._rollout(prompts)
-            with keeping_forest(self.run.output, rollout.forest, self.step + 1):
-                forest = rollout.run()
-            phase("scoring")
-            leaves = collect(forest, self.decode, progress=self.step / self.run.steps)
-            answers = classify(leaves, self.extractor, self.equivalence)
-            votes = algorithm.vote(leaves, answers)
-            reward_N = rewards(algorithm.reward, leaves, answers, votes, prompts, states.reward)
-            kept_N = selected(algorithm.select, leaves, algorithm.sample.train, states.select)
+            rollout, reward_N = self._rollout(prompts), np.empty(0)
+            for left in reversed(range(1 + rounds(algorithm.select))):
+                phase("sampling")
+                with keeping_forest(self.run.output, rollout.forest, self.step + 1):
+                    forest = rollout.run()
+                phase("scoring")
+                leaves = collect(forest, self.decode, progress=progress, limit=sample.max_tokens)
+                answers = classify(leaves, self.extractor, self.equivalence)
+                votes = algorithm.vote(leaves, answers)
+                asked = leaves, answers, votes, prompts
+                reward_N = rewards(algorithm.reward, *asked, states.reward, reward_N)
+                accepted_G = accepted(algorithm.select, leaves, reward_N)
+                if not left or not self._sample_others(rollout, prompts, accepted_G):
+                    break
+            kept_N = selected(algorithm.select, leaves, sample.train, states.select)
+            kept_N, refusing = of_accepted(algorithm.select, leaves, kept_N, accepted_G, wanted)
+            earned = metrics_of(algorithm.reward, leaves)
             phase("updating")
             kept = leaves.take(kept_N)
             scored = score(kept, reward_N[kept_N], self.learner.before(kept.rows))
@@ -164,7 +173,7 @@ class Trainer:
             votes=votes,
             reward_N=reward_N,
             kept_N=kept_N,
-            shaping=shaping | sifting,
+            shaping=earned | refusing | shaping | sifting,
             update=update,
             sync=sync,
             timing=phase.metrics(),
@@ -297,6 +306,19 @@ class Trainer:
             answer_start=lambda tokens: answer_start(tokens, self.tokenizer),
             on_tokens=self._on_tokens,
         )
+
+    def _sample_others(
+        self, rollout: Rollout, prompts: list[Prompt], accepted_G: NDArray[np.bool_]
+    ) -> bool:
+        """Add questions to a step in the place of those that it refuses; False: there are none, or
+        no time for them."""
+        if rollout.limits.late:
+            return False
+        missing = max(0, self.run.prompts_per_step - int(accepted_G.sum()))
+        others = other_prompts(self.prompts, prompts, self.step, missing, self.run.seed)
+        prompts += others
+        rollout.extend([prompt.tokens for prompt in others])
+        return bool(others)
 
     def _on_tokens(self, tokens: int) -> None:
         self.progress.tokens(tokens)

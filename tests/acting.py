@@ -15,6 +15,7 @@ from pyrl.loss import (
     EntropySmoothing,
     Improbable,
     Matched,
+    NearGenerator,
     Penalty,
 )
 from pyrl.methods import METHODS
@@ -59,7 +60,9 @@ ACTS: dict[str, Acting] = {
     "opo": Acting(("advantage/baseline_shift",)),
     "gpg": Acting(("advantage/informative",), choices={"reward": RandomReward(0.1)}),
     "pass_at_k": Acting(("advantage/pass_at_k",), choices={"reward": RandomReward(0.3)}, votes=8),
-    "dapo": Acting(CLIPPED),
+    "dapo": Acting(
+        (*CLIPPED, "select/refused", "reward/overlong"), most=inf, choices={"reward": None}
+    ),
     "cispo": Acting(CLIPPED),
     "sapo": Acting(("sampling/importance_sampling_ratio/max",), most=inf),
     "dppo": Acting(CLIPPED),
@@ -71,6 +74,9 @@ ACTS: dict[str, Acting] = {
     "minpro_cispo": Acting(CLIPPED),
     "minirl": Acting(CLIPPED),
     "hispo": Acting(("loss/kept",), loss={"keep": MATCHED}, settings={"dtype": "bfloat16"}),
+    "ftis": Acting(
+        ("loss/kept",), loss={"keep": (NearGenerator(0.001),)}, settings={"dtype": "bfloat16"}
+    ),
     "calibrl": Acting(("loss/penalized",)),
     "clip_cov": Acting(("loss/kept",), loss={"keep": (ClipCov(0.1, 9.0),)}),
     "kl_cov": Acting(("loss/penalized",)),
@@ -89,6 +95,8 @@ ACTS: dict[str, Acting] = {
         ("loss/outside_band",), loss={"penalties": (EntropySmoothing(low=0.0, high=1.2),)}
     ),
     "entrocraft": Acting(("loss/reshaped",), most=inf, choices={"reward": None}),
+    "entrocraft_filter": Acting(("loss/kept",)),
+    "entropic": Acting(("advantage/entropic",), choices={"reward": None}),
     "aepo_agentic": Acting(("loss/reshaped",), most=inf),
     "echo_fixed": Acting(("tree/forks", "tree/pruned"), most=inf, choices=SIMPLE_TREES, votes=8),
     "echo_released": Acting(CLIPPED),

@@ -40,6 +40,7 @@ def leaves_of(
     weight_N: Sequence[float] | None = None,
     mass_N: Sequence[float] | None = None,
     confidence_N: Sequence[float] | None = None,
+    limit: int = 0,
 ) -> Leaves:
     """One prompt, a trunk for each leaf, all stopped, unless told otherwise."""
     size = len(text_N)
@@ -59,4 +60,5 @@ def leaves_of(
         token_N=tuple(np.array([ord(c) for c in text], np.int32) for text in text_N),
         forest=Forest(),
         decode=spell,
+        limit=limit,
     )

@@ -19,6 +19,7 @@ from pyrl.leaves import Leaves
 from pyrl.report.step import label_metrics, vote_metrics
 from pyrl.reward import (
     FunctionReward,
+    OverlongReward,
     RandomReward,
     Reward,
     TrueReward,
@@ -119,6 +120,24 @@ def test_the_true_reward_grades_and_is_unknown_without_truth_or_verdict() -> Non
     reward_N = signs(*step(equivalence=Unsure()), questions("b", "c", None))
     np.testing.assert_array_equal(reward_N, [-1, 1, -1, -1, 1, math.nan, math.nan, math.nan])
     assert signs.values == {-1.0, 1.0}
+
+
+def test_overlong_answers_are_punished_as_in_dapo() -> None:
+    """Section 3.4 of arXiv:2503.14476 at a thousandth: the last 4 of 20 tokens."""
+    leaves = leaves_of(["x" * n for n in (1, 16, 17, 18, 20)], limit=20)
+    answers = classify(leaves, Whole(), Exact())
+    asked = leaves, answers, Majority()(leaves, answers), questions("x" * 18)
+    reward = OverlongReward(wrong=-1.0)
+    np.testing.assert_allclose(reward(*asked), [-1, -1, -1.25, 0.5, -2], atol=1e-12)
+    np.testing.assert_allclose(reward.metrics(leaves)["reward/overlong"], 1.75 / 5)
+    assert replace(reward, penalty=0)(*asked).tolist() == TrueReward(wrong=-1.0)(*asked).tolist()
+    assert min(reward.values) == -2
+    with pytest.raises(ValueError, match=r"Leaves\.limit: expected >= 1, got 0"):
+        reward(replace(leaves, limit=0), *asked[1:])
+    with pytest.raises(
+        ValueError, match=r"OverlongReward\.buffer: expected a share above 0, got 0"
+    ):
+        OverlongReward(buffer=0)
 
 
 # -- functions

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from demo_rollout import demo, demo_engine, demo_prompts
-from toy_rollout import TREES, assert_forgotten, prompts, random_toy, rollout
+from toy_rollout import TREES, answers, assert_forgotten, prompts, random_toy, rollout
 
 from pyrl._core.tree import Observed, SignalSpec
 from pyrl.fork import EPTree, Finished, Flat, Fork, Site, TopEntropy, WithoutReplacement
@@ -35,6 +35,23 @@ def test_a_rollout_replays_from_its_seed(fork: Fork, prune: Prune) -> None:
     other = run(2)
     assert other[0] != first[0]
     assert other[1] != first[1]
+
+
+@pytest.mark.parametrize("fork", [Flat(), TREES[0], TREES[3], WithoutReplacement()], ids=repr)
+def test_prompts_that_come_later_grow_the_trees_of_a_rollout_of_all(fork: Fork) -> None:
+    """But for online rules, whose prompts share thresholds: there only the first are the same."""
+    asked = prompts(3, 1, 2)
+    whole = answers(rollout(random_toy(), asked, fork=fork).run())
+    run = rollout(random_toy(), asked[:2], fork=fork)
+    before = answers(run.run())
+    run.extend(asked[2:])
+    after = answers(run.run())
+    assert [row for row in after if row[0] < 2] == before
+    assert len(after) == 3 * run.votes
+    if run.signals is None:
+        assert after == whole
+    if run.law is not None:
+        assert run.forest.leaf_table(run.forest.leaves(2)).weight_N.sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

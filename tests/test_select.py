@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from leaf_records import leaves_of
 
 from pyrl.leaves import Leaves
-from pyrl.select import First, Stratified, selected
+from pyrl.select import Dynamic, First, Stratified, accepted, of_accepted, selected
 
 TRUNKS_OF_GROUPS = st.lists(st.lists(st.integers(0, 4), max_size=9), min_size=1, max_size=5)
 """For each group, possibly empty, the trunk of each of its leaves."""
@@ -66,6 +66,38 @@ def test_stratified_takes_half_of_etmrs_leaves_from_all_trunks_themselves_first(
 def test_both_agree_on_a_flat_group() -> None:
     leaves = leaves_of(["a"] * 9, group_N=[0] * 4 + [2] * 5, trunk_N=[0, 1, 2, 3, 0, 1, 2, 3, 4])
     assert First()(leaves, 3).tolist() == Stratified()(leaves, 3).tolist() == [0, 1, 2, 4, 5, 6]
+
+
+# -- questions that are refused --
+
+NAN = float("nan")
+
+
+def test_dynamic_sampling_trains_the_first_questions_whose_rewards_differ() -> None:
+    """Groups: equal, different, unknown, different, different."""
+    leaves = leaves_of(["abc", "d"] * 5, group_N=[0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
+    reward_N = np.array([1, 1, 1, 0, NAN, 1, 0, 1, 0, 1], np.float64)
+    accepted_G = accepted(Dynamic(), leaves, reward_N)
+    assert accepted_G.tolist() == [False, True, False, True, True]
+    kept_N, metrics = of_accepted(Dynamic(), leaves, np.arange(10), accepted_G, 2)
+    assert kept_N.tolist() == [2, 3, 6, 7]
+    assert metrics == {
+        "select/questions": 5,
+        "select/refused": pytest.approx(0.4),
+        "select/idle_tokens": pytest.approx(0.6),
+    }
+
+
+def test_no_question_is_refused_where_all_would_be_or_no_other_may_come() -> None:
+    leaves, reward_N = leaves_of(["a"] * 4, group_N=[0, 0, 1, 1]), np.ones(4)
+    refusing = accepted(Dynamic(), leaves, reward_N)
+    assert not refusing.any()
+    kept_N, metrics = of_accepted(Dynamic(), leaves, np.arange(4), refusing, 2)
+    assert (kept_N.tolist(), metrics["select/refused"]) == ([0, 1, 2, 3], 1)
+    for select in (Dynamic(rounds=0), First()):
+        accepted_G = accepted(select, leaves, reward_N)
+        assert accepted_G.all()
+        assert of_accepted(select, leaves, np.array([0, 2]), accepted_G, 1)[1] == {}
 
 
 @dataclass(frozen=True)

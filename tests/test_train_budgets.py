@@ -14,6 +14,7 @@ from pyrl.demo.run import echo, ettrl, ttrl
 from pyrl.methods import METHODS
 from pyrl.report.metrics import MEANING
 from pyrl.run.config import load_run, parse_run, save_run
+from pyrl.select import Dynamic, First, Select
 
 
 def limited(algorithm: Algorithm, **limits: Any) -> Algorithm:
@@ -32,8 +33,12 @@ def test_a_step_out_of_tokens_trains_on_fewer_and_cut_answers(make: Any, tmp_pat
     assert trainer.observer.tokens <= 2 * 100
 
 
-def test_a_step_without_time_leaves_a_token_of_each_question(tmp_path: Path) -> None:
-    trainer, (row,) = trained(tiny_run(tmp_path, limited(tiny(ttrl()), max_seconds=1e-9)), 1)
+@pytest.mark.parametrize("select", [First(), Dynamic()], ids=repr)
+def test_a_step_without_time_leaves_a_token_of_each_question(
+    select: Select, tmp_path: Path
+) -> None:
+    algorithm = replace(limited(tiny(ttrl()), max_seconds=1e-9), select=select)
+    trainer, (row,) = trained(tiny_run(tmp_path, algorithm), 1)
     assert (row["tree/out_of_time"], row["tree/leaves"], row["num_tokens"]) == (1, 2, 2)
     assert "loss" not in row  # nothing was answered
     assert trainer.step == 1

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_run import (
@@ -28,9 +29,11 @@ from pyrl.engine.hf import HFEngine
 from pyrl.fork import TopEntropy
 from pyrl.learner import SamplerMismatchError
 from pyrl.loss import KL, Clip
+from pyrl.methods import METHODS
 from pyrl.models import load_model
 from pyrl.prune import Keep
-from pyrl.reward import RandomReward
+from pyrl.reward import OverlongReward, RandomReward
+from pyrl.select import Dynamic
 
 
 def final_weights(folder: Path, algorithm: Algorithm, **settings: Any) -> dict[str, torch.Tensor]:
@@ -145,6 +148,32 @@ def test_each_part_of_echo_changes_the_weights(change: str, tmp_path: Path) -> N
         for name, algorithm in (("a", parent), ("b", child))
     )
     assert not same_bits(first, second)
+
+
+# -- questions in the place of others --
+
+
+def test_dapo_without_its_parts_is_grpo_with_its_clip_bit_for_bit(tmp_path: Path) -> None:
+    child = tiny(METHODS["dapo"]())
+    child = replace(child, reward=OverlongReward(penalty=0.0), select=Dynamic(rounds=0))
+    parent = replace(tiny(METHODS["grpo"]()), loss=child.loss)
+    assert same_bits(final_weights(tmp_path / "a", parent), final_weights(tmp_path / "b", child))
+
+
+def test_other_questions_are_sampled_until_the_rewards_of_enough_differ(tmp_path: Path) -> None:
+    """A coin that is rarely 1: most of the questions of a step give their six leaves equal ones."""
+    write_questions(tmp_path / "questions.jsonl", 12)
+    algorithm = replace(tiny(ttrl()), reward=RandomReward(p=0.04), select=Dynamic())
+    trainer = make_trainer(tiny_run(tmp_path, algorithm, prompts_per_step=3))
+    for _ in range(2):
+        step = trainer.train_step()
+        metrics = trainer.observe(step)
+        assert len({prompt.index for prompt in step.prompts}) == len(step.prompts)
+        assert metrics["select/questions"] == len(step.prompts) > 3
+        assert metrics["frac_reward_zero_std"] == 0 < metrics["select/idle_tokens"] < 1
+        assert len(np.unique(step.leaves.group_N[step.kept_N])) <= 3
+        assert metrics["loss"] != 0 < metrics["grad_norm"]
+    assert len(step.reward_N) == 6 * len(step.prompts)
 
 
 # -- memory --

@@ -14,6 +14,7 @@ from pyrl.logits.token_stats import Options
 from pyrl.loss.axis import LossState
 from pyrl.loss.columns import LossColumns, numbers
 from pyrl.loss.philox import uniforms
+from pyrl.loss.reshape import Band
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,27 @@ class ClipV:
         among_T = columns.used(far_T & ~(columns["advantage_T"] > 0))
         dropped_T = columns.least(-score_T, among_T, self.max_share, whole.count_P)
         return columns.used(~dropped_T)
+
+
+@dataclass(frozen=True)
+class EntropyFilter(Band):
+    """Entrocraft as printed: A >= 0 above a band of the batch's entropy, A <= 0 below it, else all.
+
+    Pushing sampled tokens up lowers the entropy (arXiv:2604.26326).
+    """
+
+    low: tuple[float, float] = (0.6, 0.1)
+    """Lower end of the band (nats), at the beginning and at the end of the run."""
+    high: tuple[float, float] = (0.7, 0.2)
+    """Upper end of the band (nats), at the beginning and at the end of the run."""
+    shrink: bool = True
+    """A dropped token leaves the response and its denominators too."""
+    needs = ("advantage_T", "entropy_T")
+
+    def __call__(self, columns: LossColumns, state: LossState) -> Tensor:
+        below, above = self.outside(columns, state)
+        advantage_T = columns["advantage_T"]
+        return columns.used(~(below & (advantage_T > 0)) & ~(above & (advantage_T < 0)))
 
 
 @dataclass(frozen=True)

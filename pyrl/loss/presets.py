@@ -20,6 +20,7 @@ from pyrl.loss.keep import (
     ClipB,
     ClipCov,
     ClipV,
+    EntropyFilter,
     Improbable,
     Matched,
     NearGenerator,
@@ -95,12 +96,12 @@ def sapo() -> Loss:
 
 
 def dppo() -> Loss:
-    """Masks by total variation in place of the ratio (arXiv:2602.04879)."""
+    """Masks tokens by the change of their probability, not by its ratio (arXiv:2602.04879)."""
     return replace(ppo(), surrogate=MaskedLogp(20.0), bounds=TotalVariation())
 
 
 def dppo_kl() -> Loss:
-    """The same by binary KL divergence (arXiv:2602.04879)."""
+    """DPPO's masks by the KL divergence of a token against all others (arXiv:2602.04879)."""
     return replace(dppo(), bounds=BinaryKL())
 
 
@@ -122,7 +123,7 @@ def minpro() -> Loss:
 
 
 def minpro_cispo() -> Loss:
-    """The same as a detached weight of at most 1.2; the bounds are ours (arXiv:2601.22718)."""
+    """MinPRO's ratio as a detached weight, at most 1.2; the bounds are ours (arXiv:2601.22718)."""
     return replace(minpro(), surrogate=ClampedLogp(), bounds=Range(0.0, 1.2))
 
 
@@ -133,7 +134,7 @@ def tis() -> Loss:
 
 
 def tis_sequence() -> Loss:
-    """The same with the product over the response."""
+    """Each response weighs min(product of old / rollout, 2)."""
     return replace(tis(), behaviour=TIS(level="sequence"))
 
 
@@ -207,7 +208,7 @@ def clip_b() -> Loss:
 
 
 def clip_v() -> Loss:
-    """The same by the exact first-order change (arXiv:2602.03392)."""
+    """Clip_B by the exact change of entropy to first order (arXiv:2602.03392)."""
     return replace(clip_b(), keep=(ClipV(),))
 
 
@@ -252,6 +253,11 @@ def entrocraft() -> Loss:
     return replace(ppo(), reshape=(EntropyBand(),))
 
 
+def entrocraft_filter() -> Loss:
+    """Answers of one sign leave when entropy leaves a band, as printed (arXiv:2604.26326)."""
+    return replace(ppo(), keep=(EntropyFilter(),))
+
+
 def calibrl() -> Loss:
     """Pulls towards an expert's response (arXiv:2602.20197)."""
     return replace(ppo(), dual=3.0, penalties=(ExpertLeak(),))
@@ -269,7 +275,7 @@ PRESETS: dict[str, Callable[[], Loss]] = {
         *(ppo, dual, dapo, dr_grpo, reinforce, dro, cispo, gspo, gmpo, sapo, dppo, dppo_kl),
         *(ce_gppo, ctpo, minpro, minpro_cispo, tis, tis_sequence, mis, icepop, hispo, minirl),
         *(ftis, clip_cov, kl_cov, steer, clip_b, clip_v, top_entropy, lp_reg, siren, hapo),
-        *(dcpo, epo, entrocraft, calibrl, aepo_agentic),
+        *(dcpo, epo, entrocraft, entrocraft_filter, calibrl, aepo_agentic),
     )
 }
 """Losses by name; advantages before reshaping are the method's own."""

@@ -101,11 +101,8 @@ class TokenGroup:
 
 
 @dataclass(frozen=True)
-class EntropyBand:
-    """Entrocraft: only positive rewards above a band of the batch's entropy, only negative below.
-
-    Rewards must be -1 or 1. The band moves from its first to its second pair over the run.
-    """
+class Band:
+    """A band of the batch's entropy, which moves over the run; equal ends: it stays."""
 
     low: tuple[float, float] = (0.6, 0.4)
     """Lower end of the band (nats), at the beginning and at the end of the run."""
@@ -113,9 +110,6 @@ class EntropyBand:
     """Upper end of the band (nats), at the beginning and at the end of the run."""
     cosine: bool = False
     """Move by a cosine, not linearly."""
-    needs = ("advantage_T", "entropy_T", "reward_T")
-    rewards = frozenset({-1.0, 1.0})
-    """What it can work with: a run with other rewards is refused before it begins."""
 
     def band(self, progress: float) -> tuple[float, float]:
         """Ends of the band at a share of the run (nats)."""
@@ -123,8 +117,25 @@ class EntropyBand:
         low, high = (start + (end - start) * share for start, end in (self.low, self.high))
         return low, high
 
-    def __call__(self, columns: LossColumns, state: LossState) -> Tensor:
+    def outside(self, columns: LossColumns, state: LossState) -> tuple[Tensor, Tensor]:
+        """Whether the entropy of these tokens is below the band, and whether it is above."""
         low, high = self.band(state.progress)
+        entropy = columns.whole.mean(columns["entropy_T"])
+        return entropy < low, entropy > high
+
+
+@dataclass(frozen=True)
+class EntropyBand(Band):
+    """Entrocraft: only positive rewards above a band of the batch's entropy, only negative below.
+
+    Rewards must be -1 or 1. The band moves from its first to its second pair over the run.
+    """
+
+    needs = ("advantage_T", "entropy_T", "reward_T")
+    rewards = frozenset({-1.0, 1.0})
+    """What it can work with: a run with other rewards is refused before it begins."""
+
+    def __call__(self, columns: LossColumns, state: LossState) -> Tensor:
         reward_T = columns["reward_T"]
         reward_T = checked(
             reward_T,
@@ -132,9 +143,9 @@ class EntropyBand:
             "EntropyBand: expected rewards of -1 or 1, got {} at {} (VoteReward(wrong=-1, "
             "no_answer=-1) has such)",
         )
-        entropy = columns.whole.mean(columns["entropy_T"])
-        negative_T = torch.where(entropy < low, reward_T.clamp(max=0), columns["advantage_T"])
-        return torch.where(entropy > high, reward_T.clamp(min=0), negative_T)
+        below, above = self.outside(columns, state)
+        negative_T = torch.where(below, reward_T.clamp(max=0), columns["advantage_T"])
+        return torch.where(above, reward_T.clamp(min=0), negative_T)
 
 
 @dataclass(frozen=True)

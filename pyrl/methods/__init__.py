@@ -22,9 +22,10 @@ METHODS: dict[str, Callable[[], Algorithm]] = {
         *(reinforce.opo, reinforce.gpg),
         *(clipping.dapo, clipping.cispo, clipping.sapo, clipping.dppo, clipping.dppo_kl),
         *(sequence.gspo, sequence.gmpo, sequence.ctpo, sequence.minpro, sequence.minpro_cispo),
-        *(mismatch.minirl, mismatch.hispo, expert.calibrl),
+        *(mismatch.minirl, mismatch.ftis, mismatch.hispo, expert.calibrl),
         *(entropy.clip_cov, entropy.kl_cov, entropy.steer, entropy.steer_exp, entropy.clip_b),
         *(entropy.clip_v, entropy.top_entropy, entropy.lp_reg, entropy.siren, entropy.hapo),
-        *(entropy.dcpo, entropy.epo, entropy.entrocraft, entropy.aepo_agentic),
+        *(entropy.dcpo, entropy.epo, entropy.entrocraft, entropy.entrocraft_filter),
+        *(entropy.entropic, entropy.aepo_agentic),
     )
 }

@@ -14,7 +14,15 @@ from pyrl.algorithm import Algorithm
 from pyrl.checks import one_of
 from pyrl.leaves import needs_of
 from pyrl.loss import Loss
-from pyrl.methods.fields import changes, fields, is_record, leaves, stages
+from pyrl.methods.fields import (
+    changes,
+    fields,
+    first_sentence,
+    is_record,
+    meaning,
+    stages,
+    with_owners,
+)
 from pyrl.methods.registry import KINDS, Entry, Registry
 from pyrl.reward import TrueReward
 
@@ -36,15 +44,15 @@ class About:
     """The name of what it is derived from: of the same kind; empty for none."""
     changes: tuple[tuple[str, str, str], ...]
     """(field, value in the parent, own value) of what differs."""
-    options: tuple[tuple[str, str], ...]
-    """Options of the command line and their defaults."""
+    options: tuple[tuple[str, str, str], ...]
+    """Options of the command line, their defaults and what they are."""
     needs: tuple[str, ...]
     """What a run must have."""
 
     @property
     def first(self) -> str:
         """The first sentence of the text."""
-        return re.split(r"(?<=\.)\s", self.text, maxsplit=1)[0]
+        return first_sentence(self.text)
 
 
 def about(entry: Entry, registry: Registry) -> About:
@@ -167,16 +175,16 @@ def _loss_needs(loss: Loss, updates: int) -> Iterator[str]:
         yield f"2 or more updates a step for {parts} to act (--updates-per-step)"
 
 
-def _options(kind: str, choice: Any) -> Iterator[tuple[str, str]]:
+def _options(kind: str, choice: Any) -> Iterator[tuple[str, str, str]]:
     prefix = "" if kind == "method" else f"{kind}."
     parts = [("", choice)]
     if kind == "advantage":
         parts = [*stages(choice if isinstance(choice, tuple) else (choice,))]
     for part, record in parts:
-        for name, value in leaves(record, f"{prefix}{part}." if part else prefix):
+        for name, value, owner in with_owners(record, f"{prefix}{part}." if part else prefix):
             if value != ():  # choices that are left out are no option
                 given = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-                yield f"--{name.replace('_', '-')}", given
+                yield f"--{name.replace('_', '-')}", given, meaning(owner, name.split(".")[-1])
 
 
 def _families(
@@ -192,6 +200,8 @@ def _families(
 
 
 def _without_source(doc: str) -> str:
-    """A docstring as one paragraph, without the arXiv id in brackets."""
+    """A docstring as one paragraph, without arXiv ids that stand in brackets by themselves."""
     words = " ".join(doc.split())
-    return PAPER.sub("", words).replace(" ()", "").replace("; )", ")")
+    for whole, rest in ((r" \({}\)", ""), (r"\({}; ", "("), (r"[;,] {}\)", ")")):
+        words = re.sub(whole.format(PAPER.pattern), rest, words)
+    return words

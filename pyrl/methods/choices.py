@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from pyrl import advantage, baselines
 from pyrl.advantage import AdvantageClip, EntropyReshape, Hybrid, MassBaseline, Stage, WhitenTokens
-from pyrl.baselines import LengthBaseline, PassAtK, Return
+from pyrl.baselines import Entropic, LengthBaseline, PassAtK, Return
 from pyrl.fork import (
     EntropyConfidence,
     EPTree,
@@ -22,8 +22,8 @@ from pyrl.fork import (
     WithoutReplacement,
 )
 from pyrl.prune import Doubt, FixedDoubt, Keep, Prune
-from pyrl.reward import RandomReward, Reward, TrueReward, VoteReward
-from pyrl.select import First, Select, Stratified
+from pyrl.reward import OverlongReward, RandomReward, Reward, TrueReward, VoteReward
+from pyrl.select import Dynamic, First, Select, Stratified
 from pyrl.vote import Majority, Mass, Vote, Weighted
 
 
@@ -33,7 +33,7 @@ def inverse_width() -> Vote:
 
 
 def confidence() -> Vote:
-    """A leaf votes with the mean confidence of its last tokens."""
+    """A leaf votes with the mean confidence of its last tokens (DeepConf, arXiv:2508.15260)."""
     return Weighted("confidence")
 
 
@@ -47,6 +47,7 @@ ADVANTAGES: dict[str, Callable[[], Stage | tuple[Stage, ...]]] = {
     "opo": LengthBaseline,
     "gpg": baselines.gpg,
     "pass_at_k": PassAtK,
+    "entropic": Entropic,
     "treerl": advantage.tree_rl,
     "treerl_released": advantage.tree_rl_released,
     "treepo": advantage.tree_po,
@@ -85,12 +86,17 @@ VOTES: dict[str, Callable[[], Vote]] = {
 }
 """How a label is elected."""
 
-SELECTS: dict[str, Callable[[], Select]] = {"first": First, "stratified": Stratified}
+SELECTS: dict[str, Callable[[], Select]] = {
+    "first": First,
+    "dynamic": Dynamic,
+    "stratified": Stratified,
+}
 """Which leaves train."""
 
 REWARDS: dict[str, Callable[[], Reward]] = {
     "vote": VoteReward,
     "true": TrueReward,
+    "overlong": OverlongReward,
     "random": RandomReward,
 }
 """What a leaf earns."""

@@ -5,21 +5,30 @@ from dataclasses import replace
 from pyrl import presets
 from pyrl.algorithm import Algorithm
 from pyrl.methods.grpo import grpo
+from pyrl.reward import OverlongReward
+from pyrl.select import Dynamic
 
 
 def dapo() -> Algorithm:
-    """GRPO with a raised upper clip (arXiv:2503.14476).
+    """A raised upper clip, questions whose rewards differ, no overlong answers (arXiv:2503.14476).
 
-    16 updates share the samples of a step, as in the paper. Without its dynamic sampling, which
-    replaces prompts whose rewards are all equal, and its penalty on overlong answers.
+    Rewards are 1 or -1 less a long answer's penalty; --reward-function replaces both. A question
+    also trains where its penalties alone differ: the paper compares right and wrong. 16 updates
+    share the samples of a step, as in section 4.1.
     """
-    return replace(grpo(), loss=presets.dapo(), updates_per_step=16)
+    return replace(
+        grpo(),
+        reward=OverlongReward(wrong=-1.0),
+        select=Dynamic(),
+        loss=presets.dapo(),
+        updates_per_step=16,
+    )
 
 
 def cispo() -> Algorithm:
     """The clipped ratio only weighs a token, so that none loses its gradient (arXiv:2506.13585).
 
-    16 updates share the samples of a step, as in the paper.
+    16 updates share the samples of a step, as in section 3.1.
     """
     return replace(grpo(), loss=presets.cispo(), updates_per_step=16)
 
@@ -35,5 +44,5 @@ def dppo() -> Algorithm:
 
 
 def dppo_kl() -> Algorithm:
-    """The same by the KL divergence of a token against all others (arXiv:2602.04879)."""
+    """DPPO that cuts by the KL divergence of a token against all others (arXiv:2602.04879)."""
     return replace(dppo(), loss=presets.dppo_kl())

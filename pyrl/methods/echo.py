@@ -13,11 +13,12 @@ from pyrl.select import Stratified
 
 
 def echo() -> Algorithm:
-    """The tree with thresholds from running quantiles, a cool-down and a cap; all 32 leaves train.
+    """Entropy and confidence shape the trees, the clip and the advantages; all 32 leaves train.
 
-    Where the paper leaves numbers open or its released code cannot fork at all, the thresholds are
-    calibrated on the run's own samples, CA-Clip is centred on the batch's median tail confidence,
-    and the token signal of the hybrid advantage is whitened.
+    Thresholds are running quantiles, with a cool-down and a cap of a trunk's leaves. Where the
+    paper leaves numbers open or its released code cannot fork at all, the thresholds are calibrated
+    on the run's own samples, CA-Clip is centred on the batch's median tail confidence, and the
+    token signal of the hybrid advantage is whitened.
     """
     parent = ttrl()
     return replace(
@@ -32,7 +33,7 @@ def echo() -> Algorithm:
 
 
 def echo_paper() -> Algorithm:
-    """The paper's own windows, raw hybrid signal, uncentred CA-Clip and per-sequence mean."""
+    """ECHO with the paper's windows, raw hybrid signal, uncentred CA-Clip and mean of sequences."""
     parent = echo()
     return replace(
         parent,
@@ -44,20 +45,19 @@ def echo_paper() -> Algorithm:
 
 
 def echo_fixed() -> Algorithm:
-    """The tree with fixed thresholds in place of quantiles, which act from the first token on."""
+    """ECHO with fixed thresholds in place of quantiles, which act from the first token on."""
     return replace(echo(), fork=FixedEntropyConfidence(), prune=FixedDoubt())
 
 
 def echo_released() -> Algorithm:
     """What the released scripts run: no tree, the hybrid advantage, and CA-Clip about 1.
 
-    Its confidence is the sampled token's probability, as there. The hybrid's doubt is of the five
-    most probable tokens here; the scripts take the sampled one's.
+    Confidence is the sampled token's probability in both, as there.
     """
     parent = ttrl()
     return replace(
         parent,
         sample=Sample(votes=32, train=32, temperature=0.8),
-        advantage=(*parent.advantage, Hybrid()),
+        advantage=(*parent.advantage, Hybrid(of="token")),
         loss=replace(parent.loss, bounds=ConfidenceClip(centre=1.0, of="token")),
     )

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from pyrl import presets
 from pyrl.algorithm import Algorithm
+from pyrl.baselines import Entropic
 from pyrl.loss import Steer
 from pyrl.methods.clipping import dapo
 from pyrl.methods.grpo import dr_grpo, grpo
@@ -13,7 +14,8 @@ from pyrl.reward import TrueReward
 def clip_cov() -> Algorithm:
     """A few random tokens of high covariance leave the update (arXiv:2505.22617).
 
-    8 answers a question and 8 updates a step, as in the paper.
+    8 answers a question and 8 updates a step, as in the released scripts: 32 of 256 questions are
+    an update's.
     """
     parent = grpo()
     sample = replace(parent.sample, votes=8, train=8)
@@ -21,17 +23,26 @@ def clip_cov() -> Algorithm:
 
 
 def kl_cov() -> Algorithm:
-    """Tokens of highest covariance are held to the policy before the update (arXiv:2505.22617)."""
+    """Tokens of highest covariance are held to the policy before the update (arXiv:2505.22617).
+
+    8 answers a question and 8 updates a step, as `clip_cov`.
+    """
     return replace(clip_cov(), loss=presets.kl_cov())
 
 
 def steer() -> Algorithm:
-    """DAPO that weighs tokens less, the more they change the entropy (arXiv:2510.10150)."""
-    return replace(dapo(), loss=presets.steer())
+    """DAPO's clip, and tokens weigh less, the more they change the entropy (arXiv:2510.10150).
+
+    Without DAPO's sampling and penalty, with 8 answers a question and 16 updates a step, as in the
+    released scripts.
+    """
+    parent = grpo()
+    sample = replace(parent.sample, votes=8, train=8)
+    return replace(parent, sample=sample, loss=presets.steer(), updates_per_step=16)
 
 
 def steer_exp() -> Algorithm:
-    """The same with weights that fall exponentially from 1 (arXiv:2510.10150)."""
+    """STEER with weights that fall exponentially from 1 (arXiv:2510.10150)."""
     parent = steer()
     return replace(parent, loss=replace(parent.loss, weight=Steer("exp")))
 
@@ -42,12 +53,15 @@ def clip_b() -> Algorithm:
 
 
 def clip_v() -> Algorithm:
-    """The same by the exact change of entropy to first order (arXiv:2602.03392)."""
+    """Clip_B by the exact change of entropy to first order (arXiv:2602.03392)."""
     return replace(clip_b(), loss=presets.clip_v())
 
 
 def top_entropy() -> Algorithm:
-    """DAPO on the fifth of the tokens that is most uncertain alone (arXiv:2506.01939)."""
+    """DAPO on the most uncertain fifth of the tokens alone (arXiv:2506.01939).
+
+    All other parts are DAPO's, as in section 5.2.
+    """
     parent = dapo()
     return replace(parent, loss=replace(parent.loss, keep=presets.top_entropy().keep))
 
@@ -73,8 +87,9 @@ def siren() -> Algorithm:
 def hapo() -> Algorithm:
     """Advantages, bounds and baselines move with each token's entropy (arXiv:2509.16591).
 
-    With the sign of cold tokens as the paper means it. Without its temperature that moves with the
-    entropy while a token is sampled.
+    On DAPO's sampling, penalty and 16 updates, as the released scripts. With the sign of cold
+    tokens as the paper means it. Without its temperature that moves with the entropy while a token
+    is sampled.
     """
     return replace(dapo(), loss=presets.hapo())
 
@@ -101,8 +116,10 @@ def epo() -> Algorithm:
 def entrocraft() -> Algorithm:
     """Right or wrong answers alone while the entropy is outside a band (arXiv:2604.26326).
 
-    The band falls linearly over the run. 8 answers a question, rewarded with 1 or -1. Without the
-    paper's random acceptance of answers, which is not released.
+    As released: a reward takes the place of the advantage there. The band falls linearly over the
+    run, by a cosine with --loss.reshape.entropy-band.cosine, or stays where its ends are equal. 8
+    answers a question, rewarded with 1 or -1. Without the paper's random acceptance of answers,
+    which is not released.
     """
     parent = grpo()
     return replace(
@@ -111,6 +128,26 @@ def entrocraft() -> Algorithm:
         reward=TrueReward(wrong=-1.0),
         loss=presets.entrocraft(),
     )
+
+
+def entrocraft_filter() -> Algorithm:
+    """Entrocraft as printed: answers of one sign leave, others keep their A (arXiv:2604.26326).
+
+    Of 8 answers a question those of advantage >= 0 train above the band, and <= 0 below it. The
+    band falls linearly from 0.6 and 0.7 to 0.1 and 0.2.
+    """
+    parent = grpo()
+    sample = replace(parent.sample, votes=8, train=8)
+    return replace(parent, sample=sample, loss=presets.entrocraft_filter())
+
+
+def entropic() -> Algorithm:
+    """Right answers count more, the more the entropy is above a target (arXiv:2604.26326).
+
+    A controller of the released code, on rewards of 1 and -1 without a baseline.
+    """
+    parent = entrocraft()
+    return replace(parent, advantage=(Entropic(),), loss=presets.ppo())
 
 
 def aepo_agentic() -> Algorithm:

@@ -10,7 +10,10 @@ from pyrl.select import Stratified
 
 
 def ettrl() -> Algorithm:
-    """ETMR: 60 leaves from 12 trunks forked at their two most uncertain tokens, plus EAR (Res)."""
+    """60 leaves from 12 trunks, forked at their most uncertain tokens (ETMR); advantages by EAR.
+
+    EAR: the advantage of a confident answer counts more (its form Res).
+    """
     parent = ttrl()
     return replace(
         parent,

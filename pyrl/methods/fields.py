@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator
+from functools import cache
+from itertools import pairwise
+from textwrap import dedent
 from typing import Any
 
 
@@ -37,17 +42,52 @@ def fields(record: Any) -> Iterator[tuple[str, Any]]:
 
 def leaves(record: Any, prefix: str = "", without: Collection[str] = ()) -> Iterator[Any]:
     """(dotted name, value) of all numbers, names and the like in a record and in those below."""
+    for name, value, _ in with_owners(record, prefix, without):
+        yield name, value
+
+
+def with_owners(
+    record: Any, prefix: str = "", without: Collection[str] = ()
+) -> Iterator[tuple[str, Any, type]]:
+    """The same with the class of the record that each is a field of."""
     for field, value in fields(record):
         name = prefix + field
         if field in without:
             continue
         if is_record(value):
-            yield from leaves(value, f"{name}.")
+            yield from with_owners(value, f"{name}.")
         elif has_stages(value):
             for stage_name, stage in stages(value):
-                yield from leaves(stage, f"{name}.{stage_name}.")
+                yield from with_owners(stage, f"{name}.{stage_name}.")
         else:
-            yield name, value
+            yield name, value, type(record)
+
+
+def meaning(of: type, field: str) -> str:
+    """The first sentence below a field of a dataclass; empty where there is none to be read."""
+    return next((texts[field] for base in of.__mro__ if field in (texts := _texts(base))), "")
+
+
+@cache
+def _texts(of: type) -> dict[str, str]:
+    """The first sentence below each field that a class declares."""
+    try:
+        (node,) = ast.parse(dedent(inspect.getsource(of))).body
+    except (OSError, TypeError):  # a class whose source is no file
+        return {}
+    assert isinstance(node, ast.ClassDef)
+    return {
+        ast.unparse(field.target): first_sentence(" ".join(str(text.value.value).split()))
+        for field, text in pairwise(node.body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+    }
+
+
+def first_sentence(text: str) -> str:
+    """Up to the first full stop before a space."""
+    return re.split(r"(?<=\.)\s", text, maxsplit=1)[0]
 
 
 def classes(record: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

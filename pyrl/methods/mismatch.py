@@ -17,6 +17,16 @@ def minirl() -> Algorithm:
     return replace(grpo(), advantage=advantage.dr_grpo(), loss=presets.minirl())
 
 
+def ftis() -> Algorithm:
+    """Truncated weights, without wrong answers that the learner finds far off (arXiv:2605.22537).
+
+    12 answers a question. The generator is the run's own engine: without the paper's samples of
+    other models, whose log-probs no column of a data set has.
+    """
+    parent = grpo()
+    return replace(parent, sample=replace(parent.sample, votes=12, train=12), loss=presets.ftis())
+
+
 def hispo() -> Algorithm:
     """Tokens and responses leave on which engine and learner disagree (arXiv:2603.21065).
 

@@ -85,7 +85,7 @@ def page(found: About) -> Group:
     if found.changes:
         parts.append(_table(("differs in", found.parent, entry.name), found.changes))
     if found.options:
-        parts.append(_table(("option", "default"), found.options))
+        parts.append(_table(("option", "default", ""), found.options))
     return Group(*parts, "")
 
 

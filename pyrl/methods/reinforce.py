@@ -36,6 +36,6 @@ def opo() -> Algorithm:
 def gpg() -> Algorithm:
     """REINFORCE on centred rewards, scaled by the share of prompts that teach (arXiv:2504.02546).
 
-    Without the paper's further samples while too few prompts do.
+    Without the paper's further samples while too few prompts do: --select dynamic has such.
     """
     return replace(reinforce(), advantage=baselines.gpg())

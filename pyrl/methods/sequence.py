@@ -10,7 +10,7 @@ from pyrl.methods.grpo import grpo
 def gspo() -> Algorithm:
     """A response is clipped as a whole, by the geometric mean of its ratios (arXiv:2507.18071).
 
-    4 updates share the samples of a step, as in the paper.
+    4 updates share the samples of a step, as in section 5.1.
     """
     return replace(grpo(), loss=presets.gspo(), updates_per_step=4)
 
@@ -38,5 +38,5 @@ def minpro() -> Algorithm:
 
 
 def minpro_cispo() -> Algorithm:
-    """The same as a detached weight of at most 1.2, a bound of ours (arXiv:2601.22718)."""
+    """MinPRO's ratio as a detached weight of at most 1.2, a bound of ours (arXiv:2601.22718)."""
     return replace(minpro(), loss=presets.minpro_cispo())

@@ -59,6 +59,16 @@ def step_prompts(prompts: Sequence[Prompt], step: int, count: int, seed: int) ->
     return [prompts[orders[place // size][place % size]] for place in places]
 
 
+def other_prompts(
+    prompts: Sequence[Prompt], taken: Sequence[Prompt], step: int, count: int, seed: int
+) -> list[Prompt]:
+    """Up to `count` questions at random that a step, which begins at 0, has not taken yet."""
+    known = {prompt.index for prompt in taken}
+    others = [prompt for prompt in prompts if prompt.index not in known]
+    order = np.random.default_rng([seed, step, len(taken)]).permutation(len(others))
+    return [others[place] for place in order[:count]]
+
+
 def repeating_steps(prompts: Sequence[Prompt], steps: int, count: int, seed: int) -> int:
     """In how many of the first steps a question comes more than once: where two orders meet."""
     size = len(prompts)

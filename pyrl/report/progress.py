@@ -26,7 +26,7 @@ HEADLINE = {
 
 
 class Phases:
-    """The phases of a step: shown while they last, and the seconds that each took."""
+    """The phases of a step: shown while they last, and the seconds that each took in all."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -44,7 +44,8 @@ class Phases:
         """The last phase ends; `timing/NAME` of all so far."""
         now = time.monotonic()
         if self._name is not None:
-            self._seconds[f"timing/{self._name}"] = now - self._began
+            name = f"timing/{self._name}"
+            self._seconds[name] = self._seconds.get(name, 0.0) + now - self._began
         self._name, self._began = None, now
         return self._seconds
 

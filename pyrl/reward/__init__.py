@@ -10,14 +10,14 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyrl.answers import Answers, Equivalence, truth
 from pyrl.answers.truth import has_truth, right
-from pyrl.checks import described
+from pyrl.checks import at_least, described, finite, shares
 from pyrl.reward.function import FunctionReward
 from pyrl.vote import Votes
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FunctionReward",
+    "OverlongReward",
     "Question",
     "RandomReward",
     "Reward",
@@ -33,6 +34,7 @@ __all__ = [
     "VoteReward",
     "check_answers",
     "grade",
+    "metrics_of",
     "rewards",
 ]
 
@@ -72,11 +74,17 @@ def rewards(
     votes: Votes,
     prompts: Sequence[Question],
     state: Any = None,
+    known_N: Sequence[float] | NDArray[np.float64] = (),
 ) -> NDArray[np.float64]:
     """The reward of each leaf, NaN where it is unknown; `state` is what the reward remembers.
 
-    ValueError if it gives something else.
+    `known_N`: rewards of the first leaves, which are not asked for again. ValueError if it gives
+    something else.
     """
+    if len(known_N):
+        new_N = np.arange(len(known_N), len(leaves.leaf_N))
+        asked = leaves.take(new_N), answers.take(new_N), votes, prompts
+        return np.concatenate([known_N, rewards(reward, *asked, state)])
     reward_N = reward(replace(leaves, state=state), answers, votes, prompts)
     size, name = len(leaves.leaf_N), type(reward).__name__
     expected = f"reward: {name}: expected a finite number, or NaN, for each of {size} leaves"
@@ -86,6 +94,19 @@ def rewards(
         first = int(np.isinf(reward_N).argmax())
         raise ValueError(f"{expected}, got {reward_N[first]} for leaf {first}")
     return reward_N
+
+
+@runtime_checkable
+class RewardMetrics(Reward, Protocol):
+    """A reward that tells what it did."""
+
+    def metrics(self, leaves: Leaves) -> dict[str, float]:
+        """For the report of the step; finite numbers."""
+
+
+def metrics_of(reward: Reward, leaves: Leaves) -> dict[str, float]:
+    """What a reward tells of a step; nothing of one that has no `metrics`."""
+    return reward.metrics(leaves) if isinstance(reward, RewardMetrics) else {}
 
 
 @dataclass(frozen=True)
@@ -163,6 +184,48 @@ class TrueReward:
 
     def usable(self, answers: Answers, votes: Votes, reward_N: NDArray[np.float64]) -> bool:
         return bool((np.isfinite(reward_N) & (answers.class_N >= 0)).any())
+
+
+@dataclass(frozen=True)
+class OverlongReward(TrueReward):
+    """The true reward less what a response has in its last tokens before the limit.
+
+    DAPO's soft punishment (arXiv:2503.14476): penalty (length - limit + buffer) / buffer where that
+    is above 0, with the limit of `--sample.max-tokens`; `buffer` is a share of it.
+    """
+
+    buffer: float = 0.2
+    """Share of the longest response in which the punishment grows; the paper's is 4,096 of 20,480
+    tokens."""
+    penalty: float = 1.0
+    """Punishment of a response at the limit; 0: none."""
+
+    def __post_init__(self) -> None:
+        shares(self, "buffer")
+        finite(self, "penalty")
+        at_least(0, self, "penalty")
+        if self.buffer == 0:
+            raise ValueError("OverlongReward.buffer: expected a share above 0, got 0")
+
+    @property
+    def values(self) -> set[float]:
+        """The largest and smallest rewards that there can be."""
+        return super().values | {value - self.penalty for value in super().values}
+
+    def __call__(
+        self, leaves: Leaves, answers: Answers, votes: Votes, prompts: Sequence[Question]
+    ) -> NDArray[np.float64]:
+        right_N = super().__call__(leaves, answers, votes, prompts)
+        return np.asarray(right_N - self._punishment(leaves))
+
+    def metrics(self, leaves: Leaves) -> dict[str, float]:
+        return {"reward/overlong": float(self._punishment(leaves).mean())}
+
+    def _punishment(self, leaves: Leaves) -> NDArray[np.float64]:
+        at_least(1, leaves, "limit")
+        buffer = self.buffer * leaves.limit
+        over_N = (leaves.length_N - leaves.limit + buffer) / buffer
+        return np.asarray(self.penalty * np.clip(over_N, 0, 1))
 
 
 def grade(

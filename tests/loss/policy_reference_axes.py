@@ -166,6 +166,10 @@ def facts(axis, batch: Batch) -> object:
             found = [t for t in range(len(batch)) if batch["advantage"][t] <= 0 and x[t] > limit]
             found.sort(key=lambda t: (-number(x[t]), t))
             return set(found[: max(1, int(share * len(batch)))])
+        case axes.EntropyFilter():
+            low, high = axis.band(batch.state.progress)
+            entropy = number(batch["entropy"].detach().mean())
+            return -1 if entropy < low else 1 if entropy > high else 0
         case axes.TopEntropy(share):
             return torch.quantile(batch["entropy"].detach(), 1 - share)
     return None
@@ -178,6 +182,8 @@ def keeps(axis, batch: Batch, t: int, found) -> bool:
             return t not in found
         case axes.ClipB():
             return not (batch["advantage"][t] < 0 and found[0][t] < found[1])
+        case axes.EntropyFilter():
+            return found * number(batch["advantage"][t]) >= 0
         case axes.TopEntropy():
             return number(batch["entropy"][t]) >= number(found)
         case axes.NearGenerator(gamma):

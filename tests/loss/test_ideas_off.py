@@ -21,9 +21,11 @@ from pyrl.loss import (
     ClipV,
     EntropyBand,
     EntropyClip,
+    EntropyFilter,
     EntropyZ,
     Loss,
     Matched,
+    NearGenerator,
     SoftClipped,
     Steer,
     TokenGroup,
@@ -57,7 +59,10 @@ CLIP = Clip(0.2, 0.2)
 
 OFF: dict[str, tuple[Loss, dict[str, Any]]] = {
     "dapo": (replace(loss("dapo"), bounds=CLIP), {}),
-    "steer": (replace(loss("steer"), weight=Steer(least=1.0, most=1.0), dual=None), {}),
+    "steer": (
+        replace(loss("steer"), weight=Steer(least=1.0, most=1.0), dual=None, bounds=CLIP),
+        {},
+    ),
     "steer_exp": (replace(loss("steer_exp"), weight=Steer("linear")), {}),
     "clip_b": (replace(loss("clip_b"), keep=(ClipB(mu=inf),)), {}),
     "clip_v": (replace(loss("clip_v"), keep=(ClipV(mu=inf), *loss("clip_b").keep)), {}),
@@ -69,6 +74,11 @@ OFF: dict[str, tuple[Loss, dict[str, Any]]] = {
     "calibrl": (replace(without_penalty("calibrl"), dual=None), {}),
     "dcpo": (replace(loss("dcpo"), reshape=(Blend(limit=0.0),), dual=None), {}),
     "entrocraft": (replace(loss("entrocraft"), reshape=(EntropyBand((-9, -9), (9, 9)),)), {}),
+    "entrocraft_filter": (
+        replace(loss("entrocraft_filter"), keep=(EntropyFilter((-9, -9), (9, 9)),)),
+        {},
+    ),
+    "ftis": (replace(loss("ftis"), behaviour=None, keep=(NearGenerator(inf),)), {}),
     "aepo_agentic": (
         replace(
             loss("aepo_agentic"),

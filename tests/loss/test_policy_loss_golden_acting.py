@@ -15,6 +15,7 @@ from pyrl.loss import (
     ClipB,
     ClipV,
     EntropyBand,
+    EntropyFilter,
     Loss,
     LossState,
     PositionClip,
@@ -190,6 +191,28 @@ def test_entrocraft_keeps_a_sign_outside_the_band(entropy: float, expected: list
 )
 def test_entrocraft_s_band_falls(cosine: bool, progress: float, low: float, high: float) -> None:
     assert EntropyBand(cosine=cosine).band(progress) == pytest.approx((low, high), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("entropy", "kept"), [(0.3, [1, 2, 4]), (0.8, [0, 3]), (0.65, [0, 1, 2, 3, 4])]
+)
+def test_entrocraft_s_filter_keeps_answers_of_one_sign(entropy: float, kept: list[int]) -> None:
+    advantage_T = tensor([1.224745, -0.816497, -0.816497, 1.224745, -0.816497])
+    loss = replace(PRESETS["reinforce"](), keep=(EntropyFilter(),))
+    found = policy_loss(
+        tensor([-1.0] * 5), tensor([entropy] * 5), advantage_T=advantage_T, loss=loss,
+        state=LossState(progress=0.0),
+    )  # fmt: skip
+    expected = torch.zeros(5).double()
+    expected[kept] = -advantage_T[kept] / len(kept)  # the kept ones are the denominator
+    near(found.logprob_grad_T, expected.tolist())
+
+
+def test_entrocraft_s_filter_has_the_printed_band() -> None:
+    assert EntropyFilter().band(0.25) == pytest.approx((0.475, 0.575))
+    cosine = EntropyFilter(cosine=True).band(0.25)
+    assert cosine == pytest.approx((0.526777, 0.626777), abs=1e-6)
+    assert EntropyFilter((0.5, 0.5), (0.6, 0.6)).band(0.7) == (0.5, 0.6)
 
 
 def test_a_dual_cap_beside_a_raised_clip() -> None:

@@ -40,7 +40,7 @@ def test_each_of_a_family_trains_and_acts(name: str, tmp_path: Path) -> None:
     assert 0 < acted / len(rows) < how.most
 
 
-@pytest.mark.parametrize("name", ["siren", "opo"])
+@pytest.mark.parametrize("name", ["siren", "opo", "dapo"])
 def test_a_run_that_is_resumed_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
     run = run_of(name, tmp_path, resume=True)
     claim(run)

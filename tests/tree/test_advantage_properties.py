@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -147,6 +148,16 @@ def test_hybrid_matches_the_reference(batch: list[ReferenceTree], whiten: bool, 
         expected[t] = advantage_T[t] * (1 + 0.1 * s) + lam * (s - mean)
     stage = Hybrid(alpha=0.5, beta=2.0, lam=lam, whiten=whiten)
     np.testing.assert_allclose(stage(scored, advantage_T), expected, atol=1e-10)
+
+
+@settings(deadline=None)
+@given(BATCHES)
+def test_hybrid_of_the_sampled_token_reads_its_probability(batch: list[ReferenceTree]) -> None:
+    scored = scored_of(batch)
+    advantage_T = run(grpo(), scored)
+    of_token = replace(scored, confidence_T=np.exp(scored.logprob_T))
+    found = Hybrid(of="token")(scored, advantage_T)
+    assert np.array_equal(found, Hybrid()(of_token, advantage_T))
 
 
 # -- equalities ------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import combinations
 from statistics import fmean
 
@@ -12,6 +13,7 @@ from advantage_reference import ReferenceTree, flat, leaf_values, per_leaf, run,
 
 from pyrl.advantage import GroupBaseline, Stage, WhitenTokens, advantages, dr_grpo
 from pyrl.baselines import (
+    Entropic,
     Informative,
     LengthBaseline,
     PassAtK,
@@ -49,6 +51,28 @@ def test_opo_weighs_rewards_by_length() -> None:
 def test_reinforce_pp_whitens_over_tokens(stages: tuple[Stage, ...], expected: list[float]) -> None:
     scored = scored_of([with_lengths([1.0, 0.0], [2, 3]), with_lengths([1.0, 1.0], [1, 2])])
     np.testing.assert_allclose(per_leaf(run(stages, scored), scored), expected, atol=1e-6)
+
+
+def test_entropic_control_is_that_of_the_released_code() -> None:
+    """Entropies of three steps about a target of 0.5, and what each carries on."""
+    stage = Entropic()
+    state = stage.initial()
+    (tree,) = flat([1.0, -1.0, 0.0, NAN])
+    steps = [(0.3, -0.2, -0.002), (0.4, -0.102, -0.003), (0.55, 0.047, -0.0025)]
+    for entropy, alpha, carry in steps:
+        scored = scored_of([tree])
+        entropy_T = np.full(scored.leaf_T.size, entropy, np.float32)
+        scored = replace(scored, entropy_T=entropy_T, state=state)
+        before = advantages((Return(),), scored)[0]
+        advantage_T, metrics = advantages((stage,), scored, [state])
+        assert metrics["advantage/entropic"] == pytest.approx(alpha, abs=1e-6)
+        np.testing.assert_allclose(
+            per_leaf(advantage_T, scored), [1 + alpha, alpha - 1, 0, 0], atol=1e-6
+        )
+        assert state["carry"] == pytest.approx(carry, abs=1e-6)
+        at_target = replace(stage, target=float(np.float32(entropy)))
+        off = at_target(replace(scored, state=stage.initial()), advantage_T)
+        np.testing.assert_array_equal(off, before)
 
 
 def test_gpg_counts_prompts_that_teach() -> None:
