@@ -210,7 +210,12 @@ class TreeGRPOTrainer(GRPOTrainer):
         if not (self._reads_trees and self.model.training):
             found: tuple[Tensor, Tensor | None, Tensor | None] = (
                 super()._get_per_token_logps_and_entropies(
-                    model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy
+                    model,
+                    input_ids,
+                    attention_mask,
+                    logits_to_keep,
+                    batch_size=batch_size,
+                    compute_entropy=compute_entropy,
                 )
             )
             return found
