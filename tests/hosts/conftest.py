@@ -7,6 +7,8 @@ import pytest
 HOSTS = ("trl", "verl", "openrlhf")
 
 collect_ignore_glob = [f"test_{host}_*.py" for host in HOSTS if find_spec(host) is None]
+if find_spec("peft") is None:
+    collect_ignore_glob += ["test_*_peft.py"]
 
 
 def pytest_configure(config: pytest.Config) -> None:

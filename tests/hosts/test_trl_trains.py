@@ -1,4 +1,4 @@
-"""The door trains: methods, their loss or the host's, what is logged, and what a checkpoint keeps."""
+"""The door trains: methods, with their loss or the host's; its log, and what a checkpoint keeps."""
 
 from __future__ import annotations
 
