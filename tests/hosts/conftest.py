@@ -1,5 +1,6 @@
 """Tests of the doors in other trainers; those of a host run where it is installed."""
 
+import gc
 from importlib.util import find_spec
 
 import pytest
@@ -15,3 +16,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Hosts, and what they import, warn of many things that are not pyrl's."""
     if any(map(find_spec, HOSTS)):
         config.addinivalue_line("filterwarnings", "default")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _imported() -> None:
+    """Trainers collect garbage when they start: not among all that has been imported."""
+    gc.freeze()

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from pyrl.algorithm import Algorithm
-from pyrl.answers import EQUIVALENCES
+from pyrl.answers import EQUIVALENCES, Extractor
 from pyrl.answers.extraction import extractor_named
 from pyrl.answers.reading import end_tokens
 from pyrl.attention import attending
@@ -57,8 +57,8 @@ class TreeGRPOTrainer(GRPOTrainer):
 
     `algorithm`: any method, as `METHODS["echo"]()`; None: flat groups and the host's baseline.
     `loss`: "host" (`args.loss_type`) or "pyrl" (the method's). `extractor`, `equivalence`: how
-    answers are read for a vote and compared, as in `pyrl train`. `tokens_per_pass`: tokens in one
-    forward and backward pass of pyrl's.
+    answers are read for a vote and compared, as in `pyrl train`; a function of the text also reads.
+    `tokens_per_pass`: tokens in one forward and backward pass of pyrl's.
 
     Raises ValueError for an option that contradicts, by its name, and ModelError for a model that
     pyrl cannot sample from.
@@ -83,7 +83,7 @@ class TreeGRPOTrainer(GRPOTrainer):
         *,
         algorithm: Algorithm | None = None,
         loss: LossOf = "host",
-        extractor: str = "boxed",
+        extractor: str | Extractor = "boxed",
         equivalence: Literal["math", "exact"] = "math",
         tokens_per_pass: int = 16_384,
     ) -> None:
@@ -93,7 +93,7 @@ class TreeGRPOTrainer(GRPOTrainer):
         check_arguments(locals())
         check_options(args, loss)
         one_of(equivalence, EQUIVALENCES, "equivalence")
-        read = extractor_named(extractor)
+        read = extractor_named(extractor) if isinstance(extractor, str) else extractor
         method = sampled_as(host_grpo(args) if algorithm is None else algorithm, args, loss)
         self.algorithm = method if loss == "pyrl" else replace(method, loss=Loss())
         self.loss = loss
