@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+from pyrl.answers.reading import decoder
+from pyrl.engine.hf import HFEngine
+from pyrl.fork import Flat
+from pyrl.leaves import collect
+from pyrl.logits.sampling import Sampling
+from pyrl.models import load_model
 from pyrl.pack import pack_given
+from pyrl.prune import Keep
+from pyrl.rollout import Rollout
 
 PAGE = (Path(__file__).parents[1] / "docs/embedding.md").read_text("utf-8")
 
@@ -49,3 +57,20 @@ def test_rows_of_any_origin_have_a_number_for_each_token() -> None:
     assert batch.input_I.tolist() == [1, 2, 3, 4, 5]
     with pytest.raises(ValueError, match=r"logprob_T: expected a number .* of 3 .*, got \[2\]"):
         pack_given(prompts, responses, logprob_T=np.zeros(2, np.float32))
+
+
+def test_an_optimizers_step_is_seen_without_a_call() -> None:
+    model, tokenizer = load_model("demo")
+    asked = [np.array(tokenizer("31=")["input_ids"], np.int32)]
+
+    def grown(engine: HFEngine) -> list[float]:
+        rules: dict[str, Any] = {"fork": Flat(), "prune": Keep(), "signals": None}
+        rollout = Rollout(engine, asked, votes=4, limit=6, sampling=Sampling(), seed=1, **rules)
+        return collect(rollout.run(), decoder(tokenizer)).rows.logprob_T.tolist()
+
+    engine = HFEngine(model, [])
+    before = grown(engine)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    model(torch.from_numpy(asked[0])[None].long()).logits.square().mean().backward()
+    optimizer.step()
+    assert grown(engine) == grown(HFEngine(model, [])) != before

@@ -52,7 +52,7 @@ class Grown:
         return self.leaves.take(self.kept_N)
 
     @property
-    def full(self) -> NDArray[np.int64]:
+    def kept_G(self) -> NDArray[np.int64]:
         """How many leaves of each question [G] train."""
         return np.bincount(self.kept.group_N, minlength=self.leaves.groups)
 

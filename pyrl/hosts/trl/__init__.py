@@ -89,12 +89,12 @@ class TreeGRPOTrainer(GRPOTrainer):
     ) -> None:
         if loss not in ("host", "pyrl"):
             raise ValueError(f"loss: expected 'host' or 'pyrl', got {loss!r}")
-        args = GRPOConfig("runs/trl") if args is None else args
         check_arguments(locals())
-        check_options(args, loss)
+        given = GRPOConfig() if args is None else args
+        check_options(given, loss)
         one_of(equivalence, EQUIVALENCES, "equivalence")
         read = extractor_named(extractor) if isinstance(extractor, str) else extractor
-        method = sampled_as(host_grpo(args) if algorithm is None else algorithm, args, loss)
+        method = sampled_as(host_grpo(given) if algorithm is None else algorithm, given, loss)
         self.algorithm = method if loss == "pyrl" else replace(method, loss=Loss())
         self.loss = loss
         super().__init__(
@@ -115,12 +115,12 @@ class TreeGRPOTrainer(GRPOTrainer):
         with attending(self._base):
             engine = HFEngine(self._base, self._ends())
             self.learner = make_learner(
-                self._base, self.algorithm, args, trains=loss == "pyrl", tokens=tokens_per_pass
+                self._base, self.algorithm, given, trains=loss == "pyrl", tokens=tokens_per_pass
             )
         self.learner.sampler_dtype = engine.dtype
         same = EQUIVALENCES[equivalence]()
         self.trees = Trees(self.algorithm, engine, self._tokenizer, read, same)
-        self.updates = Updates(self.learner, args)
+        self.updates = Updates(self.learner, given)
         self._rows: list[dict[str, Any]] = []
         self._grown: Grown
         self._reward_N: NDArray[np.float64]
@@ -144,7 +144,7 @@ class TreeGRPOTrainer(GRPOTrainer):
             return dict(super()._generate_and_score_completions(inputs))
         self._rows = inputs
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        with self._training():
+        with self._training(), attending(self._base):
             look = self.learner.before(self._grown.kept.rows)
             credit = self.trees.credit(self._grown, self._reward_N, look)
             if self.loss == "pyrl":
@@ -174,10 +174,10 @@ class TreeGRPOTrainer(GRPOTrainer):
         with self._training(), attending(self._base):
             self.trees.engine.load_weights(None, step)
             self._grown = self.trees.grow(prompts, seed, self._progress)
-        if (self._grown.full != each).any():
+        if (self._grown.kept_G != each).any():
             raise ValueError(
                 f"select: expected num_generations, {each}, leaves of each prompt, "
-                f"{class_name(type(self.algorithm.select))} kept {self._grown.full.tolist()}"
+                f"{class_name(type(self.algorithm.select))} kept {self._grown.kept_G.tolist()}"
             )
         return [token_T.tolist() for token_T in self._grown.kept.token_N], None
 
