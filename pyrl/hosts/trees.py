@@ -121,6 +121,14 @@ class Trees:
         reward = self.algorithm.reward
         return rewards(reward, grown.leaves, grown.answers, grown.votes, prompts, state)
 
+    def usable(self, grown: Grown, reward_N: NDArray[np.float64], *, own: bool) -> bool:
+        """Whether rewards of the kept leaves say anything; `own`: they are the method's."""
+        if not own:
+            return bool(np.isfinite(reward_N).any())
+        of_all_N = np.full(len(grown.leaves.leaf_N), np.nan)
+        of_all_N[grown.kept_N] = reward_N
+        return self.algorithm.reward.usable(grown.answers, grown.votes, of_all_N)
+
     def credit(self, grown: Grown, reward_N: NDArray[np.float64], look: Look) -> Credit:
         """Advantages from the rewards of the kept leaves [N]; `look` makes a pass of the model."""
         kept = grown.kept
@@ -167,7 +175,9 @@ class Trees:
         save_file(arrays, path, metadata={"record": json.dumps(record)})
 
     def load(self, path: Path) -> dict[str, Any]:
-        """Take over what `save` wrote; its `more`. ValueError: other choices wrote it."""
+        """Take over what `save` wrote; its `more`. ValueError: there is none, or of others."""
+        if not path.is_file():
+            raise ValueError(f"{path}: expected what pyrl saves beside a checkpoint, found no file")
         with safe_open(path, "numpy") as file:
             record = json.loads(file.metadata()["record"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -121,6 +121,8 @@ def test_a_group_that_a_selection_cuts(tmp_path: Path) -> None:
     trainer = TreeGRPOTrainer(**arguments(args), algorithm=replace(method(), select=Two()))
     with pytest.raises(ValueError, match=r"^select: expected num_generations, 4, .* kept \[1"):
         trainer.train()
+    with pytest.raises(ValueError, match=r"pyrl_0\.safetensors: expected what pyrl saves"):
+        trainer._load_optimizer_and_scheduler(str(tmp_path))
 
 
 def test_a_release_that_the_door_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from pyrl.algorithm import Algorithm
 from pyrl.answers import EQUIVALENCES, Extractor
 from pyrl.answers.extraction import extractor_named
-from pyrl.answers.reading import end_tokens
 from pyrl.attention import attending
 from pyrl.checks import one_of
 from pyrl.engine.hf import HFEngine
@@ -34,11 +33,12 @@ from pyrl.hosts.trl.options import (
     check_arguments,
     check_loaded,
     check_options,
+    end_ids,
     host_grpo,
     sampled_as,
 )
-from pyrl.hosts.trl.release import GRPOConfig, GRPOTrainer, is_peft_model
-from pyrl.hosts.trl.rows import put_advantages, read_rows
+from pyrl.hosts.trl.release import GRPOConfig, GRPOTrainer, base_model
+from pyrl.hosts.trl.rows import put_advantages, read_rows, weighed
 from pyrl.hosts.trl.updates import Updates, make_learner
 from pyrl.loss import Loss
 from pyrl.methods.fields import class_name
@@ -111,9 +111,9 @@ class TreeGRPOTrainer(GRPOTrainer):
             peft_config=peft_config,
         )
         check_loaded(self, loss)
-        self._base: PreTrainedModel = _base(self.model)
+        self._base: PreTrainedModel = base_model(self.model)
         with attending(self._base):
-            engine = HFEngine(self._base, self._ends())
+            engine = HFEngine(self._base, end_ids(given, self._base, self._tokenizer))
             self.learner = make_learner(
                 self._base, self.algorithm, given, trains=loss == "pyrl", tokens=tokens_per_pass
             )
@@ -148,9 +148,10 @@ class TreeGRPOTrainer(GRPOTrainer):
             look = self.learner.before(self._grown.kept.rows)
             credit = self.trees.credit(self._grown, self._reward_N, look)
             if self.loss == "pyrl":
+                own = self.reward_funcs == [self.method_reward]
+                usable = self.trees.usable(self._grown, self._reward_N, own=own)
                 seed = (self.args.seed << 32) + self.state.global_step
-                known = credit if self._usable() else None
-                self._count(self.updates.begin(known, seed, self._progress))
+                self._count(self.updates.begin(credit if usable else None, seed, self._progress))
         self._count(self.trees.metrics(self._grown, credit))
         put_advantages(output, credit.batch)
         if not credit.batch.mask_T.all():
@@ -188,11 +189,9 @@ class TreeGRPOTrainer(GRPOTrainer):
         of_all: Tensor = super()._calculate_rewards(
             inputs, prompts, completions, completion_ids_list
         )
-        rank, rows = self.accelerator.process_index, len(prompts)
-        own = of_all[rank * rows : (rank + 1) * rows].double()
-        reward_N = (own * self.reward_weights.to(own)).nansum(dim=1)
-        reward_N[own.isnan().all(dim=1)] = torch.nan
-        self._reward_N = reward_N.cpu().numpy()
+        self._reward_N = weighed(
+            of_all, self.reward_weights, self.accelerator.process_index, len(prompts)
+        )
         return of_all
 
     def _get_per_token_logps_and_entropies(
@@ -220,7 +219,7 @@ class TreeGRPOTrainer(GRPOTrainer):
             )
             return found
         read = read_rows(
-            self.learner.reader, _base(model), input_ids, attention_mask, logits_to_keep
+            self.learner.reader, base_model(model), input_ids, attention_mask, logits_to_keep
         )
         return read[0], read[1] if compute_entropy else None, None
 
@@ -239,22 +238,6 @@ class TreeGRPOTrainer(GRPOTrainer):
             metrics = self.updates.gradient(self._step)
         self._count(metrics)
         return torch.tensor(metrics["loss"], device=self.accelerator.device, requires_grad=True)
-
-    def _ends(self) -> set[int]:
-        """Token ids that end a response, as the host has them."""
-        given = (self.args.generation_kwargs or {}).get("eos_token_id")
-        if given is None:
-            return end_tokens(self._base, self._tokenizer)
-        return set(np.atleast_1d(given).tolist())
-
-    def _usable(self) -> bool:
-        """Whether the rewards say anything."""
-        grown = self._grown
-        if self.reward_funcs != [self.method_reward]:
-            return bool(np.isfinite(self._reward_N).any())
-        reward_N = np.full(len(grown.leaves.leaf_N), np.nan)
-        reward_N[grown.kept_N] = self._reward_N
-        return self.algorithm.reward.usable(grown.answers, grown.votes, reward_N)
 
     @property
     def _reads_trees(self) -> bool:
@@ -275,8 +258,9 @@ class TreeGRPOTrainer(GRPOTrainer):
 
     def _count(self, metrics: Mapping[str, float]) -> None:
         """Log numbers under names that the host has none for."""
+        of_host = HOSTS_OWN | ({"entropy"} if self.loss == "host" else set())
         for name, value in metrics.items():
-            if name.partition("/")[0] not in HOSTS_OWN:
+            if name not in of_host:
                 self._metrics["train"][name].append(value)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -287,21 +271,16 @@ class TreeGRPOTrainer(GRPOTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and (path := self._state_file(Path(checkpoint))).exists():
-            self.learner.memory.load_state_dict(self.trees.load(path))
+        if checkpoint is not None:
+            more = self.trees.load(self._state_file(Path(checkpoint)))
+            self.learner.memory.load_state_dict(more)
 
     def _state_file(self, checkpoint: Path) -> Path:
         return checkpoint / f"pyrl_{self.accelerator.process_index}.safetensors"
 
 
 HOSTS_OWN = frozenset(
-    {"loss", "reward", "reward_std", "frac_reward_zero_std", "entropy", "step_time", "num_tokens"}
-    | {"completions", "grad_norm"}
+    {"loss", "reward", "reward_std", "frac_reward_zero_std", "step_time", "num_tokens"}
+    | {"completions/mean_length", "completions/clipped_ratio"}
 )
-"""First parts of the names of metrics that the host logs itself."""
-
-
-def _base(model: Any) -> PreTrainedModel:
-    """The transformers model inside, with the layers of an adapter if it has one."""
-    base: PreTrainedModel = model.get_base_model() if is_peft_model(model) else model
-    return base
+"""Metrics that the host logs itself under the same names."""

@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any, Literal
 
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from pyrl.advantage import GroupBaseline
 from pyrl.algorithm import Algorithm, Sample
+from pyrl.answers.reading import end_tokens
 
 SAMPLING = (
     *("use_vllm", "use_transformers_continuous_batching", "repetition_penalty"),
@@ -52,6 +56,8 @@ def check_options(args: Any, loss: LossOf) -> None:
             f"num_generations: expected a divisor of per_device_train_batch_size * "
             f"steps_per_generation, {rows}, got {group}: a tree grows in one process"
         )
+    if args.max_completion_length is None:
+        raise ValueError("max_completion_length: expected a number of tokens, got None")
     if loss == "pyrl" and args.steps_per_generation % args.gradient_accumulation_steps:
         raise ValueError(
             f"steps_per_generation: expected a multiple of gradient_accumulation_steps, "
@@ -105,12 +111,18 @@ def sampled_as(algorithm: Algorithm, args: Any, loss: LossOf) -> Algorithm:
             train=args.num_generations,
             max_tokens=args.max_completion_length,
             temperature=args.temperature,
-            top_k=args.top_k,
+            top_k=args.top_k or 0,
             top_p=args.top_p,
             min_p=args.min_p or 0.0,
         ),
         updates_per_step=args.steps_per_generation // args.gradient_accumulation_steps or 1,
     )
+
+
+def end_ids(args: Any, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Token ids that end a response: those of a GRPOConfig, or the model's own."""
+    given = (args.generation_kwargs or {}).get("eos_token_id")
+    return end_tokens(model, tokenizer) if given is None else set(np.atleast_1d(given).tolist())
 
 
 def check_loaded(trainer: Any, loss: LossOf) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from transformers import PreTrainedModel
 
 RELEASES = ("1.14", "1.15", "1.16")
 """Of TRL, that the tests of this folder have run with."""
@@ -24,4 +27,10 @@ check_release()
 from accelerate.utils import is_peft_model  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 
-__all__ = ["GRPOConfig", "GRPOTrainer", "is_peft_model"]
+__all__ = ["GRPOConfig", "GRPOTrainer", "base_model"]
+
+
+def base_model(model: Any) -> PreTrainedModel:
+    """The transformers model inside, with the layers of an adapter if it has one."""
+    base: PreTrainedModel = model.get_base_model() if is_peft_model(model) else model
+    return base

@@ -41,6 +41,15 @@ def read_rows(
     return logprob_NT, entropy_NT
 
 
+def weighed(of_all: Tensor, weights: Tensor, rank: int, rows: int) -> NDArray[np.float64]:
+    """The reward [N] of a process's rows: the weighted sum of what functions gave, NaN for none."""
+    own = of_all[rank * rows : (rank + 1) * rows].double()
+    reward_N = (own * weights.to(own)).nansum(dim=1)
+    reward_N[own.isnan().all(dim=1)] = torch.nan
+    found: NDArray[np.float64] = reward_N.cpu().numpy()
+    return found
+
+
 def put_advantages(output: dict[str, Any], batch: TokenBatch) -> None:
     """The advantage of each token [N, T] into the host's rows, and which of them do not train."""
     mask = output["completion_mask"]
