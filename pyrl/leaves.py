@@ -199,8 +199,13 @@ def collect(
     )
 
 
-def score(leaves: Leaves, reward_N: NDArray[np.float64], look: Look) -> Scored:
-    """What advantages are computed from: leaves, their rewards [N] and passes of the learner."""
+def no_pass(name: str) -> NDArray[np.float64]:
+    """The `Look` of a loop that makes no passes of a model before its update."""
+    raise ValueError(f"{name}: expected a pass of a model; give score() a `look` that makes it")
+
+
+def score(leaves: Leaves, reward_N: NDArray[np.float64], look: Look = no_pass) -> Scored:
+    """What advantages are computed from: leaves, their rewards [N] and passes of a model."""
     rows = leaves.rows
     return Scored(
         group_N=leaves.group_N,

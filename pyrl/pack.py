@@ -114,20 +114,35 @@ def pack(
 
 
 def pack_given(
-    prompts: Sequence[NDArray[np.int32]], responses: Sequence[NDArray[np.int64]]
+    prompts: Sequence[NDArray[np.int32]],
+    responses: Sequence[NDArray[np.int64]],
+    *,
+    advantage_T: NDArray[np.float64] | None = None,
+    logprob_T: NDArray[np.float32] | None = None,
 ) -> TokenBatch:
-    """Responses that nobody sampled, each after its prompt: to be read, not to learn from."""
+    """Responses of any origin [N], each after its prompt [N].
+
+    With an advantage for each of their tokens, one response after the other, they are there to
+    learn from; `logprob_T` then are those of the policy that sampled them. Otherwise they are only
+    read. ValueError where there are not as many as tokens.
+    """
     length_N = np.array([len(response) for response in responses])
     row_N = [np.concatenate(pair) for pair in zip(prompts, responses, strict=True)]
     nothing_T = np.zeros(int(length_N.sum()), np.float32)
+    for name, given in (("advantage_T", advantage_T), ("logprob_T", logprob_T)):
+        if given is not None and given.shape != nothing_T.shape:
+            raise ValueError(
+                f"pack_given: {name}: expected a number for each of {nothing_T.size} response "
+                f"tokens, got {list(given.shape)}"
+            )
     return TokenBatch(
         input_I=np.concatenate(row_N).astype(np.int64),
         label_T=np.concatenate(responses),
-        old_logprob_T=nothing_T,
+        old_logprob_T=nothing_T if logprob_T is None else logprob_T,
         entropy_T=nothing_T,
         confidence_T=nothing_T,
-        mask_T=nothing_T > 0,
-        advantage_T=nothing_T.astype(np.float64),
+        mask_T=np.full(nothing_T.size, advantage_T is not None),
+        advantage_T=nothing_T.astype(np.float64) if advantage_T is None else advantage_T,
         input_offset_N1=offsets(np.array([len(row) for row in row_N])),
         token_offset_N1=offsets(length_N),
     )

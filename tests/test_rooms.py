@@ -62,6 +62,11 @@ PYTHON = {
         "advantage answers engine evaluate leaves pack prompts report reward rollout run select "
         "vote"
     ),
+    # Doors in other trainers.
+    "hosts": (
+        "advantage algorithm answers attention checks engine learner leaves loss methods pack "
+        "prompts report reward rollout run select train vote"
+    ),
     "demo": "algorithm checks evaluate fork loss methods models prune reward run sources",
     "cli": "answers checks demo engine evaluate methods report run train",
     "__init__": "",

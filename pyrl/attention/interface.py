@@ -53,6 +53,21 @@ def use_pyrl_attention(model: PreTrainedModel) -> None:
 
 
 @contextmanager
+def attending(model: PreTrainedModel) -> Iterator[None]:
+    """Within, `model` attends through `pyrl_attention`, and afterwards as before.
+
+    A backward pass that computes layers again (gradient checkpointing) belongs inside as well.
+    ValueError as of `use_pyrl_attention`.
+    """
+    before = model.config.get_text_config()._attn_implementation
+    use_pyrl_attention(model)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+@contextmanager
 def plain_attention(model: PreTrainedModel) -> Iterator[None]:
     """Within, `model` attends as its own code says."""
     model.set_attn_implementation("eager")

@@ -62,6 +62,7 @@ class Layout:
 
     @classmethod
     def of_tree(cls, tree: PackedTree) -> Layout:
+        """The tree that `pyrl.pack.pack_tree` or `pack_rows` has laid out, depth first."""
         return cls(tree.begin_S, tree.end_S, tree.parent_S, tree.position_J)
 
     @classmethod

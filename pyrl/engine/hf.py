@@ -74,6 +74,10 @@ class _Branch:
 class HFEngine:
     """`Engine` over a transformers causal language model; puts it in eval mode to sample.
 
+    It computes with the model's own tensors: an optimizer's step in place is seen by the next
+    `start` also without `load_weights(None, version)`, which gives tokens their version. A write
+    through `.data`, which PyTorch does not count, is there a RuntimeError where it would be missed.
+
     `eos`: token ids that end a response. `max_rows`: rows of the running batch; further branches
     wait, forks before new prompts.
 

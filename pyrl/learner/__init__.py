@@ -104,9 +104,7 @@ class Learner:
         self.sampler_shares = True
         """The engine computes with the learner's own tensors; the trainer sets it."""
         self.memory = Memory()
-        self.exact = False
-        """The weights are still those of the old policy, which is the learner's."""
-        self.reader = Reader(run)
+        self.reader = Reader.of(run)
         check_columns(self.loss, run)
         check_learning(model)
         self.reader.plain_head = has_plain_head(model)
@@ -167,27 +165,48 @@ class Learner:
         rate = learning_rate(self.run, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        seed, progress = (self.run.seed << 32) + step, step / self.run.steps
+        updates = self.run.algorithm.updates_per_step
+        parts, state, cost = self.mini_batches(batch, group_N, seed, progress, updates, experts)
+        rows: list[dict[str, float]] = []
+        moved = False
+        for part in parts:
+            tally = self.gradient(part, state, exact=self.looks and not moved)
+            norm = float(nn.utils.clip_grad_norm_(self.parameters, self.run.clip_grad_norm))
+            self.check(tally, norm, on_policy=not moved)
+            self.optimizer.step()
+            moved = moved or tally.weight > 0
+            rows.append(tally.metrics() | {"grad_norm": norm})
+        self.optimizer.zero_grad(set_to_none=True)
+        return averaged(rows) | {"learning_rate": rate} | cost | self.reader.metrics()
+
+    def mini_batches(
+        self,
+        batch: TokenBatch,
+        group_N: NDArray[np.int64],
+        seed: int,
+        progress: float,
+        updates: int,
+        experts: TokenBatch | None = None,
+    ) -> tuple[list[TokenBatch], LossState, dict[str, float]]:
+        """A step's batch for at most that many updates, what their losses read beside it, and what
+        a pass for that has cost. The next step's losses know of this one.
+
+        `seed` and `progress` (a share of the run) are those of the step.
+        """
         questions = np.unique(group_N)
-        updates = min(self.run.algorithm.updates_per_step, len(questions))
-        state = self.memory.state(batch, (self.run.seed << 32) + step, step / self.run.steps)
+        updates = min(updates, len(questions))
+        state = self.memory.state(batch, seed, progress)
         batch, cost = self._look(replace(batch, group_N=group_N), state, updates, experts)
         if state.nucleus_entropy is None:
             self.memory.nucleus_entropy = nucleus_level(self.loss, batch)
             state = replace(state, nucleus_entropy=self.memory.nucleus_entropy)
-        rows: list[dict[str, float]] = []
-        moved = False
-        for part in np.array_split(questions, updates):
-            self.exact = self.looks and not moved
-            tally = self.gradient(batch.take(np.flatnonzero(np.isin(group_N, part))), state)
-            norm = float(nn.utils.clip_grad_norm_(self.parameters, self.run.clip_grad_norm))
-            self._check(tally, norm, on_policy=not moved)
-            self.optimizer.step()
-            moved = moved or tally.weight > 0
-            rows.append(tally.metrics() | {"grad_norm": norm})
-        self.exact = False
-        self.optimizer.zero_grad(set_to_none=True)
         self.memory.add(batch)
-        return averaged(rows) | {"learning_rate": rate} | cost | self.reader.metrics()
+        parts = [
+            batch.take(np.flatnonzero(np.isin(group_N, part)))
+            for part in np.array_split(questions, updates)
+        ]
+        return parts, state, cost
 
     def _look(
         self, batch: TokenBatch, state: LossState, updates: int, experts: TokenBatch | None
@@ -246,20 +265,29 @@ class Learner:
                 read.setdefault(name, np.empty(len(batch.label_T)))[row_T] = column_T.cpu().numpy()
         return read
 
-    def gradient(self, batch: TokenBatch, state: LossState | None = None) -> Tally:
-        """Leave the gradient of the whole batch's loss in the parameters; nothing else changes."""
+    def gradient(
+        self, batch: TokenBatch, state: LossState | None = None, *, exact: bool = False
+    ) -> Tally:
+        """Leave the gradient of the whole batch's loss in the parameters; nothing else changes.
+
+        `exact`: the weights are still those of the old policy, which is the learner's.
+        """
         terms = self._terms(batch, state)
         tally = Tally(effects(self.loss, terms, batch))
         # The policy that trains is the one that sampled: without dropout or any other noise.
         self.model.eval()
         self.optimizer.zero_grad(set_to_none=True)
         for leaf_N in self._passes(batch, terms):
-            loss = self._loss(batch.take(leaf_N), terms.take(leaf_N), tally)
+            loss = self._loss(batch.take(leaf_N), terms.take(leaf_N), tally, exact)
             torch.autograd.backward(loss)
         return tally
 
-    def _check(self, tally: Tally, norm: float, *, on_policy: bool) -> None:
-        """Raise, and drop the gradient, unless it may change the weights."""
+    def check(self, tally: Tally, norm: float, *, on_policy: bool) -> None:
+        """Raise, and drop the gradient, unless it may change the weights.
+
+        NonFiniteError: loss or norm is no number; SamplerMismatchError: the log-probs
+        of the sampler and of the learner differ, which are the same policy until it has moved.
+        """
         dtypes = (self.run.dtype, self.sampler_dtype)
         tolerance = max(TOLERANCE[dtype] for dtype in dtypes)
         # One token at its limit is no reason to stop, also where there are few tokens.
@@ -308,7 +336,7 @@ class Learner:
             state=state,
         )
 
-    def _loss(self, batch: TokenBatch, terms: Terms, tally: Tally) -> Tensor:
+    def _loss(self, batch: TokenBatch, terms: Terms, tally: Tally, exact: bool) -> Tensor:
         nucleus = self.loss.nucleus
         asked = None if nucleus is None else nucleus.asks(self.temperature, LossState())
         stats = self.reader(self.model, batch, asked)
@@ -321,7 +349,7 @@ class Learner:
             stats.logprob,
             stats.entropy,
             loss=self.loss,
-            old_logprob_T=stats.logprob.detach() if self.exact else columns["old_logprob_T"],
+            old_logprob_T=stats.logprob.detach() if exact else columns["old_logprob_T"],
             rollout_logprob_T=columns["rollout_logprob_T"],
             ref_logprob_T=reference,
             proxy_logprob_T=columns.get("proxy_logprob_T"),

@@ -36,14 +36,32 @@ DISAGREEMENT = 1e-3
 class Reader:
     """Reads batches in passes of at most `tokens_per_pass` tokens, and counts what it reads."""
 
-    def __init__(self, run: Run) -> None:
-        self._temperature: float = run.algorithm.sample.temperature
-        self._tokens, self._share = run.tokens_per_pass, run.pack == "tree"
-        self._autocast = run.dtype == "bfloat16"
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        *,
+        tokens_per_pass: int = 16_384,
+        share: bool = True,
+        bfloat16: bool = False,
+    ) -> None:
+        """`temperature` is that of sampling. `share`: read a beginning that rows have in common
+        once. `bfloat16`: compute in it (autocast), else in the model's own type."""
+        self._temperature, self._tokens, self._share = temperature, tokens_per_pass, share
+        self._autocast = bfloat16
         self.plain_head = False
         """The model's logits are its head's product with the last hidden states, and no more."""
         self._rows = self._unique = self._cut = self._passes = self._chunked = 0
         self._disagreeing = self._responses = 0
+
+    @classmethod
+    def of(cls, run: Run) -> Reader:
+        """The reader that a run's settings ask for."""
+        return cls(
+            run.algorithm.sample.temperature,
+            tokens_per_pass=run.tokens_per_pass,
+            share=run.pack == "tree",
+            bfloat16=run.dtype == "bfloat16",
+        )
 
     def passes(self, batch: TokenBatch) -> Iterator[NDArray[np.int64]]:
         """Leaf ordinals of each pass; a leaf with more than the tokens of a pass goes alone.
@@ -87,9 +105,10 @@ class Reader:
     def __call__(
         self, model: PreTrainedModel, batch: TokenBatch, asked: Options | None = None
     ) -> TokenStats:
-        """Log-prob, entropy and what is asked for of each response token [T].
+        """Log-prob, entropy and what is asked for of each response token [T], differentiable.
 
-        All are of the distribution at the sampling temperature.
+        All are of the distribution at the sampling temperature. `model` attends through pyrl
+        (`pyrl.attention.use_pyrl_attention`); the batch is one pass.
         """
         tree = self._packed(batch)
         self._passes += 1

@@ -17,7 +17,7 @@ from pyrl.foreign import TIME_LIMIT
 from pyrl.prompts.chat import ChatTemplate, Message, last_user, read_arguments, read_messages
 from pyrl.sources import DataError, Row, Task, open_source
 
-__all__ = ["DataError", "Prompt", "load_prompts"]
+__all__ = ["DataError", "Prompt", "load_prompts", "step_prompts", "tokenized"]
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +135,18 @@ def load_prompts(
             opened.rows.close()  # its file too, though a row was refused or the limit met
     encode.check(prompts, source)
     return prompts
+
+
+def tokenized(row: Mapping[str, Any], tokens: NDArray[np.int32], index: int) -> Prompt:
+    """A question that another program has tokenized: `row` has it in a column `prompt`, a string or
+    chat messages, and answers and further columns as the rows of `load_prompts` do. DataError."""
+    columns, where = dict(row), f"row {index}"
+    value = _take_prompt(columns, "prompt", where)
+    answer, truth = _take_answer(columns, None)
+    if isinstance(value, str):
+        return Prompt(index, value, tokens, answer, columns, truth=truth)
+    text: str = value[last_user(value)]["content"]
+    return Prompt(index, text, tokens, answer, columns, value, truth)
 
 
 @dataclass

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from pyrl._core.tree import pack_rows
-from pyrl.attention import Layout, layout, use_pyrl_attention
+from pyrl.attention import Layout, attending, layout, use_pyrl_attention
 from pyrl.learner import recompute_layers
 from pyrl.pack import offsets
 
@@ -228,3 +228,13 @@ def test_a_saved_model_does_not_name_the_function(tmp_path: Path) -> None:
     loaded = LlamaForCausalLM.from_pretrained(tmp_path)
     rows = torch.tensor([[1, 2, 3]])
     torch.testing.assert_close(loaded(input_ids=rows).logits, ours(input_ids=rows).logits)
+
+
+def test_a_model_attends_through_pyrl_for_a_while() -> None:
+    model = MODELS["llama"]()
+    before = model.config._attn_implementation
+    padded = {"input_ids": torch.tensor([[0, 3]]), "attention_mask": torch.tensor([[0, 1]])}
+    with attending(model), pytest.raises(ValueError, match="expected no padding"):
+        model(**padded)
+    assert model.config._attn_implementation == before != "pyrl"
+    model(**padded)

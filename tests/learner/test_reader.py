@@ -95,7 +95,7 @@ def test_every_loss_moves_the_weights_as_on_flat_rows(
     Plain descent in the place of Adam: the weights move by the gradient, and not by its sign.
     """
     # The samples are no policy's to four digits; what that stops has tests of its own.
-    monkeypatch.setattr(Learner, "_check", lambda *_, **__: None)
+    monkeypatch.setattr(Learner, "check", lambda *_, **__: None)
     batch, model = tree_batch(5), model_of("demo")
     noise_T = np.random.default_rng(6).normal(0, 0.02, len(batch.label_T)).astype(np.float32)
     batch = replace(batch, old_logprob_T=on_policy(batch, model).old_logprob_T + noise_T)
@@ -157,7 +157,7 @@ def test_passes_hold_each_leaf_once_and_are_full(
     rows = [np.array(row, np.int64) for row, _ in drawn]
     prompt_N = [min(prompt, len(row)) for row, (_, prompt) in zip(rows, drawn, strict=True)]
     batch = given_batch(rows, prompt_N)
-    run = reader.Reader(settings(pack=how, tokens_per_pass=tokens))
+    run = reader.Reader.of(settings(pack=how, tokens_per_pass=tokens))
     passes = [leaf_N.tolist() for leaf_N in run.passes(batch)]
     assert sorted(leaf for leaf_N in passes for leaf in leaf_N) == list(range(len(rows)))
 
@@ -181,11 +181,11 @@ def test_the_largest_trees_come_first_and_flat_rows_by_length() -> None:
     rows = [[9, 9], [3, 4, 5, 6], [3, 4, 7, 7], [8, 8, 8, 8, 8], [3, 4, 5, 6]]
     batch = given_batch([np.array(row) for row in rows], [1] * 5)
     order = {
-        how: next(reader.Reader(settings(pack=how, tokens_per_pass=99)).passes(batch)).tolist()
+        how: next(reader.Reader.of(settings(pack=how, tokens_per_pass=99)).passes(batch)).tolist()
         for how in ("tree", "flat")
     }
     assert order == {"tree": [1, 4, 2, 3, 0], "flat": [3, 1, 2, 4, 0]}
-    assert list(reader.Reader(settings()).passes(batch.take(np.zeros(0, np.int64)))) == []
+    assert list(reader.Reader.of(settings()).passes(batch.take(np.zeros(0, np.int64)))) == []
 
 
 @pytest.mark.parametrize("how", ["tree", "flat"])

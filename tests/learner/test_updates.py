@@ -105,10 +105,10 @@ def test_no_mini_batch_splits_a_question(updates: int, monkeypatch: pytest.Monke
     seen: list[list[int]] = []
     inner = learner.gradient
 
-    def note(part: TokenBatch, state: LossState) -> Any:
+    def note(part: TokenBatch, state: LossState, *, exact: bool) -> Any:
         firsts = part.old_logprob_T[part.token_offset_N1[:-1]].tolist()
         seen.append(GROUP_N[[starts.index(x) for x in firsts]].tolist())
-        return inner(part, state)
+        return inner(part, state, exact=exact)
 
     monkeypatch.setattr(learner, "gradient", note)
     learner.update(batch, GROUP_N, 0)
