@@ -143,6 +143,10 @@ class Weighted:
         if self.by not in ("inverse_width", "confidence"):
             raise ValueError(f"by: expected 'inverse_width' or 'confidence', got {self.by!r}")
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("confidence_N",) if self.by == "confidence" else ()
+
     def __call__(self, leaves: Leaves, answers: Answers) -> Votes:
         weight_N = leaves.weight_N if self.by == "inverse_width" else leaves.confidence_N
         if not (np.isfinite(weight_N).all() and (weight_N >= 0).all()):
