@@ -62,6 +62,10 @@ PYTHON = {
         "advantage answers engine evaluate leaves pack prompts report reward rollout run select "
         "vote"
     ),
+    "hosts": (
+        "advantage algorithm answers baselines checks engine forest leaves logits loss methods "
+        "presets prompts prune reward rollout select"
+    ),
     "demo": "algorithm checks evaluate fork loss methods models prune reward run sources",
     "cli": "answers checks demo engine evaluate methods report run train",
     "__init__": "",
