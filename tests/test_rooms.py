@@ -63,8 +63,8 @@ PYTHON = {
         "vote"
     ),
     "hosts": (
-        "advantage algorithm answers baselines checks engine forest leaves logits loss methods "
-        "presets prompts prune reward rollout select"
+        "advantage algorithm answers baselines checks engine forest fork leaves logits loss "
+        "methods presets prompts prune reward rollout select"
     ),
     "demo": "algorithm checks evaluate fork loss methods models prune reward run sources",
     "cli": "answers checks demo engine evaluate methods report run train",

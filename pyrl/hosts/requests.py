@@ -45,6 +45,8 @@ class Reply:
     """Their log-probs as the server reports them (nats)."""
     ended: bool
     """By an end token; otherwise by the limit."""
+    versions: tuple[int, ...] = ()
+    """Versions of the weights that drew them, if the server says."""
 
 
 Ask = Callable[[list[int], int], Coroutine[Any, Any, Reply] | Awaitable[Reply]]
@@ -85,6 +87,8 @@ class RequestEngine:
         self._prompt_tokens = self._decode_tokens = 0
         self.requests = 0
         """Requests made so far."""
+        self.versions: set[int] = set()
+        """Versions of weights in the replies."""
 
     def start(self, sampling: Sampling) -> None:
         """The host samples as its own options say; RuntimeError while branches are running."""
@@ -200,6 +204,7 @@ class RequestEngine:
             if future.done():
                 row.reply = future.result()
                 self._decode_tokens += len(row.reply.token_T)
+                self.versions.update(row.reply.versions)
 
     def _end(self, row: _Row) -> None:
         del self._running[row.branch]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -67,6 +67,39 @@ class Tree:
     requests: int
     forks: int
     """Places where the tree forked."""
+    versions: tuple[int, ...]
+    """Versions of the weights that drew it, ascending, if the servers say."""
+
+
+@dataclass(eq=False)
+class _Group:
+    calls: int = 0
+    tree: asyncio.Task[Tree] | None = None
+
+
+class Gathering:
+    """The calls of a host for one prompt, which it makes at once: they share the tree's leaves."""
+
+    def __init__(self) -> None:
+        self._groups: dict[Hashable, _Group] = {}
+
+    async def leaf(
+        self, key: Hashable, grow: Callable[[int], Coroutine[Any, Any, Tree]]
+    ) -> tuple[Tree, int]:
+        """The tree of this key and the ordinal of this call in it.
+
+        The first call has it grown, by `grow` with the number of calls. What it raises is raised
+        in each of them.
+        """
+        group = self._groups.setdefault(key, _Group())
+        place, group.calls = group.calls, group.calls + 1
+        if group.tree is None:
+            # The event loop runs this task after the other calls, which are waiting there already.
+            group.tree = asyncio.create_task(self._grown(key, grow))
+        return await asyncio.shield(group.tree), place
+
+    async def _grown(self, key: Hashable, grow: Callable[[int], Coroutine[Any, Any, Tree]]) -> Tree:
+        return await grow(self._groups.pop(key).calls)
 
 
 @dataclass(frozen=True)
@@ -90,6 +123,16 @@ class Grower:
         check_algorithm(self.algorithm, self.host)
         extractor_named(self.extractor)
         one_of(self.equivalence, EQUIVALENCES, "equivalence")
+
+    def sized(self, leaves: int, max_tokens: int, votes: int | None = None) -> Grower:
+        """For trees of which so many leaves train and vote, or `votes` vote."""
+        sample = replace(
+            self.algorithm.sample,
+            votes=leaves if votes is None else votes,
+            train=leaves,
+            max_tokens=max_tokens,
+        )
+        return replace(self, algorithm=replace(self.algorithm, sample=sample))
 
     async def grow(self, question: Prompt, ask: Ask) -> Tree:
         """The tree of one question; `ask` is awaited in the running loop, once for each branch."""
@@ -131,6 +174,7 @@ class Grower:
             ratio=float(votes.ratio_G[0]),
             requests=engine.requests,
             forks=rollout.counts.forks,
+            versions=tuple(sorted(engine.versions)),
         )
 
     def _credit(self, kept: Leaves, reward_N: NDArray[np.float64]) -> dict[str, Any]:

@@ -1,14 +1,14 @@
-"""Trees in verl 0.9: an agent loop that owns a prompt and gives all leaves of its tree.
+"""Trees in verl 0.9: agent loops that share the tree of a prompt, and give a leaf each.
 
-It asks verl's server manager for whole responses; a fork is a request that goes on from a prefix,
+They ask verl's server manager for whole responses; a fork is a request that goes on from a prefix,
 which a server with a cache of prefixes does not compute again. Advantages of tokens travel as
 rewards of tokens (`rm_scores`), and an estimator such as `pyrl/given` leaves them as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,9 @@ from pyrl.checks import one_of
 from pyrl.engine import EngineFailure
 from pyrl.hosts import verl as door
 from pyrl.hosts.requests import Ask, Reply
-from pyrl.hosts.trees import Grower, Tree
+from pyrl.hosts.trees import Gathering, Grower, Tree
 from pyrl.hosts.versions import require
-from pyrl.methods.choices import ADVANTAGES
 from pyrl.methods.registry import Registry, choose
-from pyrl.presets import PRESETS
 from pyrl.prompts import Prompt
 from pyrl.prompts.chat import last_user, read_messages
 
@@ -37,8 +35,14 @@ from verl.experimental.agent_loop.single_turn_agent_loop import (  # noqa: E402
 )
 from verl.trainer.ppo import core_algos  # noqa: E402
 
+STEPS = ("min_global_steps", "max_global_steps")
+"""The first and the last version of the weights that drew a response."""
+
 SAMPLING = ("temperature", "top_p", "top_k")
 """What verl's sampling says, of training and of validation."""
+
+_GATHERING = Gathering()
+"""verl makes a loop for each session of a prompt; those of one prompt share its tree."""
 
 
 class Leaf(AgentLoopOutput):
@@ -53,21 +57,20 @@ class Leaf(AgentLoopOutput):
 
 
 class TreeAgentLoop(SingleTurnAgentLoop):
-    """Grows the tree of a prompt; in validation it is verl's single-turn loop.
+    """Grows the tree of a prompt with its other sessions; in validation verl's single-turn loop.
 
     An entry of the file that `rollout.agent.agent_loop_config_path` names:
 
         - name: pyrl
           _target_: pyrl.hosts.verl_trees.TreeAgentLoop
           method: treerl
-          votes: 16
-          train: 16
+          votes: 32
 
+    `rollout.n` leaves of a prompt train, one a session, and `votes` vote; None: those that train.
     `method` is a name of `pyrl methods`; `choices` replaces some of its choices by name, such as
     {fork: ep_tree, reward: "true", advantage: treerl_released}; `algorithm`, as a nested
-    `_target_`, stands for all of these. `votes` leaves vote and `train` of them train; None: as the
-    method has it. The distribution, the limit of tokens and the loss are verl's. Raises ValueError
-    for a method that verl cannot carry, and for options of verl that contradict.
+    `_target_`, stands for both. The distribution, the limit of tokens and the loss are verl's.
+    Raises ValueError for a method that verl cannot carry, and for options of verl that contradict.
     """
 
     def __init__(
@@ -75,29 +78,32 @@ class TreeAgentLoop(SingleTurnAgentLoop):
         *args: Any,
         method: str = "treerl",
         choices: Mapping[str, str] | None = None,
+        algorithm: Algorithm | None = None,
         votes: int | None = None,
-        train: int | None = None,
         extractor: str = "boxed",
         equivalence: str = "math",
-        algorithm: Algorithm | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         check_config(self.config)
-        chosen = algorithm or choose(Registry().method(method), **(choices or {}))
-        numbers = {"votes": votes, "train": train, "max_tokens": self.response_length}
-        given = {name: number for name, number in numbers.items() if number is not None}
-        chosen = replace(chosen, sample=replace(chosen.sample, **given))
+        chosen = algorithm or _algorithm(method, tuple((choices or {}).items()))
         self.grower = Grower(chosen, self.tokenizer, "verl", extractor, equivalence)
+        self.votes = votes
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> Any:
-        """A list of leaves; in validation the one response that verl's own loop gives."""
+        """A leaf, or none where the tree has fewer; in validation verl's own response."""
         if self._validates(sampling_params):
             return await super().run(sampling_params, **kwargs)
         question = self._question(kwargs)
-        steps: list[Any] = []
-        tree = await self.grower.grow(question, self._ask(sampling_params, kwargs, steps))
-        return leaves(question.tokens.tolist(), tree, steps)
+
+        async def grow(sessions: int) -> Tree:
+            sized = self.grower.sized(sessions, self.response_length, self.votes)
+            return await sized.grow(question, self._ask(sampling_params, kwargs["uid"]))
+
+        tree, place = await _GATHERING.leaf(kwargs["uid"], grow)
+        if place >= len(tree.token_N):
+            return []
+        return leaf(question.tokens.tolist(), tree, place)
 
     def _validates(self, sampling_params: Mapping[str, Any]) -> bool:
         """verl does not tell a loop; `check_config` sees to it that sampling does."""
@@ -132,15 +138,12 @@ class TreeAgentLoop(SingleTurnAgentLoop):
             truth={} if answer is None else {"ground_truth": answer},
         )
 
-    def _ask(
-        self, sampling_params: Mapping[str, Any], fields: Mapping[str, Any], steps: list[Any]
-    ) -> Ask:
-        """Requests of one tree, all to the same server; `steps` collects versions of weights."""
-        session = f"{fields['uid']}-{fields['session_id']}"
+    def _ask(self, sampling_params: Mapping[str, Any], uid: str) -> Ask:
+        """Requests of one tree, all to the server that has its prefixes."""
 
         async def ask(token_ids: list[int], limit: int) -> Reply:
             output = await self.server_manager.generate(
-                request_id=session,
+                request_id=uid,
                 prompt_ids=token_ids,
                 sampling_params={**sampling_params, "max_tokens": limit},
             )
@@ -149,50 +152,47 @@ class TreeAgentLoop(SingleTurnAgentLoop):
                     f"verl's server: expected a response with log-probs, got "
                     f"{len(output.token_ids)} tokens, stop reason {output.stop_reason!r}"
                 )
-            steps.extend(
-                output.extra_fields[key] for key in ("min_global_steps", "max_global_steps")
+            steps = (output.extra_fields[name] for name in STEPS)
+            return Reply(
+                np.array(output.token_ids, np.int32),
+                np.array(output.log_probs, np.float32),
+                ended=len(output.token_ids) < limit
+                or output.token_ids[-1] == self.tokenizer.eos_token_id,
+                versions=tuple(step for step in steps if step is not None),
             )
-            token_T = np.array(output.token_ids, np.int32)
-            ended = token_T.size < limit or int(token_T[-1]) == self.tokenizer.eos_token_id
-            return Reply(token_T, np.array(output.log_probs, np.float32), ended)
 
         return ask
 
 
-def leaves(prompt_ids: list[int], tree: Tree, steps: Sequence[Any]) -> list[Leaf]:
-    """The leaves of a tree as verl's outputs of one session."""
-    known = [step for step in steps if step is not None]
-    shared: dict[str, Any] = {
-        "min_global_steps": min(known, default=None),
-        "max_global_steps": max(known, default=None),
-        "turn_scores": [],
-        "tool_rewards": [],
-    }
-    told = {"votes": tree.votes, "vote_ratio": tree.ratio, "forks": tree.forks}
-    return [
-        Leaf(
-            prompt_ids=prompt_ids,
-            response_ids=tree.token_N[n].tolist(),
-            response_mask=tree.train_N[n].astype(int).tolist(),
-            response_logprobs=tree.logprob_N[n].tolist(),
-            reward_score=float(tree.reward_N[n]),
-            num_turns=2,
-            metrics=AgentLoopMetrics(),
-            extra_fields={**shared, "reward_extra_info": dict(told)},
-            advantages=tree.advantage_N[n].tolist(),
-        )
-        for n in range(len(tree.token_N))
-    ]
+def leaf(prompt_ids: list[int], tree: Tree, place: int) -> Leaf:
+    """A leaf of a tree as verl's output of a session."""
+    reward = float(tree.reward_N[place])
+    told = {"reward": reward, "vote_ratio": tree.ratio, "forks": tree.forks}
+    first, last = (min(tree.versions), max(tree.versions)) if tree.versions else (None, None)
+    return Leaf(
+        prompt_ids=prompt_ids,
+        response_ids=tree.token_N[place].tolist(),
+        response_mask=tree.train_N[place].astype(int).tolist(),
+        response_logprobs=tree.logprob_N[place].tolist(),
+        reward_score=reward,
+        num_turns=2,
+        metrics=AgentLoopMetrics(),
+        extra_fields={
+            **dict(zip(STEPS, (first, last), strict=True)),
+            "turn_scores": [],
+            "tool_rewards": [],
+            "reward_extra_info": told,
+        },
+        advantages=tree.advantage_N[place].tolist(),
+    )
 
 
 def check_config(config: Any) -> None:
     """ValueError names an option of verl's that contradicts trees, or a name that there is not."""
     rollout, algorithm = config.actor_rollout_ref.rollout, config.algorithm
     validation = rollout.val_kwargs
-    estimator, loss = str(algorithm.adv_estimator), config.actor_rollout_ref.actor.policy_loss
     for option, given, expected, why in (
-        ("trainer.use_v1", config.trainer.use_v1, True, "only it takes several outputs of a loop"),
-        ("rollout.n", rollout.n, 1, "one loop grows all leaves of a prompt"),
+        ("trainer.use_v1", config.trainer.use_v1, True, "only it takes rewards of tokens"),
         ("rollout.calculate_log_probs", rollout.calculate_log_probs, True, "trees read them"),
         ("algorithm.use_kl_in_reward", algorithm.use_kl_in_reward, False, "rewards are advantages"),
         (
@@ -204,28 +204,41 @@ def check_config(config: Any) -> None:
     ):
         if given != expected:
             raise ValueError(f"{option}: expected {expected} with trees ({why}), got {given}")
+    if rollout.n < 2:
+        raise ValueError(
+            f"rollout.n: expected the leaves of a tree that train, 2 or more, got {rollout.n}"
+        )
     if all(rollout[name] == validation[name] for name in SAMPLING):
         raise ValueError(
             f"rollout.val_kwargs: expected another {', '.join(SAMPLING)} than training's, by which "
             f"pyrl's loop knows validation, got the same"
         )
-    _check_names(estimator, str(loss.loss_mode))
+    _check_names(
+        str(algorithm.adv_estimator), str(config.actor_rollout_ref.actor.policy_loss.loss_mode)
+    )
 
 
 def _check_names(estimator: str, loss: str) -> None:
-    """ValueError for an estimator that does not take advantages, or a loss that there is not."""
-    stages = {name: Registry().make("advantage", name) for name in ADVANTAGES}
-    taking = [door.GIVEN] + [
+    """ValueError for an estimator that does not take advantages, and a loss that cannot train."""
+    taking = [
         name
-        for name, made in stages.items()
-        if door.takes_given(made if isinstance(made, tuple) else (made,))
-        and not door.estimator_refusal(made if isinstance(made, tuple) else (made,))
+        for name, function in core_algos.ADV_ESTIMATOR_REGISTRY.items()
+        if name.startswith(door.PREFIX) and door.takes_given(function.args[1])
+        if not door.estimator_refusal(function.args[1])
     ]
-    known = [door.PREFIX + name for name in taking]
-    if estimator not in known:
+    if estimator not in taking:
         raise ValueError(
             f"algorithm.adv_estimator: expected one that takes the advantages of trees "
-            f"({', '.join(known)}), got {estimator}"
+            f"({', '.join(taking)}), got {estimator}"
         )
-    if loss.startswith(door.PREFIX) and loss not in core_algos.POLICY_LOSS_REGISTRY:
-        one_of(loss, [door.PREFIX + name for name in PRESETS], "policy_loss.loss_mode")
+    if loss.startswith(door.PREFIX):
+        losses = core_algos.POLICY_LOSS_REGISTRY
+        known = [name for name in losses if name.startswith(door.PREFIX)]
+        if reason := door.refusal(losses[one_of(loss, known, "policy_loss.loss_mode")].args[1]):
+            raise ValueError(f"policy_loss.loss_mode: {loss}: {reason}")
+
+
+@cache
+def _algorithm(method: str, choices: tuple[tuple[str, str], ...]) -> Algorithm:
+    """Once for all loops of a process: names of other packages are looked up on the disk."""
+    return choose(Registry().method(method), **dict(choices))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ from verl_host import (
     tensordict_utils,
     verl_trees,
 )
-from whole_replies import Server, tokenizer
+from whole_replies import Server, forking, tokenizer
+
+from pyrl.algorithm import Algorithm
 
 ROW = {
     "raw_prompt": [{"role": "user", "content": "a b"}],
@@ -32,7 +35,7 @@ ENTRY = {
     "name": "pyrl",
     "_target_": "pyrl.hosts.verl_trees.TreeAgentLoop",
     "algorithm": {"_target_": "whole_replies.forking"},
-    "train": 11,
+    "votes": 13,
     "extractor": "whole",
     "equivalence": "exact",
 }
@@ -63,8 +66,8 @@ class Queue:
     """verl's queue of trajectories, in memory."""
 
     def __init__(self) -> None:
-        self.rows: dict[str, dict[str, Any]] = {}
         self.tags: dict[str, dict[str, Any]] = {}
+        self.rows: dict[str, Any] = {}
 
     async def async_kv_put(self, key: str, partition_id: str, tag: dict[str, Any]) -> None:
         self.tags[key] = tag
@@ -72,8 +75,13 @@ class Queue:
     async def async_kv_batch_put(
         self, keys: list[str], fields: Any, tags: list[dict[str, Any]], partition_id: str
     ) -> None:
-        self.fields = fields
         self.tags |= dict(zip(keys, tags, strict=True))
+        self.rows |= {key: dict(fields[i].items()) for i, key in enumerate(keys)}
+
+    @property
+    def fields(self) -> Any:
+        """All rows, as verl's trainer gets them."""
+        return tensordict_utils.list_of_dict_to_tensordict([*self.rows.values()])
 
 
 def config(**options: Any) -> Any:
@@ -82,7 +90,7 @@ def config(**options: Any) -> Any:
         {
             "actor_rollout_ref": {
                 "rollout": {
-                    "n": 1,
+                    "n": 11,
                     "name": "vllm",
                     "temperature": 1.0,
                     "top_p": 1,
@@ -156,7 +164,7 @@ def test_a_prompt_becomes_the_leaves_of_a_tree_in_the_queue_of_verl(
     manager = Manager()
     queue = rollout(manager, monkeypatch)
     assert queue.tags["question"] == {"status": "finished"}
-    assert len(queue.fields) == 11
+    assert [*queue.rows] == [f"question_{session}_0" for session in range(11)]
     assert len(manager.server.asked) == 13
     forks = [prompt for prompt, _ in manager.server.asked if len(prompt) > 2]
     assert len(forks) > 2
@@ -175,13 +183,14 @@ def test_a_method_and_its_choices_are_named_in_the_file_of_loops(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     entry = {name: ENTRY[name] for name in ("name", "_target_", "extractor", "equivalence")}
-    entry |= {"method": "ttrl", "choices": {"vote": "inverse_width"}, "votes": 5, "train": 4}
+    entry |= {"method": "ttrl", "choices": {"vote": "inverse_width"}}
     manager = Manager()
     queue = rollout(manager, monkeypatch, entry=entry)
-    assert [prompt for prompt, _ in manager.server.asked] == [[1, 2]] * 5
-    assert len(queue.fields) == 4
-    wrong = rollout(manager, monkeypatch, entry=entry | {"method": "echo"})
-    assert wrong.tags["question"] == {"status": "failure"}
+    assert [prompt for prompt, _ in manager.server.asked] == [[1, 2]] * 11
+    assert len(queue.fields) == 11
+    for wrong in ({"method": "echo"}, {"votes": 5}):
+        failed = rollout(manager, monkeypatch, entry=entry | wrong)
+        assert failed.tags["question"] == {"status": "failure"}
 
 
 def test_advantages_arrive_at_verls_learner_token_by_token(
@@ -215,7 +224,7 @@ def test_validation_is_verls_own_single_turn(monkeypatch: pytest.MonkeyPatch) ->
     manager = Manager()
     queue = rollout(manager, monkeypatch, validate=True)
     assert [prompt for prompt, _ in manager.server.asked] == [[1, 2], [1, 2]]
-    assert len(queue.fields) == 1  # of the last session: the queue of this test keeps one
+    assert len(queue.fields) == 2
     assert "rm_scores" not in queue.fields
 
 
@@ -232,7 +241,7 @@ def test_a_response_that_cannot_train_fails_the_prompt(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"actor_rollout_ref__rollout__n": 8}, "^rollout.n: expected 1 with trees .* got 8"),
+        ({"actor_rollout_ref__rollout__n": 1}, "^rollout.n: expected the leaves .* got 1"),
         ({"trainer__use_v1": False}, "^trainer.use_v1: expected True with trees"),
         ({"algorithm__use_kl_in_reward": True}, "^algorithm.use_kl_in_reward: expected False"),
         ({"algorithm__adv_estimator": "grpo"}, r"^algorithm.adv_estimator: .*given.*got grpo"),
@@ -240,6 +249,10 @@ def test_a_response_that_cannot_train_fails_the_prompt(
         (
             {"actor_rollout_ref__actor__policy_loss__loss_mode": "pyrl/gsop"},
             "^there is no policy_loss.loss_mode 'pyrl/gsop'; the nearest is 'pyrl/gspo'",
+        ),
+        (
+            {"actor_rollout_ref__actor__policy_loss__loss_mode": "pyrl/steer"},
+            "^policy_loss.loss_mode: pyrl/steer: it needs the entropy of each token",
         ),
         (
             {"actor_rollout_ref__rollout__val_kwargs__temperature": 1.0},
@@ -265,8 +278,20 @@ def test_prompts_that_verl_would_cut_are_refused(monkeypatch: pytest.MonkeyPatch
     assert queue.tags["question"] == {"status": "failure"}
 
 
-def test_a_batch_of_leaves_is_one_that_verl_can_pad(monkeypatch: pytest.MonkeyPatch) -> None:
-    queue = rollout(Manager(), monkeypatch)
-    row = queue.fields[0]
-    again = tensordict_utils.list_of_dict_to_tensordict([dict(row.items()), dict(row.items())])
-    assert len(again) == 2
+class Fewer:
+    """Selects seven leaves, whatever is asked for."""
+
+    def __call__(self, leaves: Any, train: int) -> Any:
+        return np.arange(7)
+
+
+def fewer() -> Algorithm:
+    return replace(forking(), select=Fewer())
+
+
+def test_a_tree_may_have_fewer_leaves_than_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whole_replies.fewer", fewer, raising=False)
+    entry = ENTRY | {"algorithm": {"_target_": "whole_replies.fewer"}}
+    queue = rollout(Manager(), monkeypatch, entry=entry)
+    assert queue.tags["question"] == {"status": "finished"}
+    assert len(queue.rows) == 7

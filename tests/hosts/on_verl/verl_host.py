@@ -8,7 +8,7 @@ from absent import stand_ins
 
 ABSENT = (
     *("ray", "transfer_queue", "torchdata", "uvicorn", "fastapi", "zmq", "cachetools"),
-    *("peft", "vllm", "nvtx", "aiohttp"),
+    *("peft", "vllm", "nvtx", "aiohttp", "orjson"),
 )
 
 with stand_ins(*ABSENT):
