@@ -13,7 +13,7 @@ from pyrl.algorithm import Algorithm
 from pyrl.engine import EngineFailure
 from pyrl.fork import Flat
 from pyrl.hosts.requests import Ask, Reply
-from pyrl.hosts.trees import Gathering, Grower, Tree, check_algorithm
+from pyrl.hosts.served import Gathering, Grower, Tree, check_algorithm
 from pyrl.hosts.versions import require
 from pyrl.methods.treerl import treerl
 from pyrl.prompts import Prompt

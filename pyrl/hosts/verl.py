@@ -21,7 +21,7 @@ from torch import Tensor
 from pyrl.advantage import Stage
 from pyrl.forest import Forest
 from pyrl.hosts.padded import MODES, missing, mode_of, padded_loss
-from pyrl.hosts.trees import refuse_pass
+from pyrl.hosts.served import refuse_pass
 from pyrl.hosts.versions import require
 from pyrl.leaves import Scored, Texts, needs_of
 from pyrl.loss import Loss, TokenMean

@@ -19,7 +19,7 @@ from pyrl.checks import one_of
 from pyrl.engine import EngineFailure
 from pyrl.hosts import verl as door
 from pyrl.hosts.requests import Ask, Reply
-from pyrl.hosts.trees import Gathering, Grower, Tree
+from pyrl.hosts.served import Gathering, Grower, Tree
 from pyrl.hosts.versions import require
 from pyrl.methods.registry import Registry, choose
 from pyrl.prompts import Prompt

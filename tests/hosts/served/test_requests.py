@@ -13,7 +13,7 @@ from pyrl.algorithm import Algorithm, Sample
 from pyrl.engine import EngineError, EngineFailure
 from pyrl.fork import Flat
 from pyrl.hosts.requests import Reply, RequestEngine
-from pyrl.hosts.trees import Grower, Tree, check_algorithm
+from pyrl.hosts.served import Grower, Tree, check_algorithm
 from pyrl.methods import METHODS
 from pyrl.methods.registry import choose
 from pyrl.prompts import Prompt

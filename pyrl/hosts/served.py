@@ -1,4 +1,4 @@
-"""Trees: one prompt's tree over a host's servers, from its first request to token advantages."""
+"""Served: one prompt's tree over a host's servers, from its first request to token advantages."""
 
 from __future__ import annotations
 
