@@ -56,12 +56,19 @@ class Finder(MetaPathFinder, Loader):
 
 @contextmanager
 def stand_ins(*packages: str) -> Iterator[None]:
-    """While modules are imported, these packages are stand-ins; afterwards they are gone again."""
+    """While modules are imported, these packages are stand-ins; afterwards all is as before."""
     finder = Finder(packages)
+    real = _taken(packages)
     sys.meta_path.insert(0, finder)
     try:
         yield
     finally:
         sys.meta_path.remove(finder)
-        for name in [n for n in sys.modules if n.partition(".")[0] in packages]:
-            del sys.modules[name]
+        _taken(packages)
+        sys.modules.update(real)
+
+
+def _taken(packages: Sequence[str]) -> dict[str, ModuleType]:
+    """The modules of these packages, which are no longer among those that are imported."""
+    names = [name for name in sys.modules if name.partition(".")[0] in packages]
+    return {name: sys.modules.pop(name) for name in names}
