@@ -39,7 +39,11 @@ class Finished:
 
 
 class Fork(Protocol):
-    """A rule may decide while a branch grows (lowered to C++, or `width`), at its end, or never."""
+    """A rule may decide while a branch grows (lowered to C++, or `width`), at its end, or never.
+
+    It may name in `needs` which columns of `Scored` it reads at the end: not every host of
+    `pyrl.hosts` has them all.
+    """
 
     def trunks(self, votes: int) -> int:
         """Independent samples to begin with, when `votes` leaves are wanted."""

@@ -44,7 +44,7 @@ class Votes:
 
 
 class Vote(Protocol):
-    """Elects a label for each prompt."""
+    """Elects a label for each prompt; it may name in `needs` what it reads of `Leaves`."""
 
     def __call__(self, leaves: Leaves, answers: Answers) -> Votes: ...
 

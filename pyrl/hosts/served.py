@@ -19,6 +19,7 @@ from pyrl.answers import EQUIVALENCES, Equivalence, classify, extractor_named
 from pyrl.answers.reading import decoder
 from pyrl.baselines import Informative
 from pyrl.checks import one_of
+from pyrl.engine import TRUNCATED
 from pyrl.forest import Forest
 from pyrl.hosts.requests import Ask, RequestEngine
 from pyrl.leaves import Leaves, collect, needs_of, score
@@ -169,7 +170,7 @@ class Grower:
             logprob_N=self._split(kept, kept.rows.logprob_T),
             **self._credit(kept, reward_N[kept_N]),
             reward_N=reward_N[kept_N],
-            truncated_N=kept.finish_N == 2,
+            truncated_N=kept.finish_N == TRUNCATED,
             votes=len(leaves.leaf_N),
             ratio=float(votes.ratio_G[0]),
             requests=engine.requests,

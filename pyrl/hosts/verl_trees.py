@@ -193,6 +193,7 @@ def check_config(config: Any) -> None:
     validation = rollout.val_kwargs
     for option, given, expected, why in (
         ("trainer.use_v1", config.trainer.use_v1, True, "only it takes rewards of tokens"),
+        ("rollout.full_determinism", rollout.full_determinism, False, "siblings would be equal"),
         ("rollout.calculate_log_probs", rollout.calculate_log_probs, True, "trees read them"),
         ("algorithm.use_kl_in_reward", algorithm.use_kl_in_reward, False, "rewards are advantages"),
         (

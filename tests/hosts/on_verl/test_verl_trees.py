@@ -242,6 +242,10 @@ def test_a_response_that_cannot_train_fails_the_prompt(
     ("options", "message"),
     [
         ({"actor_rollout_ref__rollout__n": 1}, "^rollout.n: expected the leaves .* got 1"),
+        (
+            {"actor_rollout_ref__rollout__full_determinism": True},
+            "^rollout.full_determinism: expected False with trees .siblings would be equal",
+        ),
         ({"trainer__use_v1": False}, "^trainer.use_v1: expected True with trees"),
         ({"algorithm__use_kl_in_reward": True}, "^algorithm.use_kl_in_reward: expected False"),
         ({"algorithm__adv_estimator": "grpo"}, r"^algorithm.adv_estimator: .*given.*got grpo"),
