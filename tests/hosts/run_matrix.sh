@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The tests of verl's and OpenRLHF's adapters over releases of both, a line for each release.
-# It runs in an environment that has pyrl's own packages; hosts go to a scratch folder.
+# It runs where pyrl is installed; hosts go to a scratch folder.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 scratch=$(mktemp -d)
@@ -15,7 +15,7 @@ run() { # HOST RELEASE
   pip install -q --no-deps --target "$folder" "$1==$2" "${needed[@]}" 2>"$scratch/pip" ||
     { cat "$scratch/pip" && exit 1; }
   local code=0
-  PYTHONPATH="$PWD:$folder" python -m pytest -q -W ignore "tests/hosts/on_$1" \
+  PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$folder" pytest -q -W ignore "tests/hosts/on_$1" \
     >"$scratch/log" 2>&1 || code=$?
   printf '%-9s %-7s %s\n' "$1" "$2" "$(tail -1 "$scratch/log")"
   [ "$code" = 0 ] || { cat "$scratch/log" && exit 1; }
@@ -25,7 +25,8 @@ refused() { # HOST RELEASE: an older one, which the adapter names in its sentenc
   local folder="$scratch/$1-$2"
   pip install -q --no-deps --target "$folder" "$1==$2" 2>"$scratch/pip" ||
     { cat "$scratch/pip" && exit 1; }
-  PYTHONPATH="$PWD:$folder" python -W ignore -c "import pyrl.hosts.$1" 2>"$scratch/log" && exit 1
+  (cd "$scratch" && PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$folder" \
+    python -W ignore -c "import pyrl.hosts.$1" 2>"$scratch/log") && exit 1
   printf '%-9s %-7s %s\n' "$1" "$2" "$(tail -1 "$scratch/log")"
 }
 
