@@ -89,7 +89,7 @@ def _eval_samples(self: Any, **generate_kwargs: Any) -> Any:
 
 
 def _advantages(self: Any, experiences: list[Any]) -> list[Any]:
-    """OpenRLHF's returns and numbers of a step, with the trees' advantages in the place of its own.
+    """OpenRLHF's returns and numbers of a step; the advantages are those of the trees.
 
     ValueError names an option that contradicts them.
     """
@@ -107,7 +107,7 @@ def _advantages(self: Any, experiences: list[Any]) -> list[Any]:
 
 
 def _forward(loss: Loss, mode: str) -> Callable[..., tuple[Any, ...]]:
-    """OpenRLHF's `PolicyLoss.forward` with pyrl's loss, and the numbers of its own beside it."""
+    """OpenRLHF's `PolicyLoss.forward` with pyrl's loss, beside OpenRLHF's numbers."""
 
     def forward(
         self: Any,
@@ -169,13 +169,13 @@ def _check_options(module: Any, loss: Loss, mode: str, rollout_log_probs: Tensor
         if options.get(name, off) != off:
             raise ValueError(
                 f"--algo.advantage.{name}: expected {off} with a loss of pyrl, of which tis, "
-                f"icepop and mis have importance weights of their own, got {options[name]}"
+                f"icepop and mis bring importance weights, got {options[name]}"
             )
     for name, default in OWN.items():
         if options[name] != default:
             raise ValueError(
-                f"{name}: expected OpenRLHF's default {default}, since pyrl's loss has numbers of "
-                f"its own, got {options[name]}"
+                f"{name}: expected OpenRLHF's default {default}, since pyrl's loss brings its "
+                f"numbers, got {options[name]}"
             )
     if mode != "token-mean" and module.token_level_loss:
         raise ValueError(

@@ -50,7 +50,7 @@ class Reply:
 
 
 Ask = Callable[[list[int], int], Coroutine[Any, Any, Reply] | Awaitable[Reply]]
-"""Asks for what follows these token ids, of at most so many tokens."""
+"""Asks what follows these token ids; the number is that of tokens at most."""
 
 
 @dataclass(eq=False)

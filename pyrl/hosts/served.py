@@ -126,7 +126,7 @@ class Grower:
         one_of(self.equivalence, EQUIVALENCES, "equivalence")
 
     def sized(self, leaves: int, max_tokens: int, votes: int | None = None) -> Grower:
-        """For trees of which so many leaves train and vote, or `votes` vote."""
+        """For trees of which `leaves` train and vote; with `votes`, as many vote as it says."""
         sample = replace(
             self.algorithm.sample,
             votes=leaves if votes is None else votes,

@@ -102,10 +102,10 @@ def policy_loss(
         ),
         rollout_is_weights,
     )
-    apart_NL = (old_log_prob - log_prob.detach())[response_mask.bool()]
+    distance_NL = (old_log_prob - log_prob.detach())[response_mask.bool()]
     metrics = {
         "actor/pg_clipfrac": result.clipped_low + result.clipped_high,
-        "actor/ppo_kl": apart_NL.double().mean().item(),
+        "actor/ppo_kl": distance_NL.double().mean().item(),
         "actor/pg_clipfrac_lower": result.clipped_dual,
     }
     return result.loss, {key: value for key, value in metrics.items() if value == value}
@@ -143,7 +143,7 @@ def check_actor(name: str, loss: Loss, mode: str, config: Any) -> None:
             if given != default[option]:
                 raise ValueError(
                     f"{where}.{option}: expected verl's default {default[option]}, since {name} "
-                    f"has numbers of its own, got {given}; pyrl.hosts.verl.register takes a loss "
+                    f"brings its numbers, got {given}; pyrl.hosts.verl.register takes a loss "
                     f"with others"
                 )
 

@@ -112,7 +112,7 @@ def test_calls_for_a_prompt_share_a_tree_of_as_many_leaves(tmp_path: Path) -> No
         assert row["advantages"][:2] == [0, 0]
 
 
-def test_prompts_at_the_same_time_have_trees_of_their_own(tmp_path: Path) -> None:
+def test_prompts_at_the_same_time_have_a_tree_each(tmp_path: Path) -> None:
     server = Server()
     made = actor(executor(tmp_path), server)
     first, second = responses(made, "a b", "a c", samples=5)

@@ -41,7 +41,7 @@ def test_the_options_of_the_command_do_not_contradict_each_other() -> None:
     assert settings.actor_rollout_ref.rollout.n == 16
 
 
-def test_a_module_with_a_loss_of_its_own_registers_it() -> None:
+def test_the_module_with_other_numbers_registers_its_loss() -> None:
     (text,) = blocks("docs/hosts.md", "verl", "python")
     exec(text, {})
     assert core_algos.get_policy_loss_fn("pyrl/gspo_wide").args[1].bounds.low == 1e-3
