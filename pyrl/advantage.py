@@ -123,6 +123,7 @@ class MassBaseline:
     count the same."""
     eps: float = 1e-6
     """Added to the deviation."""
+    needs = ("weight_N",)
 
     def __post_init__(self) -> None:
         finite(self, "power", "eps")
@@ -175,6 +176,7 @@ class Ancestors:
     """Added to a deviation."""
     single: Literal["zero", "reward"] = "zero"
     """What an ancestor of one leaf contributes: 0, or v(x) as with mean 0 and std 1."""
+    needs = ("segments",)
 
     def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
         options = _core.tree.AncestorOptions(
@@ -212,6 +214,7 @@ class TreeRLReleased:
 
     centre: Literal["token", "step"] = "token"
     """mu weighs a segment by leaves * tokens, or by leaves."""
+    needs = ("segments",)
 
     def __post_init__(self) -> None:
         if self.centre not in ("token", "step"):
@@ -271,7 +274,7 @@ class EntropyReshape:
     """Largest factor of an advantage."""
     entropy_floor: float = 1e-4
     """A group of lower mean entropy (nats) has collapsed: its ratios are noise, so Y = 1."""
-    needs = ("advantage_T",)
+    needs = ("advantage_T", "entropy_N")
 
     def __post_init__(self) -> None:
         if not self.y_min <= self.y_max:
@@ -348,7 +351,11 @@ class Hybrid:
     of: Literal["mass", "token"] = "mass"
     """Confidence is the mass of the five most probable tokens, or the sampled one's probability, as
     in the released scripts."""
-    needs = ("advantage_T",)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        sure = "confidence_T" if self.of == "mass" else "logprob_T"
+        return ("advantage_T", "entropy_T", sure)
 
     def __post_init__(self) -> None:
         one_of(self.of, ("mass", "token"), "confidence")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,11 @@ class Finished:
 
 
 class Fork(Protocol):
-    """A rule may decide while a branch grows (lowered to C++, or `width`), at its end, or never."""
+    """A rule may decide while a branch grows (lowered to C++, or `width`), at its end, or never.
+
+    It may name in `needs` which columns of `Scored` it reads at the end: not every host of
+    `pyrl.hosts` has them all.
+    """
 
     def trunks(self, votes: int) -> int:
         """Independent samples to begin with, when `votes` leaves are wanted."""
@@ -101,6 +105,7 @@ class TopEntropy(Flat):
     """Tokens between two forks of one trunk; 0 is the paper's strict top-N."""
     mask_tail: int = 8
     """Last tokens of a trunk that never fork."""
+    needs: ClassVar[tuple[str, ...]] = ("entropy_T",)
 
     def __post_init__(self) -> None:
         at_least(0, self, "forks", "siblings", "min_gap", "mask_tail")
@@ -126,6 +131,7 @@ class EPTree(TopEntropy):
 
     rounds: int = 1
     """L: each round chooses among all tokens of the tree, also those of earlier rounds."""
+    needs: ClassVar[tuple[str, ...]] = ("logprob_T",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

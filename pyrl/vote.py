@@ -44,7 +44,7 @@ class Votes:
 
 
 class Vote(Protocol):
-    """Elects a label for each prompt."""
+    """Elects a label for each prompt; it may name in `needs` what it reads of `Leaves`."""
 
     def __call__(self, leaves: Leaves, answers: Answers) -> Votes: ...
 
@@ -142,6 +142,10 @@ class Weighted:
         _check_tie(self.tie)
         if self.by not in ("inverse_width", "confidence"):
             raise ValueError(f"by: expected 'inverse_width' or 'confidence', got {self.by!r}")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("confidence_N",) if self.by == "confidence" else ()
 
     def __call__(self, leaves: Leaves, answers: Answers) -> Votes:
         weight_N = leaves.weight_N if self.by == "inverse_width" else leaves.confidence_N

@@ -31,6 +31,11 @@ LOOSE = {
 
 PASSED_ON = {
     "pyrl/learner/recompute.py _recomputed": "a layer is called as its model calls it",
+    "pyrl/hosts/openrlhf.py _experience": "the host's method has these parameters",
+    "pyrl/hosts/openrlhf.py _eval_samples": "the host's method has these parameters",
+    "pyrl/hosts/openrlhf.py held": "the host's method has these parameters",
+    "pyrl/hosts/verl_trees.py __init__": "a loop is made as its host makes it",
+    "pyrl/hosts/verl_trees.py run": "a row of the host's data has columns of any name",
 }
 """Functions that may pass options through, with the reason."""
 

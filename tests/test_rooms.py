@@ -64,8 +64,9 @@ PYTHON = {
     ),
     # Doors in other trainers.
     "hosts": (
-        "advantage algorithm answers attention checks engine learner leaves loss methods pack "
-        "prompts report reward rollout run select train vote"
+        "advantage algorithm answers attention baselines checks engine forest fork "
+        "learner leaves logits loss methods pack presets prompts prune report reward "
+        "rollout run select train vote"
     ),
     "demo": "algorithm checks evaluate fork loss methods models prune reward run sources",
     "cli": "answers checks demo engine evaluate methods report run train",

@@ -15,7 +15,7 @@ from trl import GRPOConfig
 from pyrl.algorithm import Algorithm
 from pyrl.hosts.trl import TreeGRPOTrainer
 from pyrl.hosts.trl.options import LOSS
-from pyrl.hosts.trl.release import check_release
+from pyrl.hosts.versions import require
 from pyrl.methods import METHODS
 
 OTHER = {
@@ -126,8 +126,8 @@ def test_a_group_that_a_selection_cuts(tmp_path: Path) -> None:
 
 
 def test_a_release_that_the_door_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_release()
-    monkeypatch.setattr("pyrl.hosts.trl.release.version", lambda name: "2.0.0")
-    with pytest.raises(ImportError, match=r"expected TRL 1\.14 to 1\.16 .*, got 2\.0\.0"):
-        check_release()
+    require("trl")
+    monkeypatch.setattr("pyrl.hosts.versions.version", lambda name: "2.0.0")
+    with pytest.raises(ImportError, match=r"expected trl >=1\.14,<1\.17 .* got 2\.0\.0"):
+        require("trl")
     assert importlib.metadata.version("trl")[:4] in ("1.14", "1.15", "1.16")

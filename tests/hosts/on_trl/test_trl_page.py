@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-PAGE = (Path(__file__).parents[2] / "docs/hosts.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[3] / "docs/hosts.md").read_text("utf-8")
 
 
 def test_the_lines_of_the_page_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,13 @@
+"""Tests of the adapter for OpenRLHF; they run where OpenRLHF is installed (docs/hosts.md)."""
+
+from importlib.util import find_spec
+
+import pytest
+
+if find_spec("openrlhf") is None:
+    collect_ignore_glob = ["test_*.py"]
+else:
+
+    def pytest_configure(config: pytest.Config) -> None:
+        """OpenRLHF, and what it imports, warn of many things that are not pyrl's."""
+        config.addinivalue_line("filterwarnings", "default")
