@@ -39,7 +39,7 @@ def test_updates_below_the_spacing_of_bfloat16_are_right_in_the_mean() -> None:
     optimizer = walked(moved, gradients)
     change, expected = moved.double().mean() - 1, float(exact.detach()) - 1
     assert abs(expected) < 4e-5 < 0.5 * torch.finfo(torch.bfloat16).eps / 2
-    assert moved.unique().numel() == 2
+    assert 0.98 < (moved == 1).double().mean() < 1
     # The spacing below 1 is 2^-8: the mean of so many draws has this error.
     error = np.sqrt(abs(expected) * 2**-8 / len(start))
     assert abs(change - expected) < 5 * error
