@@ -3,11 +3,13 @@
     python benchmarks/demo_unique.py votes
     python benchmarks/demo_unique.py learning
     python benchmarks/demo_unique.py rates
+    python benchmarks/demo_unique.py choices
 
 votes: the untrained model answers the held-out questions; what its votes are worth by tokens.
 learning: `pyrl demo`'s runs of 80 steps, scored by greedy answers. TTRL stands beside with its 16
 samples a question, and with as many as cost the same tokens.
 rates: the same at other learning rates.
+choices: the trees with one choice after the other changed.
 
 Every run has a thread and a directory below --output, and goes on there when it is started again.
 """
@@ -24,6 +26,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from pyrl.advantage import MassBaseline
 from pyrl.algorithm import Algorithm
 from pyrl.answers import EQUIVALENCES, EXTRACTORS, classify
 from pyrl.answers.reading import decoder
@@ -39,6 +42,10 @@ from pyrl.rollout import Rollout, make_signals
 from pyrl.train import Trainer
 
 GREEDY = replace(SCORING, samples=1, votes=0, exact=0)
+CHOICES = (
+    *("leaves 3", "leaves 5", "leaves 8", "power of W 0", "power of W 1"),
+    *("temperature 0.8", "temperature 1.0", "updates a step 1", "updates a step 4"),
+)
 HELD_OUT, LONGER = (f"eval/{name}/greedy" for name in EVAL_SETS)
 
 
@@ -106,9 +113,13 @@ def votes(seeds: list[int]) -> None:
 def train(method: str, size: int, rate: float, seed: int, output: Path) -> list[float]:
     """Greedy held-out and at length 18, sampled tokens, and the last step's idle questions."""
     folder = output / f"{method}-{size}-{rate:g}-{seed}"
+    return trained(with_votes(method, size), method, rate, seed, folder)
+
+
+def trained(algorithm: Algorithm, method: str, rate: float, seed: int, folder: Path) -> list[float]:
     run = replace(
         demo_run(method, output=folder, seed=seed),
-        algorithm=with_votes(method, size),
+        algorithm=algorithm,
         learning_rate=rate,
         eval_every=0,
         save_every=20,
@@ -149,9 +160,37 @@ def rates(seeds: list[int], output: Path) -> None:
             row(f"{rate:g}", method, *(f"{score:.3f}" for score in scores))
 
 
+def changed(choice: str) -> Algorithm:
+    """The demo's method with one choice changed."""
+    algorithm = METHODS["ttrl_unique"]()
+    name, value = choice.rsplit(" ", 1)
+    match name:
+        case "leaves":
+            return with_votes("ttrl_unique", int(value))
+        case "power of W":
+            return replace(algorithm, advantage=(MassBaseline(power=float(value)),))
+        case "temperature":
+            return replace(algorithm, sample=replace(algorithm.sample, temperature=float(value)))
+        case "updates a step":
+            return replace(algorithm, updates_per_step=int(value))
+    raise ValueError(f"choice: expected a known one, got {choice!r}")
+
+
+def choices(seeds: list[int], output: Path) -> None:
+    """What each default is worth."""
+    table("changed", *(f"held-out, seed {seed}" for seed in seeds), "sampled tokens")
+    for choice in CHOICES:
+        folder = output / choice.replace(" ", "-")
+        found = [
+            trained(changed(choice), "ttrl_unique", 2e-5, seed, folder / str(seed))
+            for seed in seeds
+        ]
+        row(choice, *(f"{one[0]:.3f}" for one in found), f"{np.mean([f[2] for f in found]):,.0f}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("table", choices=("votes", "learning", "rates"))
+    parser.add_argument("table", choices=("votes", "learning", "rates", "choices"))
     parser.add_argument("--output", type=Path, default=Path("runs/unique"))
     parser.add_argument("--seeds", type=int, nargs="+")
     options = parser.parse_args()
@@ -161,6 +200,8 @@ def main() -> int:
         votes(options.seeds or [0, 1, 2, 3])
     elif options.table == "learning":
         learning(options.seeds or [0, 1, 2, 3, 4], options.output)
+    elif options.table == "choices":
+        choices(options.seeds or [0, 1], options.output)
     else:
         rates(options.seeds or [0, 1], options.output)
     return 0
