@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tests of verl's and OpenRLHF's adapters over releases of both, a line for each release.
+# The tests of the doors over releases of their hosts, a line for each release.
 # It runs where pyrl is installed; hosts go to a scratch folder.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -30,6 +30,7 @@ refused() { # HOST RELEASE: an older one, which the adapter names in its sentenc
   printf '%-9s %-7s %s\n' "$1" "$2" "$(tail -1 "$scratch/log")"
 }
 
+for release in 1.14.0 1.16.0; do run trl "$release"; done
 for release in 0.9.0 0.9.1; do run verl "$release"; done
 refused verl 0.8.0
 for release in 0.10.4 0.11.1 0.11.2; do run openrlhf "$release"; done
