@@ -142,7 +142,8 @@ class Reader:
             return linear_token_stats(
                 hidden_UH, weight_VH, label_U, self._temperature, bias=bias, **asked
             )
-        logits_UV = model(**inputs, logits_to_keep=predictor_U).logits[0]
+        # Not `[0]`, whose gradient would be a second [1, U, V] matrix of zeros first.
+        logits_UV = model(**inputs, logits_to_keep=predictor_U).logits.squeeze(0)
         # The head's product does not need its result again: the gradient takes its place.
         return token_stats(logits_UV, label_U, self._temperature, inplace=True, **asked)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 from learner_batch import assert_close, demo_model, gradient, moved, on_policy, settings
 from model_families import exact_norms, tiny
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from pyrl._core.tree import pack_flat
@@ -229,3 +232,33 @@ def test_log_probs_that_differ_between_rows_of_one_token_are_kept_and_counted() 
     assert_close(gradient(Learner(demo_model(), None, settings()), batch), expected, 1e-6)
     learner.gradient(same)
     assert learner.reader.metrics()["pack/disagreeing"] == 0
+
+
+class Matrices(TorchDispatchMode):
+    """Operations whose tensors of so many elements lie in memory of their own."""
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self.elements, self.made = elements, dict[str, Tensor]()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.numel() == self.elements:
+            known = {tensor.data_ptr() for tensor in self.made.values()}
+            if out.data_ptr() not in known:
+                self.made[str(function)] = out
+        return out
+
+
+def test_a_pass_makes_one_matrix_of_logits_whose_gradient_takes_its_place() -> None:
+    """Zeros that a gradient is written into would be a second one."""
+    model, batch = demo_model(torch.float32), tree_batch(0)
+    learner = Learner(model, None, settings())
+    tree = learner.reader._packed(batch)
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    with Matrices(len(tree.label_U) * vocabulary) as seen:
+        stats_T = learner.reader(model, batch)
+        (stats_T.logprob.sum() + stats_T.entropy.sum()).backward()
+    assert len(seen.made) == 1, seen.made.keys()
