@@ -42,10 +42,7 @@ from pyrl.rollout import Rollout, make_signals
 from pyrl.train import Trainer
 
 GREEDY = replace(SCORING, samples=1, votes=0, exact=0)
-CHOICES = (
-    *("leaves 3", "leaves 5", "leaves 8", "power of W 0", "power of W 1"),
-    *("temperature 0.8", "temperature 1.0", "updates a step 1", "updates a step 4"),
-)
+CHOICES = ("leaves 3", "leaves 5", "leaves 8", "power of W 0", "power of W 1", "temperature 0.8")
 HELD_OUT, LONGER = (f"eval/{name}/greedy" for name in EVAL_SETS)
 
 
@@ -171,8 +168,6 @@ def changed(choice: str) -> Algorithm:
             return replace(algorithm, advantage=(MassBaseline(power=float(value)),))
         case "temperature":
             return replace(algorithm, sample=replace(algorithm.sample, temperature=float(value)))
-        case "updates a step":
-            return replace(algorithm, updates_per_step=int(value))
     raise ValueError(f"choice: expected a known one, got {choice!r}")
 
 
