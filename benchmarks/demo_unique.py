@@ -37,8 +37,9 @@ from pyrl.leaves import collect
 from pyrl.models import load_model
 from pyrl.prompts import load_prompts
 from pyrl.report import Progress
-from pyrl.report.metrics import read_metrics
+from pyrl.report.metrics import Row, read_metrics
 from pyrl.rollout import Rollout, make_signals
+from pyrl.run.config import Run
 from pyrl.train import Trainer
 
 GREEDY = replace(SCORING, samples=1, votes=0, exact=0)
@@ -115,21 +116,23 @@ def train(method: str, size: int, rate: float, seed: int, output: Path) -> list[
 
 def trained(algorithm: Algorithm, method: str, rate: float, seed: int, folder: Path) -> list[float]:
     run = replace(
-        demo_run(method, output=folder, seed=seed),
-        algorithm=algorithm,
-        learning_rate=rate,
-        eval_every=0,
-        save_every=20,
-        resume=(folder / "run.yaml").exists(),
+        demo_run(method, output=folder, seed=seed), algorithm=algorithm, learning_rate=rate
     )
+    scores, _, rows = finished(run)
+    last = [metrics for metrics in rows if "num_tokens" in metrics][-1]
+    return [*scores, last["num_tokens"], last["frac_reward_zero_std"]]
+
+
+def finished(run: Run) -> tuple[list[float], Trainer, list[Row]]:
+    """A run of the demo, or what is missing of it: its greedy scores on both sets, and metrics."""
+    resume = (run.output / "run.yaml").exists()
+    run = replace(run, eval_every=0, save_every=20, resume=resume)
     with Progress(console=Console(file=StringIO())) as progress:
         trainer = Trainer(run, progress, scoring=GREEDY, eval_sets=EVAL_SETS)
         trainer.train()
         trainer.close()
-    rows = read_metrics(folder / "metrics.jsonl")
-    last = [metrics for metrics in rows if "num_tokens" in metrics][-1]
-    scores = [[r[name] for r in rows if name in r][-1] for name in (HELD_OUT, LONGER)]
-    return [*scores, last["num_tokens"], last["frac_reward_zero_std"]]
+    rows = read_metrics(run.output / "metrics.jsonl")
+    return [[r[name] for r in rows if name in r][-1] for name in (HELD_OUT, LONGER)], trainer, rows
 
 
 def learning(seeds: list[int], output: Path) -> None:

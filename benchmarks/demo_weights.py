@@ -12,19 +12,14 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from demo_unique import GREEDY, HELD_OUT, LONGER, row, table
-from rich.console import Console
+from demo_unique import finished, row, table
 
-from pyrl.demo.run import EVAL_SETS, demo_run
+from pyrl.demo.run import demo_run
 from pyrl.models.lora import LoRA
-from pyrl.report import Progress
-from pyrl.report.metrics import read_metrics
-from pyrl.train import Trainer
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -36,19 +31,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def train(name: str, seed: int, output: Path) -> tuple[list[float], float, float]:
     """Greedy held-out and at length 18, the seconds of training, the parameters that train."""
     folder = output / f"{name.replace(' ', '-')}-{seed}"
-    run = replace(
-        demo_run("ttrl_unique", output=folder, seed=seed),
-        eval_every=0,
-        save_every=20,
-        resume=(folder / "run.yaml").exists(),
-        **VARIANTS[name],
-    )
-    with Progress(console=Console(file=StringIO())) as progress:
-        trainer = Trainer(run, progress, scoring=GREEDY, eval_sets=EVAL_SETS)
-        trainer.train()
-        trainer.close()
-    rows = read_metrics(folder / "metrics.jsonl")
-    scores = [[r[key] for r in rows if key in r][-1] for key in (HELD_OUT, LONGER)]
+    run = demo_run("ttrl_unique", output=folder, seed=seed)
+    scores, trainer, rows = finished(replace(run, **VARIANTS[name]))
     count = sum(p.numel() for p in trainer.learner.parameters)
     return scores, sum(r.get("step_time", 0) for r in rows), count
 

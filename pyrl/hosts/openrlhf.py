@@ -19,9 +19,9 @@ from pyrl.hosts.versions import require
 from pyrl.loss import Loss
 
 require("openrlhf")
-from openrlhf.models.loss import PolicyLoss, aggregate_loss  # noqa: E402
-from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker  # noqa: E402
-from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator  # noqa: E402
+from openrlhf.models.loss import PolicyLoss, aggregate_loss
+from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
+from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 
 __all__ = ["TreeExecutor", "install"]
 

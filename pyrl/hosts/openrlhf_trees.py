@@ -22,7 +22,7 @@ from pyrl.reward import TrueReward
 from pyrl.select import First, SelectAfter
 
 require("openrlhf")
-from openrlhf.utils.agent import AgentExecutorBase  # noqa: E402
+from openrlhf.utils.agent import AgentExecutorBase
 
 
 class Held(str):

@@ -180,7 +180,7 @@ class Trees:
             raise ValueError(f"{path}: expected what pyrl saves beside a checkpoint, found no file")
         with safe_open(path, "numpy") as file:
             record = json.loads(file.metadata()["record"])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            arrays = {name: file.get_tensor(name) for name in sorted(file.keys())}
         signals = arrays.pop("signals", None)
         if (signals is None) != (self.signals is None):
             raise ValueError(f"{path}: expected the state of {self.algorithm.fork}, got another's")

@@ -29,7 +29,7 @@ from pyrl.methods.choices import ADVANTAGES
 from pyrl.presets import PRESETS
 
 require("verl")
-from verl.trainer.ppo import core_algos  # noqa: E402
+from verl.trainer.ppo import core_algos
 
 PREFIX = "pyrl/"
 

@@ -26,14 +26,14 @@ from pyrl.prompts import Prompt
 from pyrl.prompts.chat import last_user, read_messages
 
 require("verl")
-from verl.experimental.agent_loop.agent_loop import (  # noqa: E402
+from verl.experimental.agent_loop.agent_loop import (
     AgentLoopMetrics,
     AgentLoopOutput,
 )
-from verl.experimental.agent_loop.single_turn_agent_loop import (  # noqa: E402
+from verl.experimental.agent_loop.single_turn_agent_loop import (
     SingleTurnAgentLoop,
 )
-from verl.trainer.ppo import core_algos  # noqa: E402
+from verl.trainer.ppo import core_algos
 
 STEPS = ("min_global_steps", "max_global_steps")
 """The first and the last version of the weights that drew a response."""

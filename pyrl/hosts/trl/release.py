@@ -10,8 +10,8 @@ from pyrl.hosts.versions import require
 
 require("trl")
 
-from accelerate.utils import is_peft_model  # noqa: E402
-from trl import GRPOConfig, GRPOTrainer  # noqa: E402
+from accelerate.utils import is_peft_model
+from trl import GRPOConfig, GRPOTrainer
 
 __all__ = ["GRPOConfig", "GRPOTrainer", "base_model"]
 

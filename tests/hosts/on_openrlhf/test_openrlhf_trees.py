@@ -209,7 +209,7 @@ def test_logprobs_of_another_temperature_are_left_out(tmp_path: Path) -> None:
 
 
 def test_a_method_that_openrlhf_cannot_carry_is_refused_when_the_file_is_loaded() -> None:
-    class Echo(door.TreeExecutor):  # type: ignore[misc, name-defined]
+    class Echo(door.TreeExecutor):
         algorithm = METHODS["echo"]()
 
     with pytest.raises(ValueError, match=r"^fork: expected a choice that works in openrlhf"):

@@ -100,7 +100,7 @@ def test_other_writers_of_responses_and_evaluation_without_rewards(tmp_path: Pat
 def test_a_loss_and_an_equivalence_that_there_are_not(tmp_path: Path) -> None:
     refused("^loss: expected 'host' or 'pyrl', got 'both'", config(tmp_path), loss="both")
     with pytest.raises(ValueError, match="equivalence"):
-        TreeGRPOTrainer(**arguments(config(tmp_path)), equivalence="fuzzy")  # type: ignore[arg-type]
+        TreeGRPOTrainer(**arguments(config(tmp_path)), equivalence="fuzzy")
 
 
 def test_a_tokenizer_of_another_vocabulary(tmp_path: Path) -> None:

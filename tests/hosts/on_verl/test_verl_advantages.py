@@ -85,4 +85,4 @@ def test_every_advantage_is_registered_and_computes_or_names_what_it_lacks() -> 
 
 def test_a_batch_without_questions_is_refused() -> None:
     with pytest.raises(ValueError, match=r"pyrl/grpo: expected uid of each row, got none"):
-        door.estimate("pyrl/grpo", ADVANTAGES["grpo"](), outcome(), MASK)  # type: ignore[arg-type]
+        door.estimate("pyrl/grpo", ADVANTAGES["grpo"](), outcome(), MASK)
