@@ -78,8 +78,9 @@ def permute_rotary(weight: np.ndarray, heads: int) -> np.ndarray:
     return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(weight.shape))
 
 
-def write_gguf(path: Path, model: PreTrainedModel) -> Path:
-    """A tiny model as a GGUF file of the kind that is handed around, but in full precision."""
+def write_gguf(path: Path, model: PreTrainedModel, *, quantized: bool = False) -> Path:
+    """A tiny model as a GGUF file of the kind that is handed around, if asked in 8 bits."""
+    kind = gguf.GGMLQuantizationType.Q8_0
     config = model.config
     writer = gguf.GGUFWriter(path, config.model_type)
     writer.add_block_count(config.num_hidden_layers)
@@ -112,7 +113,12 @@ def write_gguf(path: Path, model: PreTrainedModel) -> Path:
                 values = permute_rotary(values, count)
         for ours, theirs in GGUF_NAMES.items():
             name = name.replace(ours, theirs)
-        writer.add_tensor(name, values)
+        if quantized and values.ndim == 2:
+            blocks = gguf.quants.quantize(values, kind)
+            tensor.copy_(torch.from_numpy(gguf.quants.dequantize(blocks, kind)))
+            writer.add_tensor(name, blocks, raw_dtype=kind)
+        else:
+            writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -343,7 +349,7 @@ def test_a_gguf_file_of_another_architecture_is_a_model(tmp_path, llama, monkeyp
     for name, parameter in qwen.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter)
-    file = write_gguf(tmp_path / "qwen.gguf", qwen)
+    file = write_gguf(tmp_path / "qwen.gguf", qwen, quantized=True)
     ids = torch.arange(3, 12)[None]
     with caplog.at_level(logging.WARNING, logger="pyrl"), torch.no_grad():
         for name in ("first.gguf", "moved.gguf"):

@@ -273,6 +273,23 @@ def test_a_checkpoint_without_its_record_is_refused(
         checkpoint.latest(tmp_path)
 
 
+@pytest.mark.parametrize("numbered", [True, False])
+def test_a_checkpoint_of_another_format_is_refused(
+    numbered: bool, loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first format had no number and no states of choices."""
+    monkeypatch.setattr(checkpoint, "FORMAT", 1)
+    path = save(tmp_path, 1, loaded) / checkpoint.STATE
+    check(tmp_path, 1)
+    monkeypatch.undo()
+    if not numbered:
+        record = json.loads(path.read_text())
+        del record["format"], record[checkpoint.SEAL]
+        path.write_text(checkpoint._sealed(record))
+    with pytest.raises(CheckpointError, match=r"checkpoint-1: expected .* format 2, got format 1"):
+        checkpoint.latest(tmp_path)
+
+
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_only_the_newest_checkpoints_stay(keep: int, loaded: Loaded, tmp_path: Path) -> None:
     for step in (8, 9, 10, 11):  # 10 comes after 9, though not in the alphabet
