@@ -30,6 +30,7 @@ from pyrl.leaves import Look
 from pyrl.logits.token_stats import Options
 from pyrl.loss.axis import LossState, check_needs
 from pyrl.loss.bounds import has_radii
+from pyrl.loss.columns import Columns
 from pyrl.loss.loss import LEARNED, Loss
 from pyrl.loss.old_policy import (
     Memory,
@@ -40,7 +41,6 @@ from pyrl.loss.old_policy import (
     nucleus_level,
     tensors,
 )
-from pyrl.loss.policy_loss import policy_loss
 from pyrl.loss.terms import Terms, loss_terms, slots
 from pyrl.models.lora import has_adapter, without_adapter
 from pyrl.pack import TokenBatch, gather, pack
@@ -337,26 +337,20 @@ class Learner:
         )
 
     def _loss(self, batch: TokenBatch, terms: Terms, tally: Tally, exact: bool) -> Tensor:
-        nucleus = self.loss.nucleus
-        asked = None if nucleus is None else nucleus.asks(self.temperature, LossState())
-        stats = self.reader(self.model, batch, asked)
         reference = None
         if self.reference is not None and self.loss.has_reference:
             with torch.no_grad(), self.reference() as frozen:
                 reference = self.reader(frozen, batch).logprob
         columns = tensors(loss_columns(batch), self.model.device)
-        out = policy_loss(
-            stats.logprob,
-            stats.entropy,
-            loss=self.loss,
-            old_logprob_T=stats.logprob.detach() if exact else columns["old_logprob_T"],
-            rollout_logprob_T=columns["rollout_logprob_T"],
-            ref_logprob_T=reference,
-            proxy_logprob_T=columns.get("proxy_logprob_T"),
-            expert_logprob_T=columns.get("expert_logprob_T"),
-            nucleus_entropy_T=stats.nucleus_entropy,
-            terms=terms,
-        )
+        given: Columns = {
+            "rollout_logprob_T": columns["rollout_logprob_T"],
+            "ref_logprob_T": reference,
+            "proxy_logprob_T": columns.get("proxy_logprob_T"),
+            "expert_logprob_T": columns.get("expert_logprob_T"),
+        }
+        if not exact:
+            given["old_logprob_T"] = columns["old_logprob_T"]
+        out, stats = self.reader.loss(self.model, batch, self.loss, terms, given)
         tally.add(out, stats, batch, terms)
         return out.loss
 

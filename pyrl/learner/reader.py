@@ -8,8 +8,9 @@ rows through it. Its backward pass adds what the rows ask for, whatever the loss
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,14 +21,24 @@ from transformers import PreTrainedModel
 from pyrl.attention import Layout
 from pyrl.logits.linear_token_stats import linear_token_stats
 from pyrl.logits.token_stats import Options, TokenStats, token_stats
+from pyrl.loss.axis import LossState
+from pyrl.loss.columns import Columns
+from pyrl.loss.fused import is_local
+from pyrl.loss.loss import Loss
+from pyrl.loss.policy_loss import policy_loss
+from pyrl.loss.result import PolicyLoss
+from pyrl.loss.shared import shared_policy_loss
+from pyrl.loss.terms import Terms
 from pyrl.pack import PackedTree, TokenBatch, pack_rows
 
 if TYPE_CHECKING:
     from pyrl.run.config import Run
 
-LOGITS_BYTES = 1 << 30
-"""Above it the [U, V] logits of a pass are not made at once: the head then works in chunks, which
-computes its product twice."""
+SMALL_LOGITS = 1 << 24
+"""Bytes of a pass's [U, V] logits above which they are made in chunks, where each is made once."""
+
+LARGE_LOGITS = 1 << 30
+"""The same where each chunk has to be made twice: for a loss that is not local to a token."""
 
 DISAGREEMENT = 1e-3
 """Nats: rounding makes less of a token that two branches drew after the same text."""
@@ -112,40 +123,74 @@ class Reader:
         """
         tree = self._packed(batch)
         self._passes += 1
-        label_U = torch.from_numpy(tree.label_U).to(model.device)
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=self._autocast):
-            stats = self._stats(model, tree, label_U, asked or Options())
+        with self._autocasting(model):
+            stats = self._stats(model, tree, asked or Options())
         unique_T = torch.from_numpy(tree.unique_T).to(model.device)
         columns = {f.name: getattr(stats, f.name) for f in fields(stats)}
         of_T = {k: v.index_select(0, unique_T) for k, v in columns.items() if v is not None}
         return replace(stats, **of_T)
 
-    def _stats(
-        self, model: PreTrainedModel, tree: PackedTree, label_U: Tensor, asked: Options
-    ) -> TokenStats:
+    def loss(
+        self,
+        model: PreTrainedModel,
+        batch: TokenBatch,
+        loss: Loss,
+        terms: Terms,
+        columns: Columns,
+    ) -> tuple[PolicyLoss, TokenStats]:
+        """`policy_loss` of a pass, differentiable, and its statistics [T].
+
+        Without `old_logprob_T` the policy has not moved since. One chunk of logits lies in memory
+        at a time, unless those of the pass are small or the loss is not local to a token.
+        """
+        tree = self._packed(batch)
+        if is_local(loss) and self._exceeds(SMALL_LOGITS, model, tree):
+            self._passes += 1
+            unique_T = torch.from_numpy(tree.unique_T).to(model.device)
+            with self._autocasting(model):
+                hidden_UH, weight_VH, bias, label_U = self._head(model, tree)
+            parts = (hidden_UH, weight_VH, label_U, unique_T, self._temperature)
+            return shared_policy_loss(*parts, bias=bias, loss=loss, terms=terms, **columns)
+        nucleus = loss.nucleus
+        asked = None if nucleus is None else nucleus.asks(self._temperature, LossState())
+        stats = self(model, batch, asked)
+        given: Columns = {"old_logprob_T": stats.logprob.detach(), **columns}
+        given["nucleus_entropy_T"] = stats.nucleus_entropy
+        return policy_loss(stats.logprob, stats.entropy, loss=loss, terms=terms, **given), stats
+
+    def _autocasting(self, model: PreTrainedModel) -> AbstractContextManager[object]:
+        return torch.autocast(model.device.type, torch.bfloat16, enabled=self._autocast)
+
+    def _exceeds(self, bound: int, model: PreTrainedModel, tree: PackedTree) -> bool:
+        """Whether the logits of a pass are too many, and can be made from hidden states."""
+        weight_VH = model.get_output_embeddings().weight
+        size = 2 if self._autocast else weight_VH.itemsize
+        return self.plain_head and size * len(tree.label_U) * len(weight_VH) > bound
+
+    def _stats(self, model: PreTrainedModel, tree: PackedTree, asked: Options) -> TokenStats:
         """The statistics [U] of the unique response tokens."""
-        device = model.device
-        inputs = {
-            "input_ids": torch.from_numpy(tree.input_J)[None].to(device),
-            "position_ids": torch.from_numpy(tree.position_J)[None].to(device),
-            "layout": Layout.of_tree(tree),
-            "use_cache": False,
-        }
-        predictor_U = torch.from_numpy(tree.predictor_U).to(device)
-        head = model.get_output_embeddings()
-        logits_bytes = 4 * len(label_U) * head.weight.shape[0]
-        if self.plain_head and logits_bytes > LOGITS_BYTES:
-            self._chunked += 1
-            hidden_UH = model.get_decoder()(**inputs).last_hidden_state[0, predictor_U]
-            weight_VH, bias = head.weight.to(hidden_UH.dtype), head.bias
-            bias = None if bias is None else bias.to(hidden_UH.dtype)
+        twice = torch.is_grad_enabled()
+        if self._exceeds(LARGE_LOGITS if twice else SMALL_LOGITS, model, tree):
+            self._chunked += twice
+            hidden_UH, weight_VH, bias, label_U = self._head(model, tree)
             return linear_token_stats(
                 hidden_UH, weight_VH, label_U, self._temperature, bias=bias, **asked
             )
+        inputs, predictor_U, label_U = _inputs(model, tree)
         # Not `[0]`, whose gradient would be a second [1, U, V] matrix of zeros first.
         logits_UV = model(**inputs, logits_to_keep=predictor_U).logits.squeeze(0)
         # The head's product does not need its result again: the gradient takes its place.
         return token_stats(logits_UV, label_U, self._temperature, inplace=True, **asked)
+
+    def _head(
+        self, model: PreTrainedModel, tree: PackedTree
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Last hidden states [U, H], weight and bias of the head, labels [U]."""
+        inputs, predictor_U, label_U = _inputs(model, tree)
+        hidden_UH = model.get_decoder()(**inputs).last_hidden_state[0, predictor_U]
+        head = model.get_output_embeddings()
+        bias = None if head.bias is None else head.bias.to(hidden_UH.dtype)
+        return hidden_UH, head.weight.to(hidden_UH.dtype), bias, label_U
 
     def _packed(self, batch: TokenBatch) -> PackedTree:
         prompt_N = np.diff(batch.input_offset_N1) - np.diff(batch.token_offset_N1)
@@ -163,3 +208,18 @@ class Reader:
         self._rows = self._unique = self._cut = self._passes = self._chunked = 0
         self._disagreeing = self._responses = 0
         return found
+
+
+def _inputs(model: PreTrainedModel, tree: PackedTree) -> tuple[dict[str, Any], Tensor, Tensor]:
+    """What the model is called with, the places [U] that predict a response token, and its id."""
+    arrays = (tree.input_J, tree.position_J, tree.predictor_U, tree.label_U)
+    input_J, position_J, predictor_U, label_U = (
+        torch.from_numpy(array).to(model.device) for array in arrays
+    )
+    inputs = {
+        "input_ids": input_J[None],
+        "position_ids": position_J[None],
+        "layout": Layout.of_tree(tree),
+        "use_cache": False,
+    }
+    return inputs, predictor_U, label_U

@@ -74,7 +74,7 @@ def fused_policy_loss(
     check_rows(logits_TV, label_T, inplace=inplace)
     refuse_forward_mode("fused_policy_loss", logits_TV)
     request = Request(temperature, softcap=softcap)
-    plan = _plan(loss, terms, columns, mask_T, offset_N1, logits_TV, label_T, per_token)
+    plan = _plan_of_rows(loss, terms, columns, mask_T, offset_N1, logits_TV, label_T, per_token)
     row_arguments = (label_T, request.packed(), plan.columns, plan.spec)
     if not (logits_TV.requires_grad and torch.is_grad_enabled()):
         stats_KT = torch.ops.pyrl.token_stats(logits_TV, label_T, request.packed(), False)
@@ -112,7 +112,7 @@ def linear_policy_loss(
     head = checked_head(hidden_TH, weight_VH, bias, label_T, chunk)
     refuse_forward_mode("linear_policy_loss", hidden_TH, weight_VH, bias)
     request = Request(temperature, softcap=softcap)
-    plan = _plan(loss, terms, columns, mask_T, offset_N1, hidden_TH, label_T, per_token)
+    plan = _plan_of_rows(loss, terms, columns, mask_T, offset_N1, hidden_TH, label_T, per_token)
     inputs = (hidden_TH, weight_VH, bias)
     detached = [None if tensor is None else tensor.detach() for tensor in inputs]
     recording = torch.is_grad_enabled()
@@ -134,7 +134,7 @@ def linear_policy_loss(
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """A loss that is local to a token, as the kernels read it."""
 
     loss: Loss
@@ -142,6 +142,8 @@ class _Plan:
     given: dict[str, Any]
     columns: list[Tensor | None]
     """In the order of TOKEN_COLUMNS."""
+    old: list[str]
+    """The names of those that are the old policy's log-probs."""
     spec: list[float]
     """The numbers of a LossSpec."""
     per_token: bool
@@ -162,7 +164,29 @@ class _Plan:
         return replace(out, loss=with_gradient(out.loss, inputs, gradients)), stats
 
 
-def _plan(
+def is_local(loss: Loss) -> bool:
+    """Whether a token's gradient is known as soon as its own log-prob and entropy are."""
+    return _not_local(loss) is None
+
+
+def plan_of(
+    loss: Loss,
+    terms: Terms,
+    columns: Mapping[str, Any],
+    like_T: Tensor,
+    per_token: bool = False,
+) -> Plan:
+    """The loss of tokens on the device of `like_T`, and as many. ValueError: it is not local."""
+    given = _given(loss, columns, like_T)
+    check_terms(terms, len(like_T), {})
+    lowered = lower(loss, "ref_logprob_T" in given)
+    found = token_columns(loss, lowered, terms, given)
+    found[TOKEN_COLUMNS.index("weight")] = terms.weight_T
+    old = [name for name, source in lowered.sources.items() if source == "old_logprob_T"]
+    return Plan(loss, terms, given, found, old, lowered.spec.numbers(), per_token)
+
+
+def _plan_of_rows(
     loss: Loss,
     terms: Terms | None,
     columns: Mapping[str, Any],
@@ -171,26 +195,36 @@ def _plan(
     rows: Tensor,
     label_T: Tensor,
     per_token: bool,
-) -> _Plan:
-    check_loss(loss)
-    tokens = rows.shape[0]
-    unknown_T = rows.new_empty(tokens, dtype=torch.float64)  # before the rows are visited
-    given = given_columns(unknown_T, unknown_T, columns)
-    del given["logprob_T"], given["entropy_T"]
-    lowered = lower(loss, "ref_logprob_T" in given)
-    if lowered.spec.scan:
-        _refuse_loss(f"Ratio.of = {loss.ratio.of!r}")
-    if isinstance(loss.bounds, PositionClip):
-        _refuse_loss("PositionClip")
+) -> Plan:
     if terms is None:
+        given = _given(loss, columns, label_T)
         terms = _local_terms(loss, given, mask_T, offset_N1, label_T)
     else:
-        check_terms(terms, tokens, {"mask_T": mask_T, "offset_N1": offset_N1})
-    if terms.nucleus_T is not None:
-        _refuse_loss("NucleusAnchor")
-    found = token_columns(loss, lowered, terms, given)
-    found[TOKEN_COLUMNS.index("weight")] = terms.weight_T
-    return _Plan(loss, terms, given, found, lowered.spec.numbers(), per_token)
+        check_terms(terms, rows.shape[0], {"mask_T": mask_T, "offset_N1": offset_N1})
+    return plan_of(loss, terms, columns, label_T, per_token)
+
+
+def _given(loss: Loss, columns: Mapping[str, Any], like_T: Tensor) -> dict[str, Tensor]:
+    """The columns, checked, of a loss that is local."""
+    check_loss(loss)
+    unknown_T = like_T.new_empty(len(like_T), dtype=torch.float64)  # before the rows are visited
+    given = given_columns(unknown_T, unknown_T, columns)
+    del given["logprob_T"], given["entropy_T"]
+    if (axis := _not_local(loss)) is not None:
+        raise ValueError(
+            f"loss: expected one that is local to a token, got {axis}; call token_stats or "
+            "linear_token_stats and then policy_loss"
+        )
+    return given
+
+
+def _not_local(loss: Loss) -> str | None:
+    """The axis that reads more than a token; None: there is none."""
+    if lower(loss, has_reference=False).spec.scan:
+        return f"Ratio.of = {loss.ratio.of!r}"
+    if isinstance(loss.bounds, PositionClip):
+        return "PositionClip"
+    return None if loss.nucleus is None else "NucleusAnchor"
 
 
 def _local_terms(
@@ -222,10 +256,3 @@ def _local_terms(
 
 _UNKNOWN = ("logprob_T", "entropy_T", "group_N", "state.entropy", "state.nucleus_entropy")
 """What a loss needs `terms` for."""
-
-
-def _refuse_loss(axis: str) -> None:
-    raise ValueError(
-        f"loss: expected one that is local to a token, got {axis}; call token_stats or "
-        "linear_token_stats and then policy_loss"
-    )

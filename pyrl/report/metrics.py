@@ -57,7 +57,7 @@ MEANING = {
     "pack/unique": "how many that were: rows with the same beginning share its tokens",
     "pack/repeated": "tokens read again where a tree did not fit in a pass / unique ones",
     "pack/disagreeing": "share of tokens whose log-prob at sampling another row contradicts",
-    "pack/chunked_head": "share of passes whose head worked in chunks, to save memory",
+    "pack/chunked_head": "share of passes that made their logits twice, to save memory",
     "old_logprobs/seconds": "seconds of the learner's pass over the samples before its updates",
     "old_logprobs/tokens": "tokens that this pass read",
     "vote/majority_ratio": "share of votes for the label, mean over prompts",

@@ -13,7 +13,16 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
-from learner_batch import assert_close, demo_model, gradient, moved, on_policy, settings
+from learner_batch import (
+    PLAIN,
+    assert_close,
+    demo_model,
+    gradient,
+    moved,
+    on_policy,
+    settings,
+    taken_gradient,
+)
 from model_families import exact_norms, tiny
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,7 +31,8 @@ from transformers import PreTrainedModel
 from pyrl._core.tree import pack_flat
 from pyrl.forest import Forest
 from pyrl.learner import Learner, reader
-from pyrl.loss import ExpertLeak, Loss
+from pyrl.logits import lm_head
+from pyrl.loss import KL, ExpertLeak, Loss
 from pyrl.loss.presets import PRESETS
 from pyrl.pack import TokenBatch, pack, pack_given
 
@@ -30,6 +40,37 @@ torch.set_num_threads(1)
 
 PREFIX = [[3, 4, 5, 12, 6], [3, 4, 5, 7]]
 """Two questions behind one text."""
+
+
+class Matrices(TorchDispatchMode):
+    """Operations whose tensors of so many elements lie in memory of their own."""
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self.elements, self.made = elements, dict[str, Tensor]()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.numel() == self.elements:
+            known = {tensor.data_ptr() for tensor in self.made.values()}
+            if out.data_ptr() not in known:
+                self.made[str(function)] = out
+        return out
+
+
+def logits_of(learner: Learner, batch: TokenBatch) -> Matrices:
+    """Watches for the [U, V] logits of these rows."""
+    tree = learner.reader._packed(batch)
+    return Matrices(len(tree.label_U) * learner.model.get_output_embeddings().weight.shape[0])
+
+
+def in_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The logits of any pass are made four tokens at a time."""
+    monkeypatch.setattr(reader, "SMALL_LOGITS", -1)
+    monkeypatch.setattr(lm_head, "USUAL_CHUNK", {"cpu": 4})
+    monkeypatch.setattr(lm_head, "LEAST_CHUNK", 1)
 
 
 def tree_batch(seed: int, forks: int = 5) -> TokenBatch:
@@ -107,8 +148,10 @@ def test_every_loss_moves_the_weights_as_on_flat_rows(
         prompts = [np.array(prompt, np.int64) for prompt in PREFIX]
         experts = pack_given(prompts, [np.array([2, 3, 4]), np.array([4, 4])])
     moved_to = {}
-    for how in ("flat", "tree"):
-        run = settings(preset(name), pack=how)
+    for how in ("flat", "tree", "hidden states"):
+        if how == "hidden states":
+            in_small_chunks(monkeypatch)
+        run = settings(preset(name), pack="flat" if how == "flat" else "tree")
         learner = Learner(copy.deepcopy(model), moved(model), run)
         learner.optimizer = torch.optim.SGD(learner.parameters, lr=1.0)
         learner.update(batch, batch.group_N, 0, experts)
@@ -117,6 +160,7 @@ def test_every_loss_moves_the_weights_as_on_flat_rows(
             for n, p in learner.model.named_parameters()
         }
     assert_close(moved_to["tree"], moved_to["flat"], 1e-9)
+    assert_close(moved_to["hidden states"], moved_to["flat"], 1e-9)
 
 
 def test_rows_that_share_nothing_give_the_bits_of_flat_rows() -> None:
@@ -196,11 +240,14 @@ def test_the_largest_trees_come_first_and_flat_rows_by_length() -> None:
 def test_leaves_are_read_as_a_plain_forward_of_each_reads_them(
     how: str, chunked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader, "LOGITS_BYTES", -1 if chunked else 1 << 30)
+    if chunked:
+        in_small_chunks(monkeypatch)
     batch, plain = tree_batch(1), demo_model()
     learner = Learner(demo_model(), None, settings(pack=how))
-    with torch.no_grad():
+    with torch.no_grad(), logits_of(learner, batch) as seen:
         found = learner.reader(learner.model, batch)
+    assert bool(seen.made) != chunked
+    with torch.no_grad():
         expected = []
         for n in range(len(batch)):
             row = torch.from_numpy(batch.input_I[slice(*batch.input_offset_N1[n : n + 2])])
@@ -210,14 +257,38 @@ def test_leaves_are_read_as_a_plain_forward_of_each_reads_them(
             answer = range(len(row) - response, len(row))
             expected += [float(logprob_IV[t - 1, row[t]]) for t in answer]
     assert found.logprob.tolist() == pytest.approx(expected, abs=1e-10)
-    assert learner.reader.metrics()["pack/chunked_head"] == chunked
 
 
-def test_a_chunked_head_has_the_gradient_of_the_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = tree_batch(2)
-    whole = gradient(Learner(demo_model(), None, settings()), batch)
-    monkeypatch.setattr(reader, "LOGITS_BYTES", -1)
-    assert_close(gradient(Learner(demo_model(), None, settings()), batch), whole, 1e-10)
+def test_a_head_whose_chunks_are_made_twice_has_the_gradient_of_the_whole_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch, found = tree_batch(2), []
+    for bound in (1 << 30, -1):
+        monkeypatch.setattr(reader, "LARGE_LOGITS", bound)
+        learner = Learner(demo_model(), None, settings(preset("gspo")))
+        found.append(gradient(learner, batch))
+        assert learner.reader.metrics()["pack/chunked_head"] == (bound == -1)
+    assert_close(found[1], found[0], 1e-10)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_loss_from_hidden_states_is_that_from_logits(
+    exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a reference and an entropy bonus; `exact`: the policy has not moved."""
+    batch, loss = tree_batch(2), replace(PLAIN, kl=KL(0.1), entropy=0.01)
+    found, metrics = [], []
+    for chunked in (False, True):
+        if chunked:
+            in_small_chunks(monkeypatch)
+        learner = Learner(demo_model(), moved(demo_model()), settings(loss))
+        with logits_of(learner, batch) as seen:
+            metrics.append(learner.gradient(batch, exact=exact).metrics())
+        assert bool(seen.made) != chunked
+        found.append(taken_gradient(learner.model))
+    assert_close(found[1], found[0], 1e-10)
+    assert metrics[1] == pytest.approx(metrics[0], rel=1e-9, abs=1e-12)
+    assert (metrics[0]["sampling/importance_sampling_ratio/mean"] == 1) == exact
 
 
 def test_log_probs_that_differ_between_rows_of_one_token_are_kept_and_counted() -> None:
@@ -234,31 +305,11 @@ def test_log_probs_that_differ_between_rows_of_one_token_are_kept_and_counted() 
     assert learner.reader.metrics()["pack/disagreeing"] == 0
 
 
-class Matrices(TorchDispatchMode):
-    """Operations whose tensors of so many elements lie in memory of their own."""
-
-    def __init__(self, elements: int) -> None:
-        super().__init__()
-        self.elements, self.made = elements, dict[str, Tensor]()
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        out = function(*args, **(kwargs or {}))
-        if isinstance(out, Tensor) and out.numel() == self.elements:
-            known = {tensor.data_ptr() for tensor in self.made.values()}
-            if out.data_ptr() not in known:
-                self.made[str(function)] = out
-        return out
-
-
 def test_a_pass_makes_one_matrix_of_logits_whose_gradient_takes_its_place() -> None:
     """Zeros that a gradient is written into would be a second one."""
     model, batch = demo_model(torch.float32), tree_batch(0)
     learner = Learner(model, None, settings())
-    tree = learner.reader._packed(batch)
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    with Matrices(len(tree.label_U) * vocabulary) as seen:
+    with logits_of(learner, batch) as seen:
         stats_T = learner.reader(model, batch)
         (stats_T.logprob.sum() + stats_T.entropy.sum()).backward()
     assert len(seen.made) == 1, seen.made.keys()

@@ -286,7 +286,7 @@ def test_bad_columns_say_what_was_expected_and_what_came() -> None:
 @pytest.mark.parametrize("inplace", [False, True])
 def test_compiled_one_go_ops_have_no_breaks_and_the_same_results(inplace: bool) -> None:
     logits_TV, label_T, columns, _ = problem(torch.float32)
-    plan = fused._plan(BUSY, None, columns, None, None, logits_TV, label_T, False)
+    plan = fused._plan_of_rows(BUSY, None, columns, None, None, logits_TV, label_T, False)
     arguments = (label_T, Request(0.9).packed(), plan.columns, plan.spec)
 
     def step(leaf_TV: Tensor) -> Tensor:
@@ -308,7 +308,7 @@ def test_compiled_one_go_ops_have_no_breaks_and_the_same_results(inplace: bool) 
 
 def test_the_one_go_ops_obey_torchs_rules() -> None:
     logits_TV, label_T, columns, _ = problem(torch.float32)
-    plan = fused._plan(BUSY, None, columns, None, None, logits_TV, label_T, False)
+    plan = fused._plan_of_rows(BUSY, None, columns, None, None, logits_TV, label_T, False)
     arguments = (label_T, Request(0.9).packed(), plan.columns, plan.spec)
     ops = torch.ops.pyrl
     torch.library.opcheck(ops.fused_loss.default, (logits_TV, *arguments))
