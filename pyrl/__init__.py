@@ -27,12 +27,15 @@ if TYPE_CHECKING:
     from pyrl.logits.token_stats import token_stats
     from pyrl.loss.fused import fused_policy_loss, linear_policy_loss
     from pyrl.loss.policy_loss import policy_loss
+    from pyrl.run.config import settings
+    from pyrl.train import Trainer
 
 __version__: str = build_info()["version"]
 
 __all__ = [
     "Forest",
     "StaleHandleError",
+    "Trainer",
     "build_info",
     "fused_policy_loss",
     "linear_policy_loss",
@@ -42,15 +45,18 @@ __all__ = [
     "policy_loss",
     "presets",
     "sample_tokens",
+    "settings",
     "token_stats",
 ]
 
 _AT_FIRST_USE = {
+    "Trainer": "pyrl.train",
     "fused_policy_loss": "pyrl.loss.fused",
     "linear_policy_loss": "pyrl.loss.fused",
     "linear_token_stats": "pyrl.logits.linear_token_stats",
     "policy_loss": "pyrl.loss.policy_loss",
     "sample_tokens": "pyrl.logits.sample_tokens",
+    "settings": "pyrl.run.config",
     "token_stats": "pyrl.logits.token_stats",
 }
 """Functions and their modules."""

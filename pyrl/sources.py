@@ -64,8 +64,28 @@ class Source:
     """Who says which answers are right; None: they are compared with the answers of the rows."""
 
 
-def open_source(source: str) -> Source:
+@dataclass(frozen=True)
+class Rows:
+    """Questions in memory in the place of a source: a datasets.Dataset, or rows, or texts."""
+
+    rows: Iterable[Any]
+
+    def __str__(self) -> str:
+        """As messages name them."""
+        return "prompts"
+
+    def __iter__(self) -> Iterator[Row]:
+        if isinstance(self.rows, str | Mapping):
+            got = "a text" if isinstance(self.rows, str) else f"the keys {', '.join(self.rows)}"
+            raise DataError(f"prompts: expected rows, such as one split of a data set, got {got}")
+        for index, row in enumerate(self.rows):
+            yield _row(f"prompts, row {index}", {"prompt": row} if isinstance(row, str) else row)
+
+
+def open_source(source: str | Rows) -> Source:
     """The rows of `source`, in the forms that `load_prompts` lists. Raises DataError."""
+    if isinstance(source, Rows):
+        return Source(source)
     scheme, _, rest = source.partition(":")
     if scheme == "demo":
         if rest not in DEMO_QUESTIONS:

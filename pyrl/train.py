@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pyrl.advantage import advantages
 from pyrl.answers import Answers, classify
@@ -21,7 +23,7 @@ from pyrl.report import Alarms, MetricsLog, Phases, Progress, Report
 from pyrl.report.alarms import no_update
 from pyrl.report.metrics import Row, read_metrics
 from pyrl.report.step import StepObserver, Unlogged, completion_metrics
-from pyrl.reward import metrics_of, rewards
+from pyrl.reward import FunctionReward, WeightedReward, metrics_of, rewards
 from pyrl.rollout import Rollout, answer_start, derive_seed
 from pyrl.run import checkpoint
 from pyrl.run.config import Run, settings_of
@@ -31,7 +33,7 @@ from pyrl.run.interrupt import RESUME, Interrupt
 from pyrl.run.lock import Lock, one_process
 from pyrl.run.results import write_results
 from pyrl.run.resume import first_words, record_of, restore
-from pyrl.run.setup import assemble
+from pyrl.run.setup import Given, Parts, Questions, assemble
 from pyrl.select import accepted, of_accepted, rounds, selected, tokens_that_train
 from pyrl.vote import Votes
 
@@ -67,23 +69,51 @@ class Trainer:
     def __init__(
         self,
         run: Run,
-        progress: Progress,
+        progress: Progress | None = None,
         *,
+        model: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        prompts: Iterable[Any] | None = None,
+        reward: Sequence[Callable[..., Any]] = (),
+        reward_weights: Sequence[float] = (),
+        callbacks: Sequence[Callable[[Step, Row], object]] = (),
         scoring: Scoring | None = None,
-        eval_sets: Mapping[str, str] | None = None,
+        eval_sets: Mapping[str, Questions] | None = None,
     ) -> None:
-        """Load what the run needs. `eval_sets` names further sources of questions to score.
+        """Load what the run needs and is not given.
 
-        Raises what `pyrl.run.setup.assemble` does, and RunError if another process has the output
-        directory or if this one is one of several.
+        `model` and `tokenizer`, a causal language model of transformers, train in the place of what
+        `run.model` names, and `prompts` (a datasets.Dataset, dicts, or texts) in the place of
+        `run.data`. `reward`: functions as TRL or verl calls them; of several the sum with
+        `reward_weights`. `callbacks` are called after each step, with its record and its metrics,
+        as a line of metrics.jsonl has them.
+        `eval_sets`: further questions to score, by their names. `progress`: the caller has entered
+        it; None: `train` shows its own.
+
+        Raises what `pyrl.run.setup.assemble` does, ValueError for objects that do not fit, and
+        RunError if another process has the output directory or if this one is one of several.
         """
         one_process()
-        self.run, self.progress = run, progress
+        given = Given(model, tokenizer, prompts, reward, reward_weights)
+        self.run = run = given.named(run)
+        self.progress = progress or Progress()
+        self.display = nullcontext() if progress else self.progress
+        self.callbacks = tuple(callbacks)
         self.interrupt = Interrupt()
         with ExitStack() as undo:
             self.lock = undo.enter_context(Lock(run.output))
-            parts = assemble(run, eval_sets)
+            parts = assemble(run, eval_sets, given)
             undo.pop_all()
+        self._take(parts, scoring)
+        idle = self.learner.never_acts
+        words = first_words(run, parts.start, parts.prompts, self.evaluations, idle)
+        self.first_words = tuple(words)
+        """Sentences that `train` begins with."""
+        self.sync(self.step)
+
+    def _take(self, parts: Parts, scoring: Scoring | None) -> None:
+        """Work with these parts, from where they were saved."""
+        run = self.run
         self.algorithm, self.prompts, self.experts = parts.algorithm, parts.prompts, parts.experts
         self.model, self.tokenizer, self.learner = parts.model, parts.tokenizer, parts.learner
         self.engine, self.sync, self.signals = parts.engine, parts.sync, parts.signals
@@ -106,7 +136,7 @@ class Trainer:
             ),
             parts.eval_sets,
             scoring or Scoring(sample.temperature, run.eval_samples, max_tokens=sample.max_tokens),
-            progress,
+            self.progress,
         )
         self.step = 0
         """Finished training steps."""
@@ -119,11 +149,6 @@ class Trainer:
             self.unlogged = restore(
                 parts.start.record, self.observer, self.evaluations, self.learner.memory
             )
-        idle = self.learner.never_acts
-        words = first_words(run, parts.start, parts.prompts, self.evaluations, idle)
-        self.first_words = tuple(words)
-        """Sentences that `train` begins with."""
-        self.sync(self.step)
 
     def train_step(self) -> Step:
         """Sample, vote, reward, update and sync once. RunError names questions with NaN."""
@@ -185,7 +210,7 @@ class Trainer:
 
         After Ctrl-C or SIGTERM the last finished step is saved and KeyboardInterrupt raised.
         """
-        with self.lock, self.interrupt:
+        with self.display, self.lock, self.interrupt:
             claim(self.run)
             for sentence in self.first_words:
                 self.progress.alarm(sentence)
@@ -221,7 +246,9 @@ class Trainer:
                     if self.step == self.run.steps:
                         break
                     self.progress.step(self.step + 1, self.run.steps)
-                    self.observe(self.train_step())
+                    step = self.train_step()
+                    metrics = self.observe(step)
+                    self._call_back(step, metrics)
                 if not self.evaluations.finished:
                     # Resumed with fewer steps than it had: this was not known to be the last.
                     log.write(self.step, self.evaluations.score("after", self.step))
@@ -232,6 +259,14 @@ class Trainer:
                     raise
                 self.save()
                 raise KeyboardInterrupt(RESUME) from None
+
+    def _call_back(self, step: Step, metrics: Row) -> None:
+        """Tell the callbacks of a step, which is saved if one of them raises something."""
+        with ExitStack() as unheard:
+            unheard.callback(self.save)
+            for callback in self.callbacks:
+                callback(step, {"step": self.step, **metrics})
+            unheard.pop_all()
 
     def observe(self, step: Step) -> Row:
         """The metrics of a step that was just made; what a checkpoint keeps is now after it."""
@@ -283,8 +318,8 @@ class Trainer:
             self.save()
 
     def _no_update(self, step: Step) -> str:
-        if self.run.reward_function is not None:
-            return f"{self.run.reward_function} gave no response a number, so there is no update."
+        if isinstance(self.algorithm.reward, FunctionReward | WeightedReward):
+            return "The reward function gave no response a number, so there is no update."
         cut = completion_metrics(step.leaves)["completions/clipped_ratio"]
         return no_update(step.leaves.text_N, step.answers.answer_N, self.extractor, cut)
 

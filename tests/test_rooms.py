@@ -55,8 +55,8 @@ PYTHON = {
         "answers checks engine foreign fork leaves logits models prompts prune report rollout vote"
     ),
     "run": (
-        "algorithm answers checks engine evaluate foreign learner leaves loss methods models pack "
-        "prompts report reward rollout"
+        "algorithm answers attention checks engine evaluate foreign learner leaves loss methods "
+        "models pack prompts report reward rollout sources"
     ),
     "train": (
         "advantage answers engine evaluate leaves pack prompts report reward rollout run select "

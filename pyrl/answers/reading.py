@@ -18,7 +18,7 @@ from pyrl.answers.extraction import (
     extractor_named,
 )
 from pyrl.leaves import Decode
-from pyrl.sources import open_source
+from pyrl.sources import Rows, open_source
 
 CONTEXT = 4
 """Tokens that are decoded before those that can hold a stop text: a tokenizer may spell the first
@@ -73,7 +73,7 @@ class AnswerFormat:
 def answer_format(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    data: str,
+    data: str | Rows,
     extractor: str | None,
     stop: str | None,
     answer_after: str = "",
@@ -110,7 +110,7 @@ def _check_shown(answer_after: str, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def check_formats(
-    data: str, others: Iterable[str], extractor: str | None, stop: str | None
+    data: str | Rows, others: Iterable[str | Rows], extractor: str | None, stop: str | None
 ) -> None:
     """ValueError if questions of others want answers that end, or are read, otherwise."""
     ours = open_source(data)

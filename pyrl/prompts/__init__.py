@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from pyrl.answers.truth import final_answer, is_long_text
 from pyrl.foreign import TIME_LIMIT
 from pyrl.prompts.chat import ChatTemplate, Message, last_user, read_arguments, read_messages
-from pyrl.sources import DataError, Row, Task, open_source
+from pyrl.sources import DataError, Row, Rows, Task, open_source
 
 __all__ = ["DataError", "Prompt", "load_prompts", "step_prompts", "tokenized"]
 
@@ -80,7 +80,7 @@ def repeating_steps(prompts: Sequence[Prompt], steps: int, count: int, seed: int
 
 
 def load_prompts(
-    source: str,
+    source: str | Rows,
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_tokens: int,
@@ -99,14 +99,14 @@ def load_prompts(
 
     `source`: a .jsonl, .json, .csv or .parquet file; "demo:train", "demo:heldout" or
     "demo:length18"; "reasoning_gym:TASK?size=50&seed=0&shots=6&OPTION=VALUE"; else a Hugging Face
-    data set "ID[/CONFIG][:SPLIT]". A row's question, a string or chat messages, is in its column
-    prompt, question, problem or messages, or in `prompt_column`; its answer is in answer, solution,
-    ground_truth or reward_model.ground_truth, or in `answer_column`. `chat`: use the tokenizer's
-    chat template (None: if there is one and no worked examples), with a message `system` first,
-    and with `chat_arguments`, texts NAME=VALUE, as its variables; it may take `time_limit` seconds
-    for a question. `max_tokens`: of a prompt, at most; `space` says of what that is left by the
-    responses. `prefix` and `suffix` are put around the question, as they are. Raises
-    DataError; ForeignError for a template that fails.
+    data set "ID[/CONFIG][:SPLIT]"; or rows in memory. A row's question, a string or chat messages,
+    is in its column prompt, question, problem or messages, or in `prompt_column`; its answer is in
+    answer, solution, ground_truth or reward_model.ground_truth, or in `answer_column`. `chat`: use
+    the tokenizer's chat template (None: if there is one and no worked examples), with a message
+    `system` first, and with `chat_arguments`, texts NAME=VALUE, as its variables; it may take
+    `time_limit` seconds for a question. `max_tokens`: of a prompt, at most; `space` says of what
+    that is left by the responses. `prefix` and `suffix` are put around the question, as they are.
+    Raises DataError; ForeignError for a template that fails.
     """
     if max_tokens < 1:
         raise DataError(
@@ -133,7 +133,7 @@ def load_prompts(
     finally:
         if isinstance(opened.rows, Generator):
             opened.rows.close()  # its file too, though a row was refused or the limit met
-    encode.check(prompts, source)
+    encode.check(prompts, str(source))
     return prompts
 
 

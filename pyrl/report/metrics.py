@@ -24,6 +24,7 @@ Row = dict[str, Value]
 MEANING = {
     "reward": "mean reward of the leaves that train",
     "reward_std": "standard deviation of the rewards inside a prompt, mean over prompts",
+    "reward/of/*": "mean of one of several reward functions, over the responses that it knows",
     "reward/overlong": "mean punishment of a response for its length (--reward overlong)",
     "frac_reward_zero_std": "share of prompts whose leaves all have the same reward: no gradient",
     "entropy": "mean token entropy of the responses (nats)",

@@ -19,6 +19,7 @@ from pyrl.answers import Answers, Equivalence, truth
 from pyrl.answers.truth import has_truth, right
 from pyrl.checks import at_least, described, finite, shares
 from pyrl.reward.function import FunctionReward
+from pyrl.reward.weighted import WeightedReward, function_reward
 from pyrl.vote import Votes
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ __all__ = [
     "Reward",
     "TrueReward",
     "VoteReward",
+    "WeightedReward",
     "check_answers",
+    "function_reward",
     "grade",
     "metrics_of",
     "rewards",
@@ -273,7 +276,9 @@ def check_answers(reward: Reward, prompts: list[_Q], data: str) -> list[_Q]:
     """The prompts; ValueError if the reward needs something of them that none of them has."""
     known = any(map(has_truth, prompts))
     supervised = isinstance(reward, TrueReward)
-    if isinstance(reward, FunctionReward):
+    functions: tuple[FunctionReward, ...] = ()
+    if isinstance(reward, FunctionReward | WeightedReward):
+        functions = (reward,) if isinstance(reward, FunctionReward) else reward.parts
         supervised = reward.pass_answers
         known |= any(value is not None for p in prompts for value in p.truth.values())
     if supervised and not known:
@@ -281,6 +286,6 @@ def check_answers(reward: Reward, prompts: list[_Q], data: str) -> list[_Q]:
             f"{data}: expected questions with true answers (a column answer, solution or "
             f"ground_truth), which the reward {type(reward).__name__} needs, got none"
         )
-    if isinstance(reward, FunctionReward):
-        reward.check(prompts, data)
+    for function in functions:
+        function.check(prompts, data)
     return prompts

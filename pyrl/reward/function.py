@@ -47,8 +47,8 @@ class FunctionReward:
     something else; ForeignError for whatever it raises, and if it takes longer than `time_limit`.
     """
 
-    path: str
-    """`module:function` or `file.py:function`."""
+    path: str | Callable[..., Any]
+    """The function, or where it is: `module:function` or `file.py:function`."""
     pass_answers: bool = False
     """Also pass the true answers, as the column `answer` and as the data's own columns: supervised
     training. verl's functions need it."""
@@ -60,12 +60,27 @@ class FunctionReward:
             raise ValueError(f"time_limit: expected seconds > 0, got {self.time_limit}")
         _ = self.function
 
-    def __reduce__(self) -> tuple[type[FunctionReward], tuple[str, bool, float]]:
+    def __reduce__(self) -> tuple[type[FunctionReward], tuple[Any, bool, float]]:
         # The path finds the function.
         return FunctionReward, (self.path, self.pass_answers, self.time_limit)
 
     @cached_property
+    def name(self) -> str:
+        """Of the function alone."""
+        if isinstance(self.path, str):
+            return self.path.rpartition(":")[2]
+        named = self.path if inspect.isroutine(self.path) else type(self.path)
+        return named.__name__
+
+    @cached_property
     def function(self) -> Callable[..., Any]:
+        if not isinstance(self.path, str):
+            if not callable(self.path):
+                raise ValueError(
+                    f"reward: expected a function, module:function or file.py:function, got "
+                    f"{self.path!r}"
+                )
+            return self.path
         source, colon, name = self.path.rpartition(":")
         if not (colon and source and name):
             raise ValueError(
@@ -107,7 +122,7 @@ class FunctionReward:
         """ValueError if the function needs something that these questions do not have."""
         if self._is_verl and not self.pass_answers:
             raise ValueError(
-                f"reward {self.path}: its parameter ground_truth is the true answer, which is "
+                f"reward {self._label}: its parameter ground_truth is the true answer, which is "
                 f"passed with --reward-answers"
             )
         given = VERL if self._is_verl else (*RESERVED, *self._columns(prompts))
@@ -117,8 +132,8 @@ class FunctionReward:
             got = ", ".join(map(str, self.parameters.values()))
             hint = "" if self.pass_answers else "; true answers are passed with --reward-answers"
             raise ValueError(
-                f"reward {self.path}: expected parameters by name among {', '.join(given)}, which "
-                f"is what {data} gives, got ({got}){hint}"
+                f"reward {self._label}: expected parameters by name among {', '.join(given)}, "
+                f"which is what {data} gives, got ({got}){hint}"
             )
 
     def __call__(
@@ -145,8 +160,15 @@ class FunctionReward:
         return bool(np.isfinite(reward_N).any())
 
     def _foreign(self) -> Foreign:
-        source = self.path.rpartition(":")[0]
-        return Foreign(f"reward {self.path}", self.time_limit, source)
+        file = self.path.rpartition(":")[0] if isinstance(self.path, str) else ""
+        if inspect.isfunction(self.path):
+            file = self.path.__code__.co_filename
+        return Foreign(f"reward {self._label}", self.time_limit, file)
+
+    @property
+    def _label(self) -> str:
+        """For messages."""
+        return self.path if isinstance(self.path, str) else self.name
 
     def _wants(self, names: set[str]) -> set[str]:
         """Those of these names that the function takes."""
@@ -163,7 +185,7 @@ class FunctionReward:
         for reserved in RESERVED:
             if reserved in names:
                 raise ValueError(
-                    f"reward {self.path}: the data set's column {reserved} is reserved"
+                    f"reward {self._label}: the data set's column {reserved} is reserved"
                 )
         return list(names)
 
@@ -201,16 +223,16 @@ class FunctionReward:
         if isinstance(value_N, np.ndarray | torch.Tensor):
             if value_N.ndim != 1:
                 raise ValueError(
-                    f"reward {self.path}: expected {expected} values, one per completion, got an "
+                    f"reward {self._label}: expected {expected} values, one per completion, got an "
                     f"array of shape {tuple(value_N.shape)}"
                 )
             value_N = value_N.tolist()
         if not isinstance(value_N, Sequence) or isinstance(value_N, str | bytes):
             kind = type(value_N).__name__
-            raise ValueError(f"reward {self.path}: expected a list of numbers, got {kind}")
+            raise ValueError(f"reward {self._label}: expected a list of numbers, got {kind}")
         if len(value_N) != expected:
             raise ValueError(
-                f"reward {self.path}: expected {expected} values, one per completion, "
+                f"reward {self._label}: expected {expected} values, one per completion, "
                 f"got {len(value_N)}"
             )
         return np.array([self._number(value, i) for i, value in enumerate(value_N)])
@@ -228,7 +250,7 @@ class FunctionReward:
         if abs(number) > LARGEST:
             shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:80]}..."
             raise ValueError(
-                f"reward {self.path}: expected a finite number or None, got {shown} "
+                f"reward {self._label}: expected a finite number or None, got {shown} "
                 f"for completion {place}"
             )
         return number

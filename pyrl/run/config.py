@@ -142,9 +142,11 @@ class Run:
     stop: str | None = None
     """A response also ends where it has this text, of one token or several; None: as the questions
     ask for (reasoning_gym with worked examples a line break, others nothing)."""
-    reward_function: str | None = None
-    """Reward responses by a function that you write, as TRL or verl calls it, not by the method's
-    reward: "module:function" or "file.py:function"."""
+    reward_function: tuple[str, ...] = ()
+    """Reward responses by functions that you write, as TRL or verl calls them, not by the method's
+    reward: each "module:function" or "file.py:function"."""
+    reward_weights: tuple[float, ...] = ()
+    """The weight of each in the sum of several; none: 1 each."""
     reward_answers: bool = False
     """Also pass that function the true answers, as the column `answer` and under the names of the
     data's own columns. A function of verl's needs them."""
@@ -187,10 +189,16 @@ class Run:
             )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas: expected two numbers in [0, 1), got {self.betas}")
-        if self.names.reward is not None and self.reward_function is not None:
+        if self.names.reward is not None and self.reward_function:
             raise ValueError(
                 f"reward: expected a name or a reward_function, got {self.names.reward!r} and "
-                f"{self.reward_function!r}"
+                f"{', '.join(self.reward_function)}"
+            )
+        weights, functions = len(self.reward_weights), len(self.reward_function)
+        if weights not in (0, functions):
+            raise ValueError(
+                f"reward_weights: expected one for each of {functions} reward functions, or none, "
+                f"got {weights}"
             )
 
 
@@ -245,6 +253,19 @@ def parse_run(argv: Sequence[str], method: str, algorithm: object) -> Run:
     run = _begin(method, algorithm, given, settings)
     check_owners(given.options, run.algorithm, Registry(run.plugin))
     return _parse(run, given.options)
+
+
+def settings(method: str, /, **values: Any) -> Run:
+    """A run's settings from Python, by the names that options and YAML have:
+
+    settings("ettrl", model="demo", data="demo:train", loss="gspo", fork={"max_width": 3})
+
+    `model` and `data` may be left to the objects that a Trainer is given. ConfigError names a
+    setting that does not exist or cannot have its value; ValueError: there is no such name.
+    """
+    where, flat = Path("settings"), dict(_flatten(values))
+    registry = Registry(take_plugins(dict(flat), where))
+    return _begin(method, registry.method(method), Given(where, None, {}, []), flat)
 
 
 def _begin(method: str, algorithm: object, given: Given, settings: dict[str, Any]) -> Run:
@@ -429,7 +450,7 @@ def _apply(run: Run, settings: Mapping[str, Any], path: Path, registry: Registry
                 raise ConfigError(f"{path}: {name}{owners}")
             near = difflib.get_close_matches(name, current, n=1, cutoff=0)[0]
             raise ConfigError(f"{path}: there is no setting {name!r}; the nearest is {near!r}")
-        if value == [] and current[name] == ():
+        if value in ([], None) and current[name] == ():
             continue  # choices that a method leaves out are no option
         if isinstance(value, list):
             options += [f"--{name}", *map(str, value)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import copy
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from tyro import MISSING
 
 from pyrl._core.tree import Signals
 from pyrl.algorithm import Algorithm
@@ -19,10 +22,10 @@ from pyrl.engine.launch import ENGINES, Carry, Request
 from pyrl.engine.sync import Shared, digests
 from pyrl.learner import Learner
 from pyrl.leaves import Decode
-from pyrl.models import find_device, load_model, model_location, room
-from pyrl.models.lora import add_adapter, load_adapter
+from pyrl.models import DTYPES, find_device, load_model, model_location, room
+from pyrl.models.lora import add_adapter, has_adapter, load_adapter
 from pyrl.prompts import Prompt, load_prompts
-from pyrl.reward import FunctionReward, check_answers
+from pyrl.reward import check_answers, function_reward
 from pyrl.rollout import make_signals
 from pyrl.run.checkpoint import Checkpoint, CheckpointError
 from pyrl.run.config import Run
@@ -30,6 +33,48 @@ from pyrl.run.directory import find_start
 from pyrl.run.evaluation import TRAINED
 from pyrl.run.expert import Experts
 from pyrl.run.states import States
+from pyrl.sources import Rows
+
+Questions = str | Iterable[Any]
+"""A source as `--data` names it, or rows in memory: a datasets.Dataset, dicts, or texts alone."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the caller of a run has already, in the place of what the settings name."""
+
+    model: PreTrainedModel | None = None
+    """It is the one that trains, also where the run is resumed."""
+    tokenizer: PreTrainedTokenizerBase | None = None
+    prompts: Iterable[Any] | None = None
+    reward: Sequence[Callable[..., Any]] = ()
+    reward_weights: Sequence[float] = ()
+
+    def named(self, run: Run) -> Run:
+        """The run whose settings say what is given. ValueError: it lacks the rest."""
+        if (self.model is None) != (self.tokenizer is None):
+            raise ValueError("model, tokenizer: expected both of them or neither")
+        if self.model is not None:
+            plain = isinstance(self.model, PreTrainedModel)
+            if not plain or has_adapter(self.model):
+                got = "one with an adapter" if plain else type(self.model).__name__
+                raise ValueError(
+                    f"model: expected a PreTrainedModel of transformers without an adapter "
+                    f"(lora.rank makes a new one), got {got}"
+                )
+            if self.model.dtype != DTYPES[run.weights]:
+                raise ValueError(
+                    f"model: expected weights in {run.weights}, as the setting 'weights' says, got "
+                    f"{self.model.dtype}"
+                )
+            name = self.model.config._name_or_path or type(self.model).__name__
+            run = replace(run, model=name if run.model is MISSING else run.model)
+        if self.prompts is not None:
+            run = replace(run, data="prompts")
+        for setting, value in (("model", run.model), ("data", run.data)):
+            if value is MISSING:
+                raise ValueError(f"{setting}: expected the setting, or an object in its place")
+        return run
 
 
 @dataclass(frozen=True)
@@ -63,29 +108,28 @@ class Parts:
     """Windows and sketches of the fork and prune rules; None where neither decides online."""
 
 
-def assemble(run: Run, eval_sets: Mapping[str, str] | None = None) -> Parts:
-    """Load all parts. `eval_sets` names sources of questions in the place of the run's own.
+def assemble(
+    run: Run, eval_sets: Mapping[str, Questions] | None = None, given: Given | None = None
+) -> Parts:
+    """Load all parts that are not given. `eval_sets` names questions in the place of the run's own.
 
     RunError, CheckpointError, ModelError, DataError, ConfigError or EngineError names a setting or
     a file that cannot be used; nothing is written.
     """
-    algorithm: Algorithm = run.algorithm
-    if run.reward_function is not None:
-        reward = FunctionReward(run.reward_function, run.reward_answers, run.call_time_limit)
-        algorithm = replace(algorithm, reward=reward)
-    _check_rewards(algorithm)
+    given = given or Given()
+    algorithm = _rewarded(run, given)
     states = States(algorithm)
     start = find_start(run)
     if run.threads:
         torch.set_num_threads(run.threads)
     device = find_device(run.device)
-    model, tokenizer, base = _load(run, start)
-    twin = algorithm.has_reference and base is None
-    initial = load_model(run.model, dtype=run.weights)[0].to(device) if twin else None
+    model, tokenizer, initial, base = _load(run, start, given)
+    initial = None if initial is None else initial.to(device)
     learner = Learner(model.to(device), initial, run)
 
     load = _loader(run, model, tokenizer)
-    prompts = check_answers(algorithm.reward, load(run.data), run.data)
+    data = run.data if given.prompts is None else Rows(given.prompts)
+    prompts = check_answers(algorithm.reward, load(data), run.data)
     experts = Experts(
         algorithm.loss,
         prompts,
@@ -93,8 +137,8 @@ def assemble(run: Run, eval_sets: Mapping[str, str] | None = None) -> Parts:
         max_tokens=algorithm.sample.max_tokens,
         data=run.data,
     )
-    sets = _eval_sets(run, prompts, load, eval_sets)
-    form = answer_format(model, tokenizer, run.data, run.extractor, run.stop, run.answer_after)
+    sets = _eval_sets(run, data, prompts, load, eval_sets)
+    form = answer_format(model, tokenizer, data, run.extractor, run.stop, run.answer_after)
     engine, sync = _engine(run, model, form.eos, prompts[0])
     learner.sampler_dtype, learner.sampler_shares = engine.dtype, isinstance(sync, Shared)
     signals = make_signals(algorithm.fork, algorithm.prune)
@@ -125,15 +169,28 @@ def assemble(run: Run, eval_sets: Mapping[str, str] | None = None) -> Parts:
 
 
 def _load(
-    run: Run, start: Checkpoint | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, int | None]:
-    """The model as it trains or goes on, its tokenizer, and the digest of what stays frozen."""
+    run: Run, start: Checkpoint | None, given: Given
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, PreTrainedModel | None, int | None]:
+    """The model as it trains or goes on, its tokenizer, the frozen first model if the method reads
+    one, and the digest of what stays frozen below an adapter."""
+    if given.model is not None and given.tokenizer is not None:
+        model, tokenizer = given.model.eval(), given.tokenizer
+    elif start is None or run.lora.rank is not None:
+        model, tokenizer = load_model(run.model, dtype=run.weights)
+    else:
+        model, tokenizer = load_model(str(start.path), dtype=run.weights)
     if run.lora.rank is None:
-        return *load_model(str(start.path) if start else run.model, dtype=run.weights), None
-    model, tokenizer = load_model(run.model, dtype=run.weights)
+        initial = None
+        if run.algorithm.has_reference:
+            same = given.model is not None or start is None
+            initial = copy.deepcopy(model) if same else load_model(run.model, dtype=run.weights)[0]
+        if start is not None and given.model is not None:
+            model.load_state_dict(load_model(str(start.path), dtype=run.weights)[0].state_dict())
+        return model, tokenizer, initial, None
     base = sum(digests(model.state_dict()).values())
     if start is None:
-        add_adapter(model, run.lora, str(model_location(run.model)), run.seed)
+        where = run.model if given.model is not None else str(model_location(run.model))
+        add_adapter(model, run.lora, where, run.seed)
     elif start.record["base"] != base:
         raise CheckpointError(
             f"{start.path}: expected the weights of {run.model} that its adapter has trained on, "
@@ -141,7 +198,22 @@ def _load(
         )
     else:
         load_adapter(model, start.path)
-    return model, tokenizer, base
+    return model, tokenizer, None, base
+
+
+def _rewarded(run: Run, given: Given) -> Algorithm:
+    """The method, with reward functions in the place of its reward if there are some."""
+    algorithm: Algorithm = run.algorithm
+    if functions := given.reward or run.reward_function:
+        reward = function_reward(
+            functions,
+            given.reward_weights or run.reward_weights,
+            pass_answers=run.reward_answers,
+            time_limit=run.call_time_limit,
+        )
+        algorithm = replace(algorithm, reward=reward)
+    _check_rewards(algorithm)
+    return algorithm
 
 
 def _check_rewards(algorithm: Algorithm) -> None:
@@ -161,7 +233,7 @@ def _check_rewards(algorithm: Algorithm) -> None:
 
 def _loader(
     run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> Callable[[str], list[Prompt]]:
+) -> Callable[[str | Rows], list[Prompt]]:
     """Reads the questions of a source as the run asks for."""
     space = room(model)
     return partial(
@@ -197,13 +269,15 @@ def _engine(
 
 def _eval_sets(
     run: Run,
+    data: str | Rows,
     prompts: list[Prompt],
-    load: Callable[[str], list[Prompt]],
-    sources: Mapping[str, str] | None,
+    load: Callable[[str | Rows], list[Prompt]],
+    given: Mapping[str, Questions] | None,
 ) -> dict[str, list[Prompt]]:
-    if sources is None:
-        sources = {"evaluation": run.eval_data} if run.eval_data else {}
-    check_formats(run.data, sources.values(), run.extractor, run.stop)
+    if given is None:
+        given = {"evaluation": run.eval_data} if run.eval_data else {}
+    sources = {name: of if isinstance(of, str) else Rows(of) for name, of in given.items()}
+    check_formats(data, sources.values(), run.extractor, run.stop)
     sets = {name: load(source) for name, source in sources.items()}
     for name, questions in sets.items():
         if not any(map(has_truth, questions)):
