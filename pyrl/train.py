@@ -20,6 +20,7 @@ from pyrl.prompts import Prompt, other_prompts, step_prompts
 from pyrl.report import Alarms, MetricsLog, Phases, Progress, Report
 from pyrl.report.alarms import no_update
 from pyrl.report.metrics import Row, read_metrics
+from pyrl.report.saved_trees import save_trees
 from pyrl.report.step import StepObserver, Unlogged, completion_metrics
 from pyrl.reward import metrics_of, rewards
 from pyrl.rollout import Rollout, answer_start, derive_seed
@@ -50,6 +51,8 @@ class Step:
     """NaN is unknown."""
     kept_N: NDArray[np.int64]
     """Ordinals of the leaves that have advantages and train."""
+    advantage_T: NDArray[np.float64]
+    """Of their tokens, leaf after leaf."""
     shaping: Mapping[str, float]
     """Metrics of the reward, the selection and the advantage stages."""
     update: Mapping[str, float] | None
@@ -92,6 +95,8 @@ class Trainer:
         self.equivalence = parts.equivalence
         self.observer = StepObserver(parts.equivalence)
         self.alarms = Alarms(run.steps)
+        self.said: list[str] = []
+        """Alarms that the log does not have yet."""
         sample = parts.algorithm.sample
         self.evaluations = Evaluations(
             run,
@@ -173,6 +178,7 @@ class Trainer:
             votes=votes,
             reward_N=reward_N,
             kept_N=kept_N,
+            advantage_T=advantage_T,
             shaping=earned | refusing | shaping | sifting,
             update=update,
             sync=sync,
@@ -188,7 +194,7 @@ class Trainer:
         with self.lock, self.interrupt:
             claim(self.run)
             for sentence in self.first_words:
-                self.progress.alarm(sentence)
+                self._alarm(sentence)
             self._steps()
             return write_results(
                 self.run,
@@ -237,7 +243,9 @@ class Trainer:
         """The metrics of a step that was just made; what a checkpoint keeps is now after it."""
         self.unlogged = self.observer(step)
         if step.update is None and self.alarms.news("no update", self.step):
-            self.progress.alarm(f"Step {self.step}: {self._no_update(step)}")
+            self._alarm(f"Step {self.step}: {self._no_update(step)}")
+        if self.run.save_trees:
+            save_trees(self.run.output, self.step, step, self.run.save_trees, self.learner.after)
         self.sketches = self.signals.save() if self.signals else b""
         self.states.check()
         return self.unlogged.metrics
@@ -272,15 +280,26 @@ class Trainer:
 
     def _log(self, log: MetricsLog, unlogged: Unlogged) -> None:
         """Evaluate and log the last finished step, and save it if it is its turn."""
+        self._log_alarms(log)
         self.progress.show(unlogged.metrics)
         scores = self.evaluations.due(self.step)
         log.write_completions(self.step, unlogged.completions)
         log.write(self.step, unlogged.metrics | scores)
         self.unlogged = None
         for message in self.alarms.check(read_metrics(self.run.output / "metrics.jsonl")):
-            self.progress.alarm(message)
+            self._alarm(message)
+        self._log_alarms(log)
         if self.step % self.run.save_every == 0 or self.step == self.run.steps:
             self.save()
+
+    def _alarm(self, sentence: str) -> None:
+        """Say it now, and in the log as soon as there is one."""
+        self.progress.alarm(sentence)
+        self.said.append(sentence)
+
+    def _log_alarms(self, log: MetricsLog) -> None:
+        log.write_alarms(self.step, self.said)
+        self.said.clear()
 
     def _no_update(self, step: Step) -> str:
         if self.run.reward_function is not None:
@@ -305,6 +324,7 @@ class Trainer:
             stop=self.stop,
             answer_start=lambda tokens: answer_start(tokens, self.tokenizer),
             on_tokens=self._on_tokens,
+            remembered=self.run.save_trees,
         )
 
     def _sample_others(
