@@ -95,8 +95,6 @@ class Trainer:
         self.equivalence = parts.equivalence
         self.observer = StepObserver(parts.equivalence)
         self.alarms = Alarms(run.steps)
-        self.said: list[str] = []
-        """Alarms that the log does not have yet."""
         sample = parts.algorithm.sample
         self.evaluations = Evaluations(
             run,
@@ -194,7 +192,7 @@ class Trainer:
         with self.lock, self.interrupt:
             claim(self.run)
             for sentence in self.first_words:
-                self._alarm(sentence)
+                self.progress.alarm(sentence)
             self._steps()
             return write_results(
                 self.run,
@@ -243,7 +241,7 @@ class Trainer:
         """The metrics of a step that was just made; what a checkpoint keeps is now after it."""
         self.unlogged = self.observer(step)
         if step.update is None and self.alarms.news("no update", self.step):
-            self._alarm(f"Step {self.step}: {self._no_update(step)}")
+            self.progress.alarm(f"Step {self.step}: {self._no_update(step)}")
         if self.run.save_trees:
             save_trees(self.run.output, self.step, step, self.run.save_trees, self.learner.after)
         self.sketches = self.signals.save() if self.signals else b""
@@ -280,26 +278,17 @@ class Trainer:
 
     def _log(self, log: MetricsLog, unlogged: Unlogged) -> None:
         """Evaluate and log the last finished step, and save it if it is its turn."""
-        self._log_alarms(log)
+        log.write_alarms(self.step, self.progress.take_alarms())
         self.progress.show(unlogged.metrics)
         scores = self.evaluations.due(self.step)
         log.write_completions(self.step, unlogged.completions)
         log.write(self.step, unlogged.metrics | scores)
         self.unlogged = None
         for message in self.alarms.check(read_metrics(self.run.output / "metrics.jsonl")):
-            self._alarm(message)
-        self._log_alarms(log)
+            self.progress.alarm(message)
+        log.write_alarms(self.step, self.progress.take_alarms())
         if self.step % self.run.save_every == 0 or self.step == self.run.steps:
             self.save()
-
-    def _alarm(self, sentence: str) -> None:
-        """Say it now, and in the log as soon as there is one."""
-        self.progress.alarm(sentence)
-        self.said.append(sentence)
-
-    def _log_alarms(self, log: MetricsLog) -> None:
-        log.write_alarms(self.step, self.said)
-        self.said.clear()
 
     def _no_update(self, step: Step) -> str:
         if self.run.reward_function is not None:

@@ -141,7 +141,8 @@ class MetricsLog:
 
     `resume_at` None begins a run: FileExistsError if the directory already has one. Otherwise
     rows of that step and later are dropped first, so that a repeated step counts once; a last line
-    torn by a crash is dropped as well. What alarms have said stays said. `settings` are those of the run, for the loggers to show.
+    torn by a crash is dropped as well. What alarms have said stays said. `settings`
+    are those of the run, for the loggers to show.
     """
 
     def __init__(

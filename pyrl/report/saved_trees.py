@@ -1,8 +1,8 @@
 """Saved trees: some questions of a step with all that grew from them, in a file a step.
 
-`trees/STEP.safetensors` of a run has the array `forest`, the bytes of a `pyrl.Forest` with the first
-questions of the step: its leaves finished, pruned branches open. A column T holds the response
-tokens of its branches, first the leaves, then the pruned ones, each in the order of the forest.
+`trees/STEP.safetensors` of a run has the array `forest`, the bytes of a `pyrl.Forest` with the
+first questions of the step: its leaves finished, pruned branches open. A column T holds the
+response tokens of its branches, first the leaves, then the pruned ones, in the forest's order.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def save_trees(output: Path, number: int, step: Step, questions: int, after: Aft
             )
         ],
     }
-    columns = {
+    columns: dict[str, NDArray[Any]] = {
         "forest": np.frombuffer(forest.save(), np.uint8),
         "end_T": end_T,
         "advantage_T": np.concatenate([advantage_T, pruned_T]).astype(np.float32),
@@ -129,8 +129,10 @@ def read_trees(path: Path) -> SavedTrees:
         forest = Forest.load(columns.pop("forest").tobytes())
         return SavedTrees(record["step"], forest, _branches(forest), record, **columns)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: expected saved trees, got {type(error).__name__}: {error}; "
-                         f"without this file the report has the other ones") from error
+        raise ValueError(
+            f"{path}: expected saved trees, got {type(error).__name__}: {error}; "
+            f"without this file the report has the other ones"
+        ) from error
 
 
 def _branches(forest: Forest) -> NDArray[np.int64]:
@@ -157,7 +159,9 @@ def _advantages(step: Step, leaf_N: NDArray[np.int64]) -> NDArray[np.float64]:
     parts = np.split(step.advantage_T, np.cumsum(kept)[:-1]) if len(kept) else []
     of = dict(zip(step.kept_N.tolist(), parts, strict=True))
     nothing = [np.full(length, np.nan) for length in step.leaves.length_N[leaf_N].tolist()]
-    return np.concatenate([of.get(n, none) for n, none in zip(leaf_N.tolist(), nothing, strict=True)])
+    return np.concatenate(
+        [of.get(n, none) for n, none in zip(leaf_N.tolist(), nothing, strict=True)]
+    )
 
 
 def _questions(step: Step, count: int) -> list[dict[str, Any]]:
@@ -191,6 +195,7 @@ def _leaves(step: Step, leaf_N: NDArray[np.int64]) -> list[dict[str, Any]]:
                 "right": right_N[i],
                 "reward": step.reward_N[n],
                 "weight": leaves.weight_N[i],
+                "log_mass": leaves.log_mass_N[i],
                 "trains": n in trains,
             }
         )

@@ -19,8 +19,8 @@ function linesOf(panel, runs) {
     let order = 0;
     for (const [label, pattern] of panel.lines) {
       for (const name of matching(pattern, run.curves)) {
-        const [, set, score] = name.startsWith("eval/") ? name.split(/\/([^/]*)\/(.*)/) : [];
-        const says = set ? `${set}, ${score.replace("/", ", ")}` : label;
+        const set = name.startsWith("eval/") ? name.split("/")[1] : null;
+        const says = label || set;
         found.push({
           label: runs.length > 1 ? `${run.name}: ${says}` : says,
           curve: run.curves[name],
@@ -45,6 +45,13 @@ function smooth(values) {
     weight = keep * weight + (1 - keep);
     return mean / weight;
   });
+}
+
+// Whether a curve needs no running mean to be read, such as a count or a schedule.
+function isSmooth(values) {
+  const range = Math.max(...values) - Math.min(...values);
+  const bends = values.slice(2).map((value, n) => Math.abs(value - 2 * values[n + 1] + values[n]));
+  return bends.reduce((sum, bend) => sum + bend, 0) / bends.length < 0.01 * range;
 }
 
 // Round numbers that divide [low, high] into about `count` parts.
@@ -100,19 +107,20 @@ class Plot {
   draw() {
     const width = this.holder.clientWidth;
     if (!width) return;
-    const left = 44, right = width - 10, top = 8, bottom = this.height - 22;
     const [low, high] = this.range();
+    const marks = ticks(low, high, 4), right = width - 10, top = 8, bottom = this.height - 22;
+    const left = 14 + 6.7 * Math.max(...marks.map((value) => tick(value).length));
     this.x = (step) => left + ((right - left) * step) / this.last;
     this.y = (value) => bottom - ((bottom - top) * (value - low)) / (high - low);
     this.step = (x) => ((x - left) / (right - left)) * this.last;
     const svg = el("svg", { width, height: this.height, tabindex: 0, role: "img", "aria-label": this.summary() });
-    for (const value of ticks(low, high, 4)) {
+    for (const value of marks) {
       svg.append(
         el("line", { class: "grid", x1: left, x2: right, y1: this.y(value), y2: this.y(value) }),
-        el("text", { class: "tick", x: left - 6, y: this.y(value) + 3.5, "text-anchor": "end" }, short(value)));
+        el("text", { class: "tick", x: left - 6, y: this.y(value) + 3.5, "text-anchor": "end" }, tick(value)));
     }
     for (const step of ticks(0, this.last, Math.max(2, Math.floor(width / 90))))
-      svg.append(el("text", { class: "tick", x: this.x(step), y: this.height - 6, "text-anchor": "middle" }, short(step)));
+      svg.append(el("text", { class: "tick", x: this.x(step), y: this.height - 6, "text-anchor": "middle" }, tick(step)));
     for (const step of new Set(this.alarms))
       svg.append(el("path", { class: "alarm", d: `M${this.x(step)} ${bottom - 1}l-4 7h8z` }));
     for (const line of this.lines) if (line.shown) svg.append(...this.marks(line));
@@ -139,8 +147,9 @@ class Plot {
       const back = hi.map((value, n) => `L${this.x(s[n]).toFixed(1)} ${this.y(value).toFixed(1)}`).reverse().join("");
       marks.push(el("path", { d: `${draw(lo)}${back}Z`, fill: line.color, opacity: 0.16 }));
     }
-    if (s.length > 24) marks.push(el("path", { d: draw(v), ...stroke, "stroke-width": 0.9, opacity: 0.4 }));
-    marks.push(el("path", { d: draw(s.length > 24 ? smooth(v) : v), ...stroke, "stroke-width": 1.9 }));
+    const rough = s.length > 24 && !isSmooth(v);
+    if (rough) marks.push(el("path", { d: draw(v), ...stroke, "stroke-width": 0.9, opacity: 0.4 }));
+    marks.push(el("path", { d: draw(rough ? smooth(v) : v), ...stroke, "stroke-width": 1.9 }));
     return marks;
   }
 

@@ -18,8 +18,18 @@ function el(tag, attributes = {}, ...children) {
 function short(value) {
   if (value === null || value === undefined) return "–";
   if (Math.abs(value) >= 1000) return Math.round(value).toLocaleString("en-US");
-  if (Number.isInteger(value)) return String(value);
+  if (Number.isInteger(value)) return String(value).replace("-", "−");
+  if (Math.abs(value) < 1e-4) return value.toExponential(1).replace(/-/g, "−");
   return String(Number(value.toPrecision(3))).replace("-", "−");
+}
+
+// A number of an axis, in few signs.
+function tick(value) {
+  const size = Math.abs(value);
+  if (size >= 1e6) return `${short(value / 1e6)}M`;
+  if (size >= 1e4) return `${short(value / 1e3)}k`;
+  if (size && size < 1e-3) return value.toExponential(1).replace(".0e", "e").replace(/-/g, "−");
+  return short(value);
 }
 
 function signed(value) {
@@ -27,7 +37,7 @@ function signed(value) {
 }
 
 function percent(value) {
-  return value === null || value === undefined ? "–" : `${Math.round(100 * value)}%`;
+  return value === null || value === undefined ? "–" : `${short(100 * value)}%`;
 }
 
 function duration(seconds) {

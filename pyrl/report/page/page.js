@@ -156,13 +156,16 @@ function trees() {
     document.getElementById("trees").scrollIntoView();
   };
   report.shown = shown;
-  select.value = shown.length - 1;
+  // The most contested question shows the most; of equal ones the newest.
+  const share = (n) => shown[n].tree.share || 1;
+  const contested = shown.reduce((best, _, n) => (share(n) <= share(best) ? n : best), 0);
+  select.value = contested;
   const out = runs.filter((run) => new Set(run.trees.shown.map((tree) => tree.step)).size < run.trees.steps);
   const node = section("trees", "Trees",
     el("div", { class: "choose" }, el("button", { type: "button", onclick: () => move(-1), "aria-label": "earlier tree" }, "‹"), select, el("button", { type: "button", onclick: () => move(1), "aria-label": "later tree" }, "›")),
     out.length ? el("p", { class: "dim" }, out.map((run) => `Trees of ${new Set(run.trees.shown.map((tree) => tree.step)).size} of ${run.trees.steps} saved steps${many ? ` of ${run.name}` : ""} are shown, spread over the run; the others are in its folder trees.`).join(" ")) : null,
     viewer.node);
-  requestAnimationFrame(() => viewer.show(shown.at(-1).tree));
+  requestAnimationFrame(() => viewer.show(shown[contested].tree));
   return node;
 }
 

@@ -143,7 +143,9 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]
         if isinstance(value, dict):
             flat += _flat(value, f"{prefix}{name}.")
         else:
-            flat.append((f"{prefix}{name}", value if isinstance(value, int | float) else _text(value)))
+            flat.append(
+                (f"{prefix}{name}", value if isinstance(value, int | float) else _text(value))
+            )
     return flat
 
 

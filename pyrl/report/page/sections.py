@@ -98,7 +98,9 @@ SECTIONS = (
                 (("share of the leaves' tokens", "tree/tokens_saved_ratio"),),
             ),
             Panel("tokens sampled so far", (("tokens", "num_tokens"),)),
-            Panel("forks and pruned branches", (("forks", "tree/forks"), ("pruned", "tree/pruned"))),
+            Panel(
+                "forks and pruned branches", (("forks", "tree/forks"), ("pruned", "tree/pruned"))
+            ),
             Panel(
                 "pruned, by reason",
                 (

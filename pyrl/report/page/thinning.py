@@ -27,10 +27,14 @@ def curves(rows: Sequence[Row], points: int) -> dict[str, Curve]:
 def _curve(parts: Sequence[Sequence[Row]], name: str, *, whole: bool) -> Curve:
     curve: Curve = {"s": [], "v": []} if whole else {"s": [], "v": [], "lo": [], "hi": []}
     for part in parts:
-        seen = [(step_of(row), value) for row in part if _is_number(value := row.get(name))]
+        seen = [
+            (step_of(row), value)
+            for row in part
+            if isinstance(value := row.get(name), int | float) and not isinstance(value, bool)
+        ]
         if not seen:
             continue
-        values = [value for _, value in seen]
+        values = [float(value) for _, value in seen]
         curve["s"].append(seen[-1][0])
         curve["v"].append(digits(fmean(values)))
         if not whole:
@@ -43,7 +47,3 @@ def digits(value: float, count: int = 6) -> float:
     """The number with so many significant digits, a whole one without a point."""
     short = float(f"{value:.{count}g}")
     return int(short) if short.is_integer() and abs(short) < 1e15 else short
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

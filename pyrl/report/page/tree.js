@@ -17,6 +17,8 @@ class Tree {
     this.tokens = tokens;
     for (const branch of data.branches) this.branch[branch.segment] = branch;
     this.leaves = data.branches.filter((branch) => !branch.pruned);
+    // Leaves drawn without replacement stand for what they weigh, others for one vote each.
+    this.weighs = this.leaves.some((leaf) => leaf.log_mass !== null);
     this.pruned = data.branches.length - this.leaves.length;
     this.order = this.preorder(() => true);
     this.ends = new Array(count).fill(0);
@@ -27,11 +29,12 @@ class Tree {
     const answers = new Map();
     for (const leaf of this.leaves) {
       const key = leaf.answer ?? "";
-      const seen = answers.get(key) ?? { answer: leaf.answer, leaves: 0, elects: leaf.elects, right: leaf.right };
+      const seen = answers.get(key) ?? { answer: leaf.answer, leaves: 0, weight: 0, elects: leaf.elects, right: leaf.right };
       seen.leaves += 1;
+      seen.weight += this.weighs ? leaf.weight : 1 / this.leaves.length;
       answers.set(key, seen);
     }
-    this.answers = [...answers.values()].sort((a, b) => b.leaves - a.leaves);
+    this.answers = [...answers.values()].sort((a, b) => b.weight - a.weight);
   }
 
   parent(s) {

@@ -63,23 +63,23 @@ class Viewer {
   describe() {
     const { data, tree } = { data: this.tree.data, tree: this.tree };
     const all = tree.leaves.reduce((sum, { segment }) => sum + data.segments[segment][1] + data.segments[segment][2], 0);
-    const forks = tree.children.filter((below) => below.length > 1).length + (tree.roots.length > 1 ? 1 : 0);
-    const most = Math.max(1, ...tree.answers.map((answer) => answer.leaves));
-    const votes = tree.answers.slice(0, 6).map((answer) => el("div", { class: "vote" },
-      el("span", { class: "vote-bar" }, el("span", { class: answer.elects ? "elects" : "", style: { width: `${(100 * answer.leaves) / most}%` } })),
+    const forks = tree.children.filter((below) => below.length > 1).length;
+    const most = Math.max(...tree.answers.map((answer) => answer.weight));
+    const votes = tree.answers.slice(0, 6).flatMap((answer) => [
+      el("span", { class: "vote-bar" }, el("span", { class: answer.elects ? "elects" : "", style: { width: `${(100 * answer.weight) / most}%` } })),
       el("code", {}, answer.answer ?? "no answer"),
-      el("span", { class: "dim" }, `${answer.leaves}${answer.elects ? " · the label" : ""}${answer.right === 1 ? " · true" : ""}`)));
-    if (tree.answers.length > 6) votes.push(el("div", { class: "dim" }, `and ${tree.answers.length - 6} other answers`));
+      el("span", { class: "dim" }, `${tree.weighs ? percent(answer.weight) : answer.leaves}${answer.elects ? " · the label" : ""}${answer.right === 1 ? " · true" : ""}`)]);
+    if (tree.answers.length > 6) votes.push(el("span", { class: "dim rest" }, `and ${tree.answers.length - 6} other answers`));
     this.facts.replaceChildren(
       el("div", { class: "question card" },
         el("span", { class: "dim" }, "question"), el("pre", {}, data.text),
         el("div", { class: "row-of-facts" },
           fact("label ", data.label ?? "none"), data.answer === null ? null : fact("true answer ", data.answer),
           fact("share ", percent(data.share)), fact("margin ", percent(data.margin)),
-          fact("leaves ", String(tree.leaves.length)), fact("pruned ", String(tree.pruned)), fact("forks ", String(forks)),
+          fact("leaves ", String(tree.leaves.length)), fact("pruned ", String(tree.pruned)), fact("independent ", String(tree.roots.length)), fact("forks ", String(forks)),
           fact("tokens ", `${short(tree.tokens)}`), fact("leaves without sharing ", short(all))),
         data.spelled ? null : el("p", { class: "dim" }, "This tokenizer does not spell token by token: each token is shown as it reads alone.")),
-      el("div", { class: "votes card" }, el("span", { class: "dim" }, "votes"), ...votes));
+      el("div", { class: "votes card" }, el("span", { class: "dim" }, tree.weighs ? "votes, by their mass" : "votes"), el("div", { class: "vote" }, ...votes)));
   }
 
   paint(measure) {
@@ -108,6 +108,12 @@ class Viewer {
     this.rowOf = new Map();
     this.rows.forEach((row, n) => row.first && this.rowOf.set(row.s, n));
     this.space.style.height = `${this.rows.length * ROW}px`;
+    this.drawTokens();
+    this.point();
+  }
+
+  // What depends on the chosen segment: its path in the rows, in the map and beside them.
+  point() {
     this.live = new Map();
     this.space.replaceChildren();
     this.render();
@@ -223,9 +229,10 @@ class Viewer {
 
   // Chooses a segment; what is above it opens.
   select(s, scroll = true) {
-    for (const above of this.tree.path(s).slice(0, -1)) this.closed.delete(above);
+    const hidden = this.tree.path(s).slice(0, -1).filter((above) => this.closed.delete(above));
     this.selected = s;
-    this.layout();
+    if (hidden.length) this.layout();
+    else this.point();
     if (scroll) this.reveal(s);
   }
 
@@ -311,7 +318,7 @@ class Viewer {
       el("div", { class: "row-of-facts" },
         fact("tokens ", short(begin + length)), fact("of these its own ", short(length)), fact("forks above ", short(tree.depth(s))),
         branch && branch.weight !== undefined ? fact("weight ", short(branch.weight)) : null,
-        this.mean("entropy", s), this.mean("advantage", s), this.mean("ratio", s)),
+        this.mean("entropy", s), branch ? fact("its mean advantage ", branch.advantage === null ? "–" : signed(branch.advantage)) : this.mean("advantage", s), this.mean("ratio", s)),
       el("pre", { tabindex: 0 }, tree.text(s)));
   }
 
@@ -338,45 +345,57 @@ class Viewer {
   }
 
   // The whole tree: positions from left to right, a line for each end, its mark behind it.
-  drawMap() {
-    const tree = this.tree, ends = Math.max(1, tree.data.branches.length);
+  drawTokens() {
+    const tree = this.tree, ends = Math.max(1, tree.data.branches.length), ratio = devicePixelRatio || 1;
     const width = this.mapHolder.clientWidth - 16, high = Math.min(15, Math.max(3, Math.floor(330 / ends)));
-    const height = ends * high + 8, ratio = devicePixelRatio || 1;
-    Object.assign(this.map, { width: width * ratio, height: height * ratio });
+    const height = ends * high + 8, unit = (width - 24) / tree.longest;
+    this.thick = Math.max(2, high - 3);
     Object.assign(this.map.style, { width: `${width}px`, height: `${height}px` });
-    const pen = this.map.getContext("2d"), style = getComputedStyle(document.documentElement);
+    this.all = Object.assign(document.createElement("canvas"), { width: width * ratio, height: height * ratio });
+    const pen = this.all.getContext("2d"), ink = this.ink("--ink");
     pen.scale(ratio, ratio);
-    const ink = style.getPropertyValue("--ink"), faint = style.getPropertyValue("--edge"), accent = style.getPropertyValue("--line-0");
-    const unit = (width - 24) / tree.longest, thick = Math.max(2, high - 3);
-    this.places = [];
     const middle = new Array(tree.children.length);
     let end = 0;
-    for (const s of tree.order) if (tree.branch[s] && !tree.children[s].length) middle[s] = 6 + high * (end++ + 0.5);
+    for (const s of tree.order) if (!tree.children[s].length) middle[s] = 6 + high * (end++ + 0.5);
     for (const s of [...tree.order].reverse()) {
       const below = tree.children[s].map((child) => middle[child]);
       if (below.length) middle[s] = (Math.min(...below) + Math.max(...below)) / 2;
     }
-    for (const s of tree.order) {
-      const [parent, begin, length] = tree.data.segments[s], x = 2 + begin * unit, y = middle[s], on = this.onPath.has(s);
-      if (parent >= 0) {
-        pen.strokeStyle = on ? accent : faint;
-        pen.lineWidth = on ? 2 : 1;
-        pen.beginPath();
-        pen.moveTo(x, middle[parent]);
-        pen.lineTo(x, y);
-        pen.stroke();
-      }
-      pen.fillStyle = on ? accent : faint;
-      pen.fillRect(x, y + thick / 2 - (on ? 1 : 0.5), length * unit, on ? 2 : 1);
-      for (let n = 0; n < length; n += 1) {
-        const color = this.color(tree.first[s] + n);
+    this.places = tree.order.map((s) => {
+      const [parent, begin, length] = tree.data.segments[s];
+      return { s, parent: middle[parent], from: 2 + begin * unit, to: 2 + (begin + length) * unit, y: middle[s] };
+    });
+    for (const place of this.places) {
+      this.line(pen, place, this.ink("--edge"), 1);
+      for (let n = 0; n < tree.length(place.s); n += 1) {
+        const color = this.color(tree.first[place.s] + n);
         if (!color) continue;
         pen.fillStyle = color;
-        pen.fillRect(x + n * unit, y - thick / 2, Math.max(unit - (unit > 5 ? 1 : 0), 0.5), thick);
+        pen.fillRect(place.from + n * unit, place.y - this.thick / 2, Math.max(unit - (unit > 5 ? 1 : 0), 0.5), this.thick);
       }
-      this.places.push({ s, from: x, to: x + length * unit, y });
-      if (tree.branch[s]) this.mark(pen, tree.branch[s], x + length * unit + 8, y, Math.min(4.5, high / 2.4), ink);
+      const branch = tree.branch[place.s];
+      if (branch) this.mark(pen, branch, place.to + 8, place.y, Math.min(4.5, high / 2.4), ink);
     }
+  }
+
+  // The map with the chosen path on it.
+  drawMap() {
+    const ratio = devicePixelRatio || 1;
+    Object.assign(this.map, { width: this.all.width, height: this.all.height });
+    const pen = this.map.getContext("2d");
+    pen.drawImage(this.all, 0, 0);
+    pen.scale(ratio, ratio);
+    for (const place of this.places) if (this.onPath.has(place.s)) this.line(pen, place, this.ink("--line-0"), 2);
+  }
+
+  ink(name) {
+    return getComputedStyle(document.documentElement).getPropertyValue(name);
+  }
+
+  line(pen, { parent, from, to, y }, color, wide) {
+    pen.fillStyle = color;
+    pen.fillRect(from, y + this.thick / 2 - wide / 2, to - from, wide);
+    if (parent !== undefined) pen.fillRect(from - wide / 2, Math.min(parent, y), wide, Math.abs(parent - y) + this.thick / 2);
   }
 
   mark(pen, branch, x, y, size, ink) {
