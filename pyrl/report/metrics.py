@@ -186,6 +186,9 @@ class MetricsLog:
     def write_completions(self, step: int, completions: Iterable[Completion]) -> None:
         """Append sampled responses of this step to completions.jsonl."""
         rows: list[Row] = [{"step": step} | plain_row(asdict(row)) for row in completions]
+        for row in rows:
+            if row["truth"] is None:
+                del row["truth"]
         self._completions.append(rows)
         for sink in self._sinks:
             if rows:
