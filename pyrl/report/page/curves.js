@@ -119,7 +119,7 @@ class Plot {
         el("line", { class: "grid", x1: left, x2: right, y1: this.y(value), y2: this.y(value) }),
         el("text", { class: "tick", x: left - 6, y: this.y(value) + 3.5, "text-anchor": "end" }, tick(value)));
     }
-    for (const step of ticks(0, this.last, Math.max(2, Math.floor(width / 90))))
+    for (const step of ticks(0, this.last, Math.max(3, Math.floor(width / 60))))
       svg.append(el("text", { class: "tick", x: this.x(step), y: this.height - 6, "text-anchor": "middle" }, tick(step)));
     for (const step of new Set(this.alarms))
       svg.append(el("path", { class: "alarm", d: `M${this.x(step)} ${bottom - 1}l-4 7h8z` }));

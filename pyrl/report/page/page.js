@@ -105,7 +105,10 @@ function glance() {
 
 function panels(which) {
   const alarms = many ? [] : (runs[0].alarms ?? []).map((row) => row.step);
-  return el("div", { class: "grid" }, ...which.map((panel) => new Plot(panel, runs, { alarms }).figure));
+  const drawn = which.map((panel) => new Plot(panel, runs, { alarms }));
+  const missing = drawn.filter((plot) => !plot.lines.length).map((plot) => plot.panel.title);
+  return [el("div", { class: "grid" }, ...drawn.filter((plot) => plot.lines.length).map((plot) => plot.figure)),
+    missing.length ? el("p", { class: "dim" }, `Not measured here: ${missing.join("; ")}.`) : null].filter(Boolean);
 }
 
 function alarms() {
@@ -156,9 +159,9 @@ function trees() {
     document.getElementById("trees").scrollIntoView();
   };
   report.shown = shown;
-  // The most contested question shows the most; of equal ones the newest.
-  const share = (n) => shown[n].tree.share || 1;
-  const contested = shown.reduce((best, _, n) => (share(n) <= share(best) ? n : best), 0);
+  // A vote that is split in half shows the most; of equal ones the newest.
+  const split = (n) => Math.abs(shown[n].tree.share - 0.5);
+  const contested = shown.reduce((best, _, n) => (split(n) <= split(best) ? n : best), 0);
   select.value = contested;
   const out = runs.filter((run) => new Set(run.trees.shown.map((tree) => tree.step)).size < run.trees.steps);
   const node = section("trees", "Trees",
@@ -235,7 +238,7 @@ function settings() {
 head();
 document.getElementById("main").append(
   glance(),
-  ...report.sections.map(({ id, title, panels: which }) => section(id, title, panels(which), ...(id === "vote" ? [alarms()] : id === "learning" ? [scores()] : []).filter(Boolean))),
+  ...report.sections.map(({ id, title, panels: which }) => section(id, title, ...panels(which), ...(id === "vote" ? [alarms()] : id === "learning" ? [scores()] : []).filter(Boolean))),
   trees(), questions(), metrics(), settings());
 document.getElementById("nav").append(...[...document.querySelectorAll("section[id] > h2")].map((title) =>
   el("a", { href: `#${title.parentNode.id}` }, title.textContent)));

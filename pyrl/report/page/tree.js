@@ -82,7 +82,7 @@ class Tree {
   shown(u) {
     const word = this.data.words[this.data.word[u]];
     if (word === "") return "∎";
-    return word.replace(/\n/g, "↵").replace(/\t/g, "→").replace(/[\u0000-\u001f\u007f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g, "·");
+    return plainly(word.replace(/\n/g, "↵").replace(/\t/g, "→"));
   }
 
   // Segments and their tokens that a text is in, or that end with an answer that has it.
@@ -150,6 +150,11 @@ class Tree {
     }
     return rows;
   }
+}
+
+// The text with a dot for each sign that is not seen or that turns others around.
+function plainly(text) {
+  return text.replace(/[\u0000-\u0008\u000b-\u001f\u007f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g, "·");
 }
 
 // Cells of a text in a fixed-width font: wide scripts and signs take two.

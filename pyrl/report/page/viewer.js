@@ -34,10 +34,8 @@ class Viewer {
     this.list.addEventListener("scroll", () => this.schedule());
     this.list.addEventListener("keydown", (event) => this.keyed(event));
     this.list.addEventListener("click", (event) => this.chosen(event));
-    for (const place of [this.space]) {
-      place.addEventListener("pointerover", (event) => this.hover(event));
-      place.addEventListener("pointerleave", () => tip.hide());
-    }
+    this.space.addEventListener("pointerover", (event) => this.hover(event));
+    this.space.addEventListener("pointerleave", () => tip.hide());
     this.search.addEventListener("keydown", (event) => this.searchKeyed(event));
     document.addEventListener("keydown", (event) => {
       if (event.key === "/" && !/INPUT|SELECT|TEXTAREA/.test(document.activeElement.tagName) && this.node.offsetParent) {
@@ -72,11 +70,11 @@ class Viewer {
     if (tree.answers.length > 6) votes.push(el("span", { class: "dim rest" }, `and ${tree.answers.length - 6} other answers`));
     this.facts.replaceChildren(
       el("div", { class: "question card" },
-        el("span", { class: "dim" }, "question"), el("pre", {}, data.text),
+        el("span", { class: "dim" }, "question"), el("pre", {}, plainly(data.text)),
         el("div", { class: "row-of-facts" },
           fact("label ", data.label ?? "none"), data.answer === null ? null : fact("true answer ", data.answer),
           fact("share ", percent(data.share)), fact("margin ", percent(data.margin)),
-          fact("leaves ", String(tree.leaves.length)), fact("pruned ", String(tree.pruned)), fact("independent ", String(tree.roots.length)), fact("forks ", String(forks)),
+          fact("leaves ", String(tree.leaves.length)), fact("pruned ", String(tree.pruned)), fact("independent samples ", String(tree.roots.length)), fact("forks ", String(forks)),
           fact("tokens ", `${short(tree.tokens)}`), fact("leaves without sharing ", short(all))),
         data.spelled ? null : el("p", { class: "dim" }, "This tokenizer does not spell token by token: each token is shown as it reads alone.")),
       el("div", { class: "votes card" }, el("span", { class: "dim" }, tree.weighs ? "votes, by their mass" : "votes"), el("div", { class: "vote" }, ...votes)));
@@ -319,7 +317,7 @@ class Viewer {
         fact("tokens ", short(begin + length)), fact("of these its own ", short(length)), fact("forks above ", short(tree.depth(s))),
         branch && branch.weight !== undefined ? fact("weight ", short(branch.weight)) : null,
         this.mean("entropy", s), branch ? fact("its mean advantage ", branch.advantage === null ? "–" : signed(branch.advantage)) : this.mean("advantage", s), this.mean("ratio", s)),
-      el("pre", { tabindex: 0 }, tree.text(s)));
+      el("pre", { tabindex: 0 }, plainly(tree.text(s))));
   }
 
   mean(measure, s) {
