@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from safetensors.numpy import save
 from pyrl._core.tree import Forest, PackedRows, pack_flat
 from pyrl.answers.truth import right
 from pyrl.forest import BUDGET, DECIDED, ENTROPY_SPIKE, LOW_CONFIDENCE, REFUSED, TAIL_DECLINE
+from pyrl.pack import gather, offsets
 from pyrl.report.growth import grow_again
 from pyrl.report.metrics import plain_row
 from pyrl.reward import grade
@@ -65,6 +66,24 @@ class SavedTrees:
     """NaN for tokens without one: of pruned branches, and of leaves that do not train."""
     after_T: NDArray[np.float32]
     """Log-prob by the learner after the step's update (nats); NaN for pruned branches."""
+
+    @property
+    def length_N(self) -> NDArray[np.int64]:
+        """Response tokens of each branch."""
+        return np.array([self.forest.length(branch) for branch in self.branch_N.tolist()])
+
+    def take(self, index_N: NDArray[np.int64]) -> SavedTrees:
+        """The branches at these ordinals, in the given order; the forest has all of them."""
+        row_T = gather(offsets(self.length_N), index_N)
+        branches = self.record["branches"]
+        return replace(
+            self,
+            branch_N=self.branch_N[index_N],
+            record={**self.record, "branches": [branches[n] for n in index_N.tolist()]},
+            end_T=self.end_T[row_T],
+            advantage_T=self.advantage_T[row_T],
+            after_T=self.after_T[row_T],
+        )
 
 
 def save_trees(output: Path, number: int, step: Step, questions: int, after: AfterUpdate) -> None:

@@ -170,7 +170,7 @@ class Run:
     """Samples of each question for pass@n and maj@n."""
     save_trees: int = 0
     """Save the trees of the first N questions of each step for `pyrl report`, pruned branches
-    included: about 40 bytes for each token of each response."""
+    included: about 30 bytes for each token of each response."""
     loggers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     """Besides metrics.jsonl."""
 

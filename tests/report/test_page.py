@@ -111,10 +111,11 @@ def test_two_thousand_steps_with_many_trees_are_less_than_five_megabytes(tmp_pat
     assert len(record["completions"]["rows"][0]["completion"]) < LONGEST + 50
 
 
-def test_one_tree_is_shown_however_large_it_is(tmp_path: Path) -> None:
+def test_of_a_tree_beyond_all_bounds_the_first_leaf_is_shown(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", 1)
-    write_trees(run, 1, ["a"], trunks=1, leaves=1, length=3)
-    assert len(run_record(run, "run", runs=10**9)["trees"]["shown"]) == 1
+    write_trees(run, 1, ["a"], trunks=2, leaves=1, length=3)
+    (tree,) = run_record(run, "run", runs=10**9)["trees"]["shown"]
+    assert len(tree["word"]) == 3
 
 
 def test_a_run_that_is_not_finished_has_a_page(tmp_path: Path) -> None:

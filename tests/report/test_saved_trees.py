@@ -132,7 +132,7 @@ def test_a_file_has_texts_votes_rewards_advantages_and_what_the_update_did(tmp_p
 def test_the_page_has_each_token_once_with_means_over_the_leaves_through_it(tmp_path: Path) -> None:
     words = ["a", "bc", "", "\n", "é"]
     saved = read_trees(write_trees(tmp_path, 3, words, trunks=2, leaves=3, length=9))
-    (tree,) = questions(saved)
+    (tree,) = questions(saved, most=1000)
     assert tree["step"] == 3
     segments, of_branch = tree["segments"], {b["segment"]: b for b in tree["branches"]}
     assert sum(length for *_, length in segments) == len(tree["word"])
@@ -152,6 +152,19 @@ def test_the_page_has_each_token_once_with_means_over_the_leaves_through_it(tmp_
     assert tree["advantage"][first[trunk]] == 0
     assert {b["advantage"] for b in of_branch.values() if "pruned" not in b} == {-1, 0, 1}
     assert {b["advantage"] for b in of_branch.values() if "pruned" in b} == {None}
+
+
+def test_a_tree_that_is_too_large_is_shown_as_far_as_it_fits(tmp_path: Path) -> None:
+    """Its other leaves are told of, for the vote."""
+    saved = read_trees(write_trees(tmp_path, 3, ["a", "b"], trunks=2, leaves=3, length=9))
+    (whole,), (part,) = (list(questions(saved, most=most)) for most in (1000, 20))
+    assert [b["segment"] is None for b in part["branches"]] == [False] * 2 + [True] * 6
+    for name in ("answer", "pruned", "reward"):
+        assert [b.get(name) for b in part["branches"]] == [b.get(name) for b in whole["branches"]]
+    assert len(part["word"]) == 4 + 5 + 5
+    (least,) = questions(saved, most=1)
+    assert len(least["word"]) == 9
+    assert least["segments"] == [[-1, 0, 9]]
 
 
 def test_damaged_trees_are_refused_with_the_name_of_the_file(tmp_path: Path) -> None:

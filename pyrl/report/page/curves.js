@@ -126,10 +126,11 @@ class Plot {
     for (const line of this.lines) if (line.shown) svg.append(...this.marks(line));
     this.cross = el("line", { class: "cross", y1: top, y2: bottom, visibility: "hidden" });
     svg.append(this.cross);
-    svg.addEventListener("pointermove", (event) => {
-      this.point(this.nearest(this.step(event.clientX - svg.getBoundingClientRect().left)), event.clientX, event.clientY);
-    });
-    svg.addEventListener("pointerleave", () => this.leave());
+    for (const moved of ["pointermove", "pointerdown"])
+      svg.addEventListener(moved, (event) => {
+        this.point(this.nearest(this.step(event.clientX - svg.getBoundingClientRect().left)), event.clientX, event.clientY);
+      });
+    svg.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && this.leave());
     svg.addEventListener("blur", () => this.leave());
     svg.addEventListener("keydown", (event) => this.keyed(event, svg));
     this.holder.replaceChildren(svg);

@@ -64,6 +64,8 @@ const tip = {
   },
 };
 
+document.addEventListener("pointerdown", () => tip.hide(), { capture: true });
+
 function fact(name, value) {
   return el("div", { class: "fact" }, el("span", { class: "dim" }, name), el("b", {}, value));
 }

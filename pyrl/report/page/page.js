@@ -119,7 +119,8 @@ function alarms() {
     return el("div", {}, name, el("ol", { class: "alarms" }, ...run.alarms.map((row) =>
       el("li", {}, el("span", { class: "step" }, `step ${row.step}`), el("span", {}, row.alarm.replace(/^Step \d+[:,] /, ""))))));
   });
-  return el("div", { id: "alarms", class: "card" }, el("h3", {}, "What alarms said"), ...parts);
+  return el("div", { id: "alarms", class: "card" }, el("h3", {}, "What alarms said"),
+    !many && runs[0].alarms?.length ? el("p", { class: "dim" }, "▲ below the curves marks these steps.") : null, ...parts);
 }
 
 function scores() {

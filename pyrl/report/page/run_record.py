@@ -20,6 +20,8 @@ TEXT_BYTES = 600_000
 """Of responses in the table of questions, of all runs together."""
 TREE_BYTES = 2_500_000
 """Of trees, of all runs together."""
+TOKEN_BYTES = 45
+"""Of a token of a tree, about."""
 LONGEST = 4_000
 """Characters of a text in the table; of a longer one its beginning and its end are shown."""
 
@@ -107,7 +109,9 @@ def _trees(directory: Path, most: int) -> dict[str, Any]:
     found: dict[int, list[dict[str, Any]]] = {}
     used = 0
     for step, path in (saved[n] for n in _everywhere(len(saved))):
-        trees = list(questions(read_trees(path)))
+        step_trees = read_trees(path)
+        share = most // (TOKEN_BYTES * len(step_trees.record["questions"]))
+        trees = list(questions(step_trees, share))
         used += len(json.dumps(trees))
         if used > most and found:
             break

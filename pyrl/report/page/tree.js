@@ -15,7 +15,11 @@ class Tree {
       tokens += length;
     });
     this.tokens = tokens;
-    for (const branch of data.branches) this.branch[branch.segment] = branch;
+    // A large tree is shown as far as it fits in the page; all of its leaves have voted.
+    const shown = data.branches.filter((branch) => branch.segment !== null);
+    for (const branch of shown) this.branch[branch.segment] = branch;
+    this.left = data.branches.length - shown.length;
+    this.shownEnds = shown.length;
     this.leaves = data.branches.filter((branch) => !branch.pruned);
     // Leaves drawn without replacement stand for what they weigh, others for one vote each.
     this.weighs = this.leaves.some((leaf) => leaf.log_mass !== null);

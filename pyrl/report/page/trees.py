@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,15 +34,23 @@ class Shape:
         return np.cumsum(self.length_S) - self.length_S
 
 
-def questions(saved: SavedTrees) -> Iterator[dict[str, Any]]:
-    """The trees of a step, one a question.
+def questions(saved: SavedTrees, most: int) -> Iterator[dict[str, Any]]:
+    """The trees of a step, one a question, each as far as its first branches have together at most
+    `most` tokens.
 
     `segments` are [parent, position of its first token, tokens], parents first; columns hold the
     tokens of one segment after the other: `word` is an index into `words`, numbers are None where
     they are not known. An advantage is the mean over the leaves that the token is a part of.
-    `branches` are leaves and pruned branches, with their segment and the mean advantage of their
-    own tokens.
+    `branches` are leaves and pruned branches, with their segment (None where they do not fit) and
+    the mean advantage of their tokens.
     """
+    tree_N = [saved.forest.tree_of(branch) for branch in saved.branch_N.tolist()]
+    fits_N = _fitting(np.array(tree_N), saved.length_N, most)
+    rest = [
+        (tree_N[n], {**saved.record["branches"][n], "segment": None, "advantage": None})
+        for n in np.flatnonzero(~fits_N).tolist()
+    ]
+    saved = saved.take(np.flatnonzero(fits_N))
     shape, rows = _shape(saved), pack_flat(saved.forest, saved.branch_N)
     words, columns = _tokens(saved, shape, rows)
     advantage_N = _numbers(_means(rows.leaf_T, saved.advantage_T, len(saved.branch_N)))
@@ -65,14 +73,30 @@ def questions(saved: SavedTrees) -> Iterator[dict[str, Any]]:
             "word": [number[word] for word in words[start:stop]],
             **{name: column[start:stop] for name, column in columns.items()},
             "branches": [
-                {name: value for name, value in about.items() if name != "text"}
-                | {"segment": ordinal[segment], "advantage": advantage_N[n]}
-                for n, (about, segment) in enumerate(
-                    zip(saved.record["branches"], shape.end_N.tolist(), strict=True)
+                _without_text(about | {"segment": ordinal[segment], "advantage": advantage})
+                for about, segment, advantage in zip(
+                    saved.record["branches"], shape.end_N.tolist(), advantage_N, strict=True
                 )
                 if segment in ordinal
-            ],
+            ]
+            + [_without_text(about) for of, about in rest if of == tree],
         }
+
+
+def _without_text(about: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in about.items() if name != "text"}
+
+
+def _fitting(
+    tree_N: NDArray[np.int64], length_N: NDArray[np.int64], most: int
+) -> NDArray[np.bool_]:
+    """Which branches fit: the first of each tree, and more as long as their paths do."""
+    fits_N = np.zeros(len(tree_N), bool)
+    for tree in np.unique(tree_N):
+        here_N = np.flatnonzero(tree_N == tree)
+        fits_N[here_N] = np.cumsum(length_N[here_N]) <= most
+        fits_N[here_N[0]] = True
+    return fits_N
 
 
 def _shape(saved: SavedTrees) -> Shape:

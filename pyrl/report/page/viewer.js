@@ -35,7 +35,7 @@ class Viewer {
     this.list.addEventListener("keydown", (event) => this.keyed(event));
     this.list.addEventListener("click", (event) => this.chosen(event));
     this.space.addEventListener("pointerover", (event) => this.hover(event));
-    this.space.addEventListener("pointerleave", () => tip.hide());
+    this.space.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && tip.hide());
     this.search.addEventListener("keydown", (event) => this.searchKeyed(event));
     document.addEventListener("keydown", (event) => {
       if (event.key === "/" && !/INPUT|SELECT|TEXTAREA/.test(document.activeElement.tagName) && this.node.offsetParent) {
@@ -50,8 +50,8 @@ class Viewer {
   show(data) {
     this.tree = new Tree(data);
     this.closed = new Set();
-    const best = this.tree.data.branches.find((branch) => branch.elects) ?? this.tree.data.branches[0];
-    this.selected = best.segment;
+    const ends = this.tree.branch.filter(Boolean);
+    this.selected = (ends.find((branch) => branch.elects) ?? ends[0]).segment;
     this.list.scrollTop = 0;
     this.describe();
     this.look(false);
@@ -60,7 +60,7 @@ class Viewer {
 
   describe() {
     const { data, tree } = { data: this.tree.data, tree: this.tree };
-    const all = tree.leaves.reduce((sum, { segment }) => sum + data.segments[segment][1] + data.segments[segment][2], 0);
+    const all = tree.leaves.filter(({ segment }) => segment !== null).reduce((sum, { segment }) => sum + data.segments[segment][1] + data.segments[segment][2], 0);
     const forks = tree.children.filter((below) => below.length > 1).length;
     const most = Math.max(...tree.answers.map((answer) => answer.weight));
     const votes = tree.answers.slice(0, 6).flatMap((answer) => [
@@ -76,6 +76,7 @@ class Viewer {
           fact("share ", percent(data.share)), fact("margin ", percent(data.margin)),
           fact("leaves ", String(tree.leaves.length)), fact("pruned ", String(tree.pruned)), fact("independent samples ", String(tree.roots.length)), fact("forks ", String(forks)),
           fact("tokens ", `${short(tree.tokens)}`), fact("leaves without sharing ", short(all))),
+        tree.left ? el("p", { class: "dim" }, `The first ${tree.shownEnds} ends are shown, the other ${tree.left} do not fit in this page: they are in trees/${data.step}.safetensors.`) : null,
         data.spelled ? null : el("p", { class: "dim" }, "This tokenizer does not spell token by token: each token is shown as it reads alone.")),
       el("div", { class: "votes card" }, el("span", { class: "dim" }, tree.weighs ? "votes, by their mass" : "votes"), el("div", { class: "vote" }, ...votes)));
   }
@@ -211,6 +212,7 @@ class Viewer {
     if (!row) return;
     if (fold !== undefined) this.toggle(Number(fold));
     else this.select(Number(row.dataset.s), false);
+    this.hover(event);  // a finger shows what the mouse does
   }
 
   toggle(s, close = !this.closed.has(s)) {
@@ -344,7 +346,7 @@ class Viewer {
 
   // The whole tree: positions from left to right, a line for each end, its mark behind it.
   drawTokens() {
-    const tree = this.tree, ends = Math.max(1, tree.data.branches.length), ratio = devicePixelRatio || 1;
+    const tree = this.tree, ends = Math.max(1, tree.shownEnds), ratio = devicePixelRatio || 1;
     const width = this.mapHolder.clientWidth - 16, high = Math.min(15, Math.max(3, Math.floor(330 / ends)));
     const height = ends * high + 8, unit = (width - 24) / tree.longest;
     this.thick = Math.max(2, high - 3);
