@@ -1,4 +1,4 @@
-"""The command line: `pyrl demo`, `pyrl train METHOD`, `pyrl methods`, `pyrl eval`, `pyrl info`.
+"""The command line: `pyrl demo`, `train METHOD`, `methods`, `report`, `eval`, `info`.
 
 Each command imports what it needs: torch and transformers take seconds, and help needs neither.
 """
@@ -24,6 +24,7 @@ pyrl: tree-rollout test-time RL. Fork where the model is unsure, vote, learn.
   pyrl train METHOD ...  train a model on unlabelled questions by ttrl, ettrl, echo or another
                          method; `pyrl train` lists them
   pyrl methods           methods and choices by name, with their papers; `pyrl methods show NAME`
+  pyrl report RUN ...    a run, or several side by side, as one HTML page with their trees
   pyrl eval ...          score a model on questions with answers
   pyrl info              how this installation was built
   pyrl --version         its version
@@ -71,6 +72,7 @@ def _command(args: list[str]) -> int:
         "demo": _demo,
         "train": _train,
         "methods": _methods,
+        "report": _report,
         "eval": _eval,
         "info": _info,
     }
@@ -124,7 +126,7 @@ def _ended(report: Report, output: Path, changed: bool) -> int:
     import rich
 
     rich.print(report)
-    for name in ("model", "report.md", "curves.png", "metrics.jsonl"):
+    for name in ("model", "metrics.jsonl", "curves.png", "report.html"):
         print(f"{name.partition('.')[0]:8} {output / name}")
     if changed:
         return 0
@@ -147,6 +149,16 @@ def _methods(args: list[str]) -> int:
     for name in asked.show[1:]:
         for found in named(name, registry):
             rich.print(page(found))
+    return 0
+
+
+def _report(args: list[str]) -> int:
+    import tyro
+
+    from pyrl.report.page import PageSettings, write_page
+
+    settings = tyro.cli(PageSettings, args=args, prog="pyrl report")
+    print(f"report   {write_page(settings.runs, settings.output)}")
     return 0
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pyrl._core.tree import Forest, Signals, SignalSpec
+from pyrl._core.tree import Forest, Path, Signals, SignalSpec
 from pyrl.budget import UNLIMITED, Allowance, Budget, Counts, Ending, Limits
 from pyrl.engine import (
     NO_TOKENS,
@@ -88,6 +88,15 @@ class Trunk:
     """Rounds of forks that it has had at its end."""
 
 
+@dataclass(frozen=True)
+class Pruned:
+    """What a branch had come to when it was pruned; the forest has forgotten it."""
+
+    reason: int
+    """As `Forest.prune` had it."""
+    path: Path
+
+
 class Rollout:
     """Grow the trees of some prompts until each has `votes` finished leaves.
 
@@ -116,7 +125,9 @@ class Rollout:
         stop: Stop | None = None,
         answer_start: Callable[[NDArray[np.int32]], int] = len,
         on_tokens: Callable[[int], None] = lambda tokens: None,
+        remembered: int = 0,
     ) -> None:
+        """`remembered`: the first trees of which `pruned` keeps what the forest forgets."""
         if votes < 1 or not len(prompts):
             raise ValueError(
                 f"expected at least one prompt and one vote, got {len(prompts)} and {votes}"
@@ -138,6 +149,11 @@ class Rollout:
         self.retain = fork.trunks(votes) < votes or prune.respawns(votes) > 0
         """Forks may open leaves. A branch can fork with its last token, or after it, so the engine
         keeps finished branches until their trunk is done."""
+        self.remembered = remembered
+        self.pruned: dict[int, Pruned] = {}
+        """Pruned branches of the trees that are remembered."""
+        self.parent_of: dict[int, int] = {}
+        """The branch that each sibling left; where, is in `Budget.begin`."""
         self.trunk_of: dict[int, Trunk] = {}
         """The trunk of every branch that the engine knows."""
         self.replaces = False
@@ -320,7 +336,7 @@ class Rollout:
         finished = self.forest.leaf_table(np.array([branch])).finish_N[0] != RUNNING
         budget.finished -= int(finished)
         self.counts.pruned[REFUSED] = self.counts.pruned.get(REFUSED, 0) + 1
-        self.forest.prune(branch, REFUSED)
+        self._forget(branch, REFUSED)
         self.engine.abort(np.array([branch], np.int64))
         trunk.branches.remove(branch)
         return None if finished else trunk
@@ -338,6 +354,7 @@ class Rollout:
         self.engine.fork(site.leaf, site.at, children_B, seed_B, exclude)
         children = children_B.tolist()
         self.trunk_of |= dict.fromkeys(children, trunk)
+        self.parent_of |= dict.fromkeys(children, site.leaf)
         trunk.branches += children
         trunk.running += count
         budget.open(children, site.at)
@@ -351,8 +368,13 @@ class Rollout:
         budget.respawns -= 1
         budget.leaves += 1
         self.counts.pruned[reason] = self.counts.pruned.get(reason, 0) + 1
-        self.forest.prune(branch, reason)
+        self._forget(branch, reason)
         self._leave([branch])
+
+    def _forget(self, branch: int, reason: int) -> None:
+        if self.forest.tree_of(branch) < self.remembered:
+            self.pruned[branch] = Pruned(reason, self.forest.path(branch))
+        self.forest.prune(branch, reason)
 
     def _end(self, ending: Ending) -> None:
         """End branches of a prompt early, as its limits say."""
@@ -361,7 +383,7 @@ class Rollout:
         if self.law is not None:
             self._break(self.law, ending)
         for branch in ending.dropped:
-            self.forest.prune(branch, ending.reason)
+            self._forget(branch, ending.reason)
         self.budgets[ending.tree].finished += len(cut_B)
         self._leave(ending.cut + ending.dropped)
 

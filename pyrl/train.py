@@ -22,6 +22,7 @@ from pyrl.prompts import Prompt, other_prompts, step_prompts
 from pyrl.report import Alarms, MetricsLog, Phases, Progress, Report
 from pyrl.report.alarms import no_update
 from pyrl.report.metrics import Row, read_metrics
+from pyrl.report.saved_trees import save_trees
 from pyrl.report.step import StepObserver, Unlogged, completion_metrics
 from pyrl.reward import FunctionReward, WeightedReward, metrics_of, rewards
 from pyrl.rollout import Rollout, answer_start, derive_seed
@@ -52,6 +53,8 @@ class Step:
     """NaN is unknown."""
     kept_N: NDArray[np.int64]
     """Ordinals of the leaves that have advantages and train."""
+    advantage_T: NDArray[np.float64]
+    """Of their tokens, leaf after leaf."""
     shaping: Mapping[str, float]
     """Metrics of the reward, the selection and the advantage stages."""
     update: Mapping[str, float] | None
@@ -198,6 +201,7 @@ class Trainer:
             votes=votes,
             reward_N=reward_N,
             kept_N=kept_N,
+            advantage_T=advantage_T,
             shaping=earned | refusing | shaping | sifting,
             update=update,
             sync=sync,
@@ -273,6 +277,8 @@ class Trainer:
         self.unlogged = self.observer(step)
         if step.update is None and self.alarms.news("no update", self.step):
             self.progress.alarm(f"Step {self.step}: {self._no_update(step)}")
+        if self.run.save_trees:
+            save_trees(self.run.output, self.step, step, self.run.save_trees, self.learner.after)
         self.sketches = self.signals.save() if self.signals else b""
         self.states.check()
         return self.unlogged.metrics
@@ -307,6 +313,7 @@ class Trainer:
 
     def _log(self, log: MetricsLog, unlogged: Unlogged) -> None:
         """Evaluate and log the last finished step, and save it if it is its turn."""
+        log.write_alarms(self.step, self.progress.take_alarms())
         self.progress.show(unlogged.metrics)
         scores = self.evaluations.due(self.step)
         log.write_completions(self.step, unlogged.completions)
@@ -314,6 +321,7 @@ class Trainer:
         self.unlogged = None
         for message in self.alarms.check(read_metrics(self.run.output / "metrics.jsonl")):
             self.progress.alarm(message)
+        log.write_alarms(self.step, self.progress.take_alarms())
         if self.step % self.run.save_every == 0 or self.step == self.run.steps:
             self.save()
 
@@ -340,6 +348,7 @@ class Trainer:
             stop=self.stop,
             answer_start=lambda tokens: answer_start(tokens, self.tokenizer),
             on_tokens=self._on_tokens,
+            remembered=self.run.save_trees,
         )
 
     def _sample_others(

@@ -54,6 +54,7 @@ def outcome(output: Path, step: int) -> dict[str, Any]:
         "completions": _rows(output / "completions.jsonl"),
         "report": _timeless(json.loads((output / "report.json").read_text())),
         "model": (output / "model" / "model.safetensors").read_bytes(),
+        "trees": {path.name: path.read_bytes() for path in sorted(output.glob("trees/*"))},
     }
 
 

@@ -50,7 +50,7 @@ PYTHON = {
         "vote"
     ),
     # A run: it is watched, set up, trained and called.
-    "report": "answers budget engine leaves reward rollout vote",
+    "report": "answers budget engine forest leaves pack reward rollout texts vote",
     "evaluate": (
         "answers checks engine foreign fork leaves logits models prompts prune report rollout vote"
     ),

@@ -131,6 +131,7 @@ def demo_run(method: str, *, output: Path, seed: int) -> Run:
         equivalence="exact",
         eval_every=20,
         eval_limit=0,
+        save_trees=1,
         chat=False,
         threads=1,
     )

@@ -153,6 +153,7 @@ class Trees:
             votes=grown.votes,
             reward_N=reward_N,
             kept_N=grown.kept_N,
+            advantage_T=credit.batch.advantage_T,
             shaping=credit.metrics,
             update=None,
             sync={},

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -251,6 +252,18 @@ class Learner:
                 return self._read(model, batch, Options())["logprob_T"]
 
         return look
+
+    def after(self, rows: PackedRows) -> NDArray[np.float64]:
+        """Log-probs [T] of these rows by the learner as it is now, at the sampling temperature.
+
+        For the eyes only: no metric counts the pass.
+        """
+        counting, self.reader = self.reader, copy(self.reader)
+        try:
+            batch = pack(rows, np.zeros(len(rows.label_T)))
+            return self._read(self.model, batch, Options())["logprob_T"]
+        finally:
+            self.reader = counting
 
     def _read(
         self, model: PreTrainedModel, batch: TokenBatch, asked: Options

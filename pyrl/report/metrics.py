@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -131,14 +132,18 @@ class Completion:
     label: str | None
     """What it was rewarded against."""
     reward: float | None
+    truth: str | None = None
+    """The true answer, if the data has one: it takes no part in any of these."""
 
 
 class MetricsLog:
-    """Writes metrics.jsonl and completions.jsonl, durable row by row, and feeds the loggers.
+    """Writes metrics.jsonl, completions.jsonl and alarms.jsonl, durable row by row, and feeds the
+    loggers.
 
     `resume_at` None begins a run: FileExistsError if the directory already has one. Otherwise
     rows of that step and later are dropped first, so that a repeated step counts once; a last line
-    torn by a crash is dropped as well. `settings` are those of the run, for the loggers to show.
+    torn by a crash is dropped as well. What alarms have said stays said. `settings`
+    are those of the run, for the loggers to show.
     """
 
     def __init__(
@@ -158,6 +163,9 @@ class MetricsLog:
             stack.callback(self._metrics.close)
             self._completions = _Jsonl(output_dir / "completions.jsonl", resume_at)
             stack.callback(self._completions.close)
+            none_is_cut = None if resume_at is None else sys.maxsize
+            self._alarms = _Jsonl(output_dir / "alarms.jsonl", none_is_cut)
+            stack.callback(self._alarms.close)
             started = Started(output_dir, settings or {}, resume_at, self._metrics.last_step)
             self._sinks: list[Sink] = []
             for name in loggers:
@@ -179,10 +187,18 @@ class MetricsLog:
     def write_completions(self, step: int, completions: Iterable[Completion]) -> None:
         """Append sampled responses of this step to completions.jsonl."""
         rows: list[Row] = [{"step": step} | plain_row(asdict(row)) for row in completions]
+        for row in rows:
+            if row["truth"] is None:
+                del row["truth"]
         self._completions.append(rows)
         for sink in self._sinks:
             if rows:
                 sink.write_completions(step, rows)
+
+    def write_alarms(self, step: int, sentences: Sequence[str]) -> None:
+        """Append what alarms said after this step to alarms.jsonl."""
+        if sentences:
+            self._alarms.append([{"step": step, "alarm": sentence} for sentence in sentences])
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -202,6 +218,11 @@ def read_metrics(path: Path) -> list[Row]:
     for _, row in _lines(path):
         merged.setdefault(step_of(row), {}).update(row)
     return [merged[step] for step in sorted(merged)]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows of completions.jsonl or alarms.jsonl as they were written; ValueError as above."""
+    return [row for _, row in _lines(path)]
 
 
 def size_before(path: Path, step: int) -> int:

@@ -69,6 +69,7 @@ class Progress:
         self._tokens = self._phase_tokens = 0
         self._rate = 0.0
         self._shown: dict[str, Any] = {}
+        self._alarms: list[str] = []
         self._live: Live | None = None
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._live = Live(
@@ -121,10 +122,16 @@ class Progress:
 
     def alarm(self, text: str) -> None:
         """Show at once that something is wrong with the run; the message stays on the screen."""
+        self._alarms.append(text)
         if self._live:
             self._console.print(Text(f"! {text}", style="bold yellow"), soft_wrap=True)
         else:
             self._say(f"! {text}")
+
+    def take_alarms(self) -> list[str]:
+        """Alarms that were shown since the last call, for the log."""
+        taken, self._alarms = self._alarms, []
+        return taken
 
     def _say(self, line: str) -> None:
         self._console.file.write(line + "\n")

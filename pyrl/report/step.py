@@ -199,6 +199,7 @@ def first_completions(step: Step) -> tuple[Completion, ...]:
             step.answers.answer_N[n],
             step.votes.label_G[g],
             None if np.isnan(step.reward_N[n]) else float(step.reward_N[n]),
+            step.prompts[g].answer,
         )
         for g, n in enumerate(first_G)
     )

@@ -23,7 +23,7 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
-from pyrl.checks import one_of
+from pyrl.checks import at_least, one_of
 from pyrl.engine.launch import ENGINES
 from pyrl.engine.vllm.options import VLLMOptions
 from pyrl.foreign import TIME_LIMIT
@@ -170,11 +170,15 @@ class Run:
     """Questions with answers to evaluate on; None: the training questions, if they have answers."""
     eval_samples: int = 16
     """Samples of each question for pass@n and maj@n."""
+    save_trees: int = 0
+    """Save the trees of the first N questions of each step for `pyrl report`, pruned branches
+    included: about 30 bytes for each token of each response."""
     loggers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     """Besides metrics.jsonl."""
 
     def __post_init__(self) -> None:
         one_of(self.engine, ENGINES, "engine")
+        at_least(0, self, "save_trees")
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:

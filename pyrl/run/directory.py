@@ -39,6 +39,7 @@ FREE = frozenset(
         "eval_after",
         "eval_data",
         "eval_samples",
+        "save_trees",
         "loggers",
         "call_time_limit",
         "vllm",

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pyrl.models import load_model
 from pyrl.models.lora import has_adapter
 from pyrl.report import Report, read_metrics, save_curves
+from pyrl.report.page import write_page
 from pyrl.report.step import StepObserver
 from pyrl.report.table import first_and_last
 from pyrl.run.checkpoint import replacing, write_model
@@ -24,7 +25,8 @@ def write_results(
     observer: StepObserver,
     changed: bool,
 ) -> Report:
-    """Write the trained model, report.md, report.json and curves.png, each whole or not at all."""
+    """Write the trained model, the report (.html, .md, .json) and curves.png, each whole or not at
+    all."""
     with replacing(run.output / "model") as folder:
         write_model(folder, model, tokenizer)
         if run.lora.merge and has_adapter(model):
@@ -49,4 +51,5 @@ def write_results(
     report = Report(title, tuple(evaluations.taken), facts, training)
     report.save(run.output)
     save_curves(metrics, run.output / "curves.png", title)
+    write_page([run.output])
     return report

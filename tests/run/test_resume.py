@@ -70,7 +70,7 @@ Options = Callable[..., list[str]]
 def options(questions: Path) -> Options:
     def given(output: Path, *more: str) -> list[str]:
         data = ["--data", str(questions), "--output", str(output), "--steps", str(STEPS)]
-        every = ["--save-every", "1", "--eval-every", "2"]
+        every = ["--save-every", "1", "--eval-every", "2", "--save-trees", "2"]
         return [*SETTINGS, *ECHO, *data, *every, *more]
 
     return given
