@@ -46,6 +46,9 @@ class Sample:
     """Only the fewest tokens whose mass reaches this share are drawn; 1: all."""
     min_p: float = 0.0
     """Only tokens of at least this share of the largest probability are drawn; 0: all."""
+    top_h: float = 1.0
+    """Only as many of the most probable tokens are drawn as have, renormalised, at most this share
+    of the entropy of all; 1: all."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.train <= self.votes:
@@ -76,7 +79,7 @@ class Sample:
             raise ValueError(f"sample.{error}") from error
 
     def sampling(self) -> Sampling:
-        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p)
+        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.top_h)
 
     def allowance(self) -> Allowance:
         return Allowance(self.max_tokens_per_prompt, self.max_seconds)
