@@ -32,7 +32,7 @@ from pyrl.run.lock import Lock, one_process
 from pyrl.run.results import write_results
 from pyrl.run.resume import first_words, record_of, restore
 from pyrl.run.setup import assemble
-from pyrl.select import accepted, of_accepted, rounds, selected, tokens_that_train
+from pyrl.select import accepted, lift, of_accepted, rounds, selected, tokens_that_train
 from pyrl.vote import Votes
 
 
@@ -147,9 +147,9 @@ class Trainer:
                 accepted_G = accepted(algorithm.select, leaves, reward_N)
                 if not left or not self._sample_others(rollout, prompts, accepted_G):
                     break
-            kept_N = selected(algorithm.select, leaves, sample.train, states.select)
+            kept_N = selected(algorithm.select, leaves, sample.train, states.select, reward_N)
+            earned = metrics_of(algorithm.reward, leaves) | lift(algorithm.select, reward_N, kept_N)
             kept_N, refusing = of_accepted(algorithm.select, leaves, kept_N, accepted_G, wanted)
-            earned = metrics_of(algorithm.reward, leaves)
             phase("updating")
             kept = leaves.take(kept_N)
             scored = score(kept, reward_N[kept_N], self.learner.before(kept.rows))

@@ -163,7 +163,7 @@ class Grower:
             answers = classify(leaves, extractor_named(self.extractor), _relation(self.equivalence))
             votes = algorithm.vote(leaves, answers)
             reward_N = rewards(algorithm.reward, leaves, answers, votes, [question])
-        kept_N = selected(algorithm.select, leaves, sample.train)
+        kept_N = selected(algorithm.select, leaves, sample.train, reward_N=reward_N)
         kept = leaves.take(kept_N)
         return Tree(
             token_N=kept.token_N,

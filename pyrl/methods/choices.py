@@ -23,7 +23,7 @@ from pyrl.fork import (
 )
 from pyrl.prune import Doubt, FixedDoubt, Keep, Prune
 from pyrl.reward import OverlongReward, RandomReward, Reward, TrueReward, VoteReward
-from pyrl.select import Dynamic, First, Select, Stratified
+from pyrl.select import Dynamic, First, Rejection, Select, Stratified
 from pyrl.vote import Majority, Mass, Vote, Weighted
 
 
@@ -90,6 +90,7 @@ SELECTS: dict[str, Callable[[], Select]] = {
     "first": First,
     "dynamic": Dynamic,
     "stratified": Stratified,
+    "rso": Rejection,
 }
 """Which leaves train."""
 

@@ -111,6 +111,7 @@ MEANING = {
     "select/questions": "questions sampled, those in the place of refused ones among them",
     "select/refused": "share of these that were refused, because their rewards are all equal",
     "select/idle_tokens": "share of the leaves' tokens that belong to questions that do not train",
+    "select/reward_lift": "mean reward of the leaves that train less that of all (--select rso)",
     "select/tokens": "share of the tokens that train (selections after the advantages)",
     "select/leaves": "share of the leaves with a token that trains (the same)",
     "advantage/reward_unknown": "share of the leaves that train whose reward is unknown",
