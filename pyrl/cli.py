@@ -1,4 +1,4 @@
-"""The command line: `pyrl demo`, `pyrl train METHOD`, `pyrl methods`, `pyrl eval`, `pyrl info`.
+"""The command line: `pyrl demo`, `pyrl train METHOD`, `pyrl methods`, `pyrl eval` and others.
 
 Each command imports what it needs: torch and transformers take seconds, and help needs neither.
 """
@@ -25,6 +25,7 @@ pyrl: tree-rollout test-time RL. Fork where the model is unsure, vote, learn.
                          method; `pyrl train` lists them
   pyrl methods           methods and choices by name, with their papers; `pyrl methods show NAME`
   pyrl eval ...          score a model on questions with answers
+  pyrl fit-judger ...    learn from such questions which responses are right by their entropies
   pyrl info              how this installation was built
   pyrl --version         its version
 
@@ -72,6 +73,7 @@ def _command(args: list[str]) -> int:
         "train": _train,
         "methods": _methods,
         "eval": _eval,
+        "fit-judger": _fit_judger,
         "info": _info,
     }
     return commands[one_of(args[0], commands, "command")](args[1:])
@@ -168,6 +170,22 @@ def _eval(args: list[str]) -> int:
     if settings.output is not None:
         report.save(settings.output)
         print(f"report   {settings.output / 'report.json'}")
+    return 0
+
+
+def _fit_judger(args: list[str]) -> int:
+    import tyro
+
+    with _loading() as progress:
+        from pyrl.run.judging import JudgerSettings, fit_judger
+        from pyrl.run.lock import one_process
+
+        one_process()
+        settings = tyro.cli(JudgerSettings, args=args, prog="pyrl fit-judger")
+        found = fit_judger(settings, progress)
+    for name, value in found.items():
+        print(f"{name:9} {value:.4g}")
+    print(f"judger    {settings.output}")
     return 0
 
 

@@ -33,7 +33,7 @@ from pyrl.run.results import write_results
 from pyrl.run.resume import first_words, record_of, restore
 from pyrl.run.setup import assemble
 from pyrl.select import accepted, lift, of_accepted, rounds, selected, tokens_that_train
-from pyrl.vote import Votes
+from pyrl.vote import Votes, told
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,7 @@ class Trainer:
                     break
             kept_N = selected(algorithm.select, leaves, sample.train, states.select, reward_N)
             earned = metrics_of(algorithm.reward, leaves) | lift(algorithm.select, reward_N, kept_N)
+            earned |= told(algorithm.vote, leaves, answers, votes)
             kept_N, refusing = of_accepted(algorithm.select, leaves, kept_N, accepted_G, wanted)
             phase("updating")
             kept = leaves.take(kept_N)

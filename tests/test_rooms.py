@@ -33,6 +33,7 @@ PYTHON = {
     "answers": "engine leaves sources",
     "prompts": "answers foreign sources",
     "vote": "answers",
+    "judger": "answers leaves vote",
     "poll": "answers leaves vote",
     "budget": "forest poll",
     "rollout": "budget engine forest fork law logits poll prune",
@@ -46,8 +47,8 @@ PYTHON = {
     "learner": "attention engine leaves logits loss models pack",
     "algorithm": "advantage answers budget fork leaves logits loss poll prune reward select vote",
     "methods": (
-        "advantage algorithm baselines checks foreign fork leaves loss presets prune reward select "
-        "vote"
+        "advantage algorithm baselines checks foreign fork judger leaves loss presets prune reward "
+        "select vote"
     ),
     # A run: it is watched, set up, trained and called.
     "report": "answers budget engine leaves reward rollout vote",
@@ -55,8 +56,8 @@ PYTHON = {
         "answers checks engine foreign fork leaves logits models prompts prune report rollout vote"
     ),
     "run": (
-        "algorithm answers checks engine evaluate foreign learner leaves loss methods models pack "
-        "prompts report reward rollout"
+        "algorithm answers checks engine evaluate foreign judger learner leaves loss methods "
+        "models pack prompts report reward rollout vote"
     ),
     "train": (
         "advantage answers engine evaluate leaves pack prompts report reward rollout run select "
@@ -87,7 +88,7 @@ CORE = {
 }
 """What the files of each folder of csrc/ include."""
 
-TOP_FILES = 25
+TOP_FILES = 27
 """Files at the top of pyrl/: the stations of the data path, and few others."""
 
 

@@ -21,6 +21,7 @@ from pyrl.fork import (
     TopEntropy,
     WithoutReplacement,
 )
+from pyrl.judger import Judger
 from pyrl.prune import Doubt, FixedDoubt, Keep, Prune
 from pyrl.reward import OverlongReward, RandomReward, Reward, TrueReward, VoteReward
 from pyrl.select import Dynamic, First, Rejection, Select, Stratified
@@ -83,6 +84,7 @@ VOTES: dict[str, Callable[[], Vote]] = {
     "inverse_width": inverse_width,
     "confidence": confidence,
     "mass": Mass,
+    "judger": Judger,
 }
 """How a label is elected."""
 

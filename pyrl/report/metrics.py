@@ -74,6 +74,8 @@ MEANING = {
     "vote/label_flips": "share of prompts seen before whose label has changed",
     "vote/mass": "probability of the leaves that were drawn without replacement, mean over prompts",
     "vote/unseen": "probability of all other responses, mean over prompts",
+    "vote/judged_right": "mean probability of a leaf to be right by its entropies (--vote judger)",
+    "vote/judged_other": "share of the labels that a plain majority would not have given",
     "vote/icc": "intraclass correlation of votes inside a trunk",
     "vote/label_accuracy": "share of labels that are true (needs true answers; never trains)",
     "vote/reward_accuracy": "share of leaves whose voted reward equals the true one",
