@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pyrl.advantage import advantages
 from pyrl.answers import Answers, classify
+from pyrl.diagnostics import Updated, diagnose
 from pyrl.engine import EngineFailure
 from pyrl.evaluate import Evaluator, Scoring
 from pyrl.leaves import Leaves, collect, score
@@ -163,6 +164,8 @@ class Trainer:
                 batch = pack(kept.rows, advantage_T, scored.reward_N, train_T)
                 experts = self.experts(prompts)
                 update = self.learner.update(batch, scored.group_N, self.step, experts)
+                done = algorithm.advantage, states.advantage, scored, batch, self.learner
+                shaping |= diagnose(self.run.diagnostics, Updated(*done))
             phase("syncing")
             self.step += 1
             sync = self.sync(self.step)

@@ -50,6 +50,7 @@ PYTHON = {
         "advantage algorithm baselines checks foreign fork judger leaves loss presets prune reward "
         "select vote"
     ),
+    "diagnostics": "advantage attention learner leaves pack",
     # A run: it is watched, set up, trained and called.
     "report": "answers budget engine leaves reward rollout vote",
     "evaluate": (
@@ -60,8 +61,8 @@ PYTHON = {
         "models pack prompts report reward rollout vote"
     ),
     "train": (
-        "advantage answers engine evaluate leaves pack prompts report reward rollout run select "
-        "vote"
+        "advantage answers diagnostics engine evaluate leaves pack prompts report reward rollout "
+        "run select vote"
     ),
     # Doors in other trainers.
     "hosts": (

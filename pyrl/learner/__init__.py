@@ -264,6 +264,10 @@ class Learner:
 
         return look
 
+    def logprobs(self, batch: TokenBatch) -> NDArray[np.float64]:
+        """Log-probs [T] of the batch by the model as it is now, at the sampling temperature."""
+        return self._read(self.model, batch, Options())["logprob_T"]
+
     def _read(
         self, model: PreTrainedModel, batch: TokenBatch, asked: Options
     ) -> dict[str, NDArray[np.float64]]:

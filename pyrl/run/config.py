@@ -172,6 +172,9 @@ class Run:
     """Questions with answers to evaluate on; None: the training questions, if they have answers."""
     eval_samples: int = 16
     """Samples of each question for pass@n and maj@n."""
+    diagnostics: tuple[Literal["advantage_flips", "attention_entropy", "off_policy"], ...] = ()
+    """More metrics of each update: signs of advantages without one of the rewards; how widely each
+    head attends; reward, entropy and distance of the updated policy by its rows' weights."""
     loggers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     """Besides metrics.jsonl."""
 
