@@ -18,6 +18,7 @@ from pyrl.fork import (
     Flat,
     Fork,
     OnlineEntropy,
+    Probed,
     TopEntropy,
     WithoutReplacement,
 )
@@ -66,6 +67,7 @@ FORKS: dict[str, Callable[[], Fork]] = {
     "top_entropy": TopEntropy,
     "ep_tree": EPTree,
     "online_entropy": OnlineEntropy,
+    "aepo_agentic": Probed,
     "entropy_confidence": EntropyConfidence,
     "entropy_confidence_fixed": FixedEntropyConfidence,
     "without_replacement": WithoutReplacement,

@@ -153,7 +153,7 @@ def entropic() -> Algorithm:
 def aepo_agentic() -> Algorithm:
     """Uncertain tokens weigh more, and keep a gradient beyond the clip (arXiv:2510.14545).
 
-    The loss alone: without the paper's budget of branches at calls of tools, which its released
-    scripts leave out too.
+    The loss alone: the paper's budget of branches, which its released scripts leave out too, is
+    --fork aepo_agentic.
     """
     return replace(grpo(), loss=presets.aepo_agentic())
