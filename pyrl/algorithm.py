@@ -17,6 +17,7 @@ from pyrl.poll import Poll
 from pyrl.prune import Keep, Prune
 from pyrl.reward import Reward, VoteReward
 from pyrl.select import First, Select
+from pyrl.tempered import Tempered
 from pyrl.vote import Majority, Mass, Vote
 
 
@@ -98,6 +99,8 @@ class Algorithm:
     reward: Reward = field(default_factory=VoteReward)
     select: Select = field(default_factory=First)
     loss: Loss = field(default_factory=Loss)
+    temper: Tempered = field(default_factory=Tempered)
+    """Answers at another temperature that train in the place of some of a step's own."""
     updates_per_step: int = 1
     """Optimizer updates that share the samples of a step, each of them for as many of its
     questions; the second and later ones are off-policy, and only there do ratios meet bounds."""
@@ -130,6 +133,11 @@ class Algorithm:
             raise ValueError(
                 f"prune: expected Keep() beside fork=WithoutReplacement(), which drops branches "
                 f"itself, got {self.prune}"
+            )
+        if unique and self.temper.share:
+            raise ValueError(
+                f"temper.share: expected 0 beside fork=WithoutReplacement(), whose leaves are no "
+                f"independent samples, got {self.temper.share}"
             )
         if unique and self.sample.votes < 2:
             raise ValueError(

@@ -42,13 +42,16 @@ PYTHON = {
     "select": "checks leaves",
     "advantage": "checks leaves",
     "baselines": "advantage checks leaves",
+    "tempered": "checks pack",
     "loss": "checks logits pack",
     "presets": "loss",
     "learner": "attention engine leaves logits loss models pack",
-    "algorithm": "advantage answers budget fork leaves logits loss poll prune reward select vote",
+    "algorithm": (
+        "advantage answers budget fork leaves logits loss poll prune reward select tempered vote"
+    ),
     "methods": (
         "advantage algorithm baselines checks foreign fork judger leaves loss presets prune reward "
-        "select vote"
+        "select tempered vote"
     ),
     "diagnostics": "advantage attention learner leaves pack",
     # A run: it is watched, set up, trained and called.
@@ -61,8 +64,8 @@ PYTHON = {
         "models pack prompts report reward rollout vote"
     ),
     "train": (
-        "advantage answers diagnostics engine evaluate leaves pack prompts report reward rollout "
-        "run select vote"
+        "advantage algorithm answers diagnostics engine evaluate fork leaves pack prompts prune "
+        "report reward rollout run select tempered vote"
     ),
     # Doors in other trainers.
     "hosts": (

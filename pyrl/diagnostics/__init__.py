@@ -39,7 +39,9 @@ def _attention(step: Updated) -> dict[str, float]:
 
 
 def _updated(step: Updated) -> dict[str, float]:
-    return updated_policy(step.batch, step.scored, step.learner.logprobs(step.batch))
+    logprob_T = step.learner.logprobs(step.batch)
+    step.learner.reader.metrics()  # this pass is none of the next update's
+    return updated_policy(step.batch, step.scored, logprob_T)
 
 
 DIAGNOSTICS: dict[str, Callable[[Updated], dict[str, float]]] = {

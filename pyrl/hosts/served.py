@@ -202,6 +202,11 @@ def check_algorithm(algorithm: Algorithm, host: str) -> None:
         "select": [algorithm.select],
         "advantage": algorithm.advantage,
     }
+    if algorithm.temper.share:
+        raise ValueError(
+            f"temper.share: expected 0 in {host}, which samples a question once, got "
+            f"{algorithm.temper.share}"
+        )
     for kind, parts in choices.items():
         for part in parts:
             if reason := _refusal(kind, part, algorithm):

@@ -9,6 +9,7 @@ from pyrl.loss import Steer
 from pyrl.methods.clipping import dapo
 from pyrl.methods.grpo import dr_grpo, grpo
 from pyrl.reward import TrueReward
+from pyrl.tempered import Tempered
 
 
 def clip_cov() -> Algorithm:
@@ -148,6 +149,15 @@ def entropic() -> Algorithm:
     """
     parent = entrocraft()
     return replace(parent, advantage=(Entropic(),), loss=presets.ppo())
+
+
+def aepo() -> Algorithm:
+    """Right answers at another temperature hold the entropy at a target (arXiv:2510.08141).
+
+    A quarter of the questions are sampled again at 1.2 times the temperature while the entropy is
+    up to 0.75, and at 0.8 above it.
+    """
+    return replace(grpo(), temper=Tempered(share=0.25))
 
 
 def aepo_agentic() -> Algorithm:

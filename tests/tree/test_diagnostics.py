@@ -93,6 +93,7 @@ def test_a_run_with_all_diagnostics_trains_as_without(tmp_path: Path) -> None:
     )
     row, other = stepped(asked), stepped(plain)
     assert same_bits(weights(asked), weights(plain))
+    assert len({stepped(one)["pack/tokens"] for one in (asked, plain)}) == 1
     told = {name: value for name, value in row.items() if name not in other}
     heads = {name for name in told if name.startswith("attention_entropy/")}
     config = asked.model.config
