@@ -17,6 +17,7 @@ from pyrl.poll import Poll
 from pyrl.prune import Keep, Prune
 from pyrl.reward import Reward, VoteReward
 from pyrl.select import First, Select
+from pyrl.tempered import Tempered
 from pyrl.vote import Majority, Mass, Vote
 
 
@@ -46,6 +47,9 @@ class Sample:
     """Only the fewest tokens whose mass reaches this share are drawn; 1: all."""
     min_p: float = 0.0
     """Only tokens of at least this share of the largest probability are drawn; 0: all."""
+    top_h: float = 1.0
+    """Only as many of the most probable tokens are drawn as have, renormalised, at most this share
+    of the entropy of all; 1: all."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.train <= self.votes:
@@ -76,7 +80,7 @@ class Sample:
             raise ValueError(f"sample.{error}") from error
 
     def sampling(self) -> Sampling:
-        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p)
+        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.top_h)
 
     def allowance(self) -> Allowance:
         return Allowance(self.max_tokens_per_prompt, self.max_seconds)
@@ -95,6 +99,8 @@ class Algorithm:
     reward: Reward = field(default_factory=VoteReward)
     select: Select = field(default_factory=First)
     loss: Loss = field(default_factory=Loss)
+    temper: Tempered = field(default_factory=Tempered)
+    """Answers at another temperature that train in the place of some of a step's own."""
     updates_per_step: int = 1
     """Optimizer updates that share the samples of a step, each of them for as many of its
     questions; the second and later ones are off-policy, and only there do ratios meet bounds."""
@@ -127,6 +133,11 @@ class Algorithm:
             raise ValueError(
                 f"prune: expected Keep() beside fork=WithoutReplacement(), which drops branches "
                 f"itself, got {self.prune}"
+            )
+        if unique and self.temper.share:
+            raise ValueError(
+                f"temper.share: expected 0 beside fork=WithoutReplacement(), whose leaves are no "
+                f"independent samples, got {self.temper.share}"
             )
         if unique and self.sample.votes < 2:
             raise ValueError(

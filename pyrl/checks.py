@@ -7,7 +7,16 @@ from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    Literal,
+    Protocol,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    runtime_checkable,
+)
 
 import numpy as np
 
@@ -46,6 +55,14 @@ def ordered(record: object, low: float, high: float) -> None:
     """ValueError unless low <= high."""
     if not low <= high:
         raise ValueError(f"{type(record).__name__}: expected low <= high, got {low} and {high}")
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """A choice that reads a file."""
+
+    def check(self) -> None:
+        """ValueError names what cannot be used; asked before a run begins."""
 
 
 def one_of(name: str, names: Iterable[str], kind: str) -> str:

@@ -1,4 +1,4 @@
-"""The command line: `pyrl demo`, `train METHOD`, `methods`, `report`, `eval`, `info`.
+"""The command line: `pyrl demo`, `train`, `methods`, `plan`, `report`, `eval` and others.
 
 Each command imports what it needs: torch and transformers take seconds, and help needs neither.
 """
@@ -26,6 +26,7 @@ pyrl: tree-rollout test-time RL. Fork where the model is unsure, vote, learn.
   pyrl methods           methods and choices by name, with their papers; `pyrl methods show NAME`
   pyrl report RUN ...    a run, or several side by side, as one HTML page with their trees
   pyrl eval ...          score a model on questions with answers
+  pyrl fit-judger ...    learn from such questions which responses are right by their entropies
   pyrl info              how this installation was built
   pyrl --version         its version
 
@@ -74,6 +75,7 @@ def _command(args: list[str]) -> int:
         "methods": _methods,
         "report": _report,
         "eval": _eval,
+        "fit-judger": _fit_judger,
         "info": _info,
     }
     return commands[one_of(args[0], commands, "command")](args[1:])
@@ -180,6 +182,22 @@ def _eval(args: list[str]) -> int:
     if settings.output is not None:
         report.save(settings.output)
         print(f"report   {settings.output / 'report.json'}")
+    return 0
+
+
+def _fit_judger(args: list[str]) -> int:
+    import tyro
+
+    with _loading() as progress:
+        from pyrl.run.judging import JudgerSettings, fit_judger
+        from pyrl.run.lock import one_process
+
+        one_process()
+        settings = tyro.cli(JudgerSettings, args=args, prog="pyrl fit-judger")
+        found = fit_judger(settings, progress)
+    for name, value in found.items():
+        print(f"{name:9} {value:.4g}")
+    print(f"judger    {settings.output}")
     return 0
 
 

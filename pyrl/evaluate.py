@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pyrl.answers import EQUIVALENCES, Equivalence, Extractor, classify
+from pyrl.answers import EQUIVALENCES, Answers, Equivalence, Extractor, classify
 from pyrl.answers.reading import answer_format, decoder
 from pyrl.answers.truth import has_truth, right
 from pyrl.checks import one_of
@@ -127,6 +127,17 @@ class EvalSettings:
         if self.output is not None and (self.output / "report.json").exists():
             raise ValueError(f"output: expected no report in {self.output} yet, got report.json")
 
+    @property
+    def scoring(self) -> Scoring:
+        """Which scores these settings ask for."""
+        return Scoring(
+            temperature=self.temperature,
+            samples=self.samples,
+            low_temperature=self.low_temperature,
+            max_tokens=self.max_tokens,
+            exact=max(self.samples, 2) if self.exact else 0,
+        )
+
 
 class Evaluator:
     """Scores one engine on sets of questions with true answers."""
@@ -175,6 +186,14 @@ class Evaluator:
             tokens=tokens + used,
             seconds=time.monotonic() - started,
         )
+
+    def graded(
+        self, prompts: Sequence[Prompt], how: Scoring
+    ) -> tuple[Leaves, Answers, NDArray[np.bool_]]:
+        """Samples of each question, their answers, and which of them are right."""
+        leaves, _ = self._sample(prompts, how.samples, how.temperature, how)
+        answers = classify(leaves, self.extractor, self.equivalence)
+        return leaves, answers, self._right(leaves, prompts)
 
     def _sampled(self, leaves: Leaves, prompts: Sequence[Prompt], how: Scoring) -> dict[str, float]:
         n, count = how.samples, max(how.samples, how.votes)
@@ -235,6 +254,15 @@ class Evaluator:
 
 def evaluate_model(settings: EvalSettings, progress: Progress) -> Evaluation:
     """Load a model and questions, and score the one on the other: `pyrl eval`."""
+    with opened(settings, progress) as (evaluator, prompts):
+        return evaluator(settings.data.replace("/", " "), "given", prompts, settings.scoring)
+
+
+@contextmanager
+def opened(
+    settings: EvalSettings, progress: Progress
+) -> Iterator[tuple[Evaluator, Sequence[Prompt]]]:
+    """An evaluator of the model, and the questions, all of which have answers."""
     model, tokenizer = load_model(settings.model)
     model.to(find_device(settings.device))
     space = room(model)
@@ -273,13 +301,6 @@ def evaluate_model(settings: EvalSettings, progress: Progress) -> Evaluation:
             vllm=settings.vllm,
         )
     )
-    how = Scoring(
-        temperature=settings.temperature,
-        samples=settings.samples,
-        low_temperature=settings.low_temperature,
-        max_tokens=settings.max_tokens,
-        exact=max(settings.samples, 2) if settings.exact else 0,
-    )
     with closing(engine):
         sync(0)
         evaluator = Evaluator(
@@ -292,4 +313,4 @@ def evaluate_model(settings: EvalSettings, progress: Progress) -> Evaluation:
             form.stop,
         )
         progress.phase("evaluating")
-        return evaluator(settings.data.replace("/", " "), "given", prompts, how)
+        yield evaluator, prompts

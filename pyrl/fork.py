@@ -36,6 +36,8 @@ class Finished:
     """Position at which a leaf's final answer opens, or its length."""
     round: int
     """How many rounds of forks this trunk has had."""
+    votes: int
+    """Leaves that are wanted of the question."""
 
 
 class Fork(Protocol):
@@ -156,6 +158,73 @@ class EPTree(TopEntropy):
             ):
                 chosen.append((order, at))
         return [Site(trunk.leaves[order], at, self.siblings) for order, at in sorted(chosen)]
+
+
+@dataclass(frozen=True)
+class Probed(Flat):
+    """Agentic AEPO: a probe says how many of the leaves are forks (arXiv:2510.14545).
+
+    The first sample of a question is the probe. Where its first tokens are more uncertain than
+    those after each step, more of the leaves are independent samples: of k leaves
+    m = floor(k sigmoid(balance (H_root - H_step))) + 1. The others fork from the probe at its
+    steps, where (u + weight (H - H_root)) (1 - penalty l) >= 0.5 for a random u and the l steps
+    before it that forked one after the other; what is left are independent samples again. A step
+    is every `step` tokens, in the place of the paper's calls of tools, and entropies are in nats.
+    """
+
+    siblings: int = 1
+    """New branches of a fork; 0: independent samples alone."""
+    step: int = 20
+    """Tokens between two places that may fork."""
+    window: int = 20
+    """Tokens whose mean entropy is that of a place."""
+    balance: float = 0.5
+    """How much the entropies decide between forks and samples; 0: half of the leaves each."""
+    weight: float = 0.2
+    """How much the entropy of a place decides whether it forks; 0: chance alone."""
+    penalty: float = 0.05
+    """What each fork just before takes from the next one's chance; 0: nothing (ARPO)."""
+    needs: ClassVar[tuple[str, ...]] = ("entropy_T",)
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "siblings", "penalty")
+        at_least(1, self, "step", "window")
+        finite(self, "balance", "weight", "penalty")
+
+    def trunks(self, votes: int) -> int:
+        return 1 if self.siblings else votes
+
+    def samples(self, votes: int, root: float, step: float) -> int:
+        """m, of the entropies at the root and after the steps; the probe is one of them."""
+        share = 1 / (1 + np.exp(-self.balance * (root - step)))
+        return min(votes, int(votes * share) + 1)
+
+    def chance(self, rise: float, before: int) -> float:
+        """Of a fork where the entropy is so much above the root's, after so many forks."""
+        left = 1 - self.penalty * before
+        return float(np.clip(1 - 0.5 / left + self.weight * rise, 0, 1)) if left > 0 else 0.0
+
+    def at_end(self, trunk: Finished) -> list[Site]:
+        if trunk.round or not self.siblings:
+            return []
+        (probe,) = trunk.leaves
+        entropy_T = trunk.forest.path(probe).entropy
+        end = min(trunk.answer(probe), len(entropy_T))
+        places = range(self.step, end, self.step)
+        root = float(entropy_T[: self.window].mean())
+        height = [float(entropy_T[at : at + self.window].mean()) for at in places]
+        mean = float(np.mean(height)) if height else root
+        left = trunk.votes - self.samples(trunk.votes, root, mean)
+        # Of the probe's own seed, so that a run repeats; tokens are drawn from other numbers.
+        random = np.random.default_rng([trunk.forest.seed(probe), 1])
+        sites, before = [], 0
+        for at, entropy in zip(places, height, strict=True):
+            if left > 0 and random.random() < self.chance(entropy - root, before):
+                sites.append(Site(probe, at, min(self.siblings, left)))
+                left, before = left - self.siblings, before + 1
+            else:
+                before = 0
+        return sites
 
 
 @dataclass(frozen=True)

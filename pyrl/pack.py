@@ -113,6 +113,23 @@ def pack(
     )
 
 
+def joined(first: TokenBatch, second: TokenBatch) -> TokenBatch:
+    """The leaves of both, which have the same columns, in this order."""
+    parts: dict[str, Any] = {}
+    for of in fields(first):
+        before, after = (vars(batch)[of.name] for batch in (first, second))
+        axis = of.name.rpartition("_")[2]
+        if axis == "N1":
+            parts[of.name] = np.concatenate([before, before[-1] + after[1:]])
+        elif axis in ("I", "T", "N") and before is not None:
+            parts[of.name] = np.concatenate([before, after])
+    columns = {
+        name: np.concatenate([column_T, second.columns[name]])
+        for name, column_T in first.columns.items()
+    }
+    return TokenBatch(**parts, columns=columns)
+
+
 def pack_given(
     prompts: Sequence[NDArray[np.int32]],
     responses: Sequence[NDArray[np.int64]],

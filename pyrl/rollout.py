@@ -415,7 +415,7 @@ class Rollout:
             budget.leaves = 0  # The policy has fewer responses than votes were wanted.
         if budget.leaves:
             begin = tuple(budget.begin[leaf] for leaf in leaves)
-            finished = Finished(self.forest, leaves, begin, self._answer, trunk.round)
+            finished = Finished(self.forest, leaves, begin, self._answer, trunk.round, self.votes)
             trunk.round += 1
             sites = self.fork.at_end(finished)
             if len({(site.leaf, site.at) for site in sites}) < len(sites):

@@ -5,6 +5,7 @@ Once rewards are known a selection may refuse questions, and once advantages are
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -54,6 +55,16 @@ class SelectQuestions(Select, Protocol):
         """Whether a question trains whose leaves have these rewards (NaN: unknown)."""
 
 
+@runtime_checkable
+class SelectRewarded(Select, Protocol):
+    """A selection among the leaves by their rewards, which it then picks by this method alone."""
+
+    def rewarded(
+        self, leaves: Leaves, reward_N: NDArray[np.float64], train: int
+    ) -> NDArray[np.int64]:
+        """Ordinals of at most `train` leaves of each group, ascending; NaN is unknown."""
+
+
 def rounds(select: Select) -> int:
     """How often other questions may be sampled in a step; 0: the selection refuses none."""
     return select.rounds if isinstance(select, SelectQuestions) else 0
@@ -91,12 +102,28 @@ def of_accepted(
     return (kept_N[~idle_N[kept_N]] if accepted_G.any() else kept_N), metrics
 
 
-def selected(select: Select, leaves: Leaves, train: int, state: Any = None) -> NDArray[np.int64]:
+def selected(
+    select: Select,
+    leaves: Leaves,
+    train: int,
+    state: Any = None,
+    reward_N: NDArray[np.float64] | None = None,
+) -> NDArray[np.int64]:
     """Ordinals of the leaves that get advantages; `state` is what the selection remembers.
 
-    ValueError if it gives something else.
+    `reward_N`: None where rewards come after the selection. ValueError if it gives something else,
+    or picks by rewards and there are none yet.
     """
-    kept_N = select(replace(leaves, state=state), train)
+    leaves = replace(leaves, state=state)
+    if not isinstance(select, SelectRewarded):
+        kept_N = select(leaves, train)
+    elif reward_N is None:
+        raise ValueError(
+            f"select: {type(select).__name__}: expected the rewards of all leaves before the "
+            f"selection, this host gives them after it; pyrl train has them"
+        )
+    else:
+        kept_N = select.rewarded(leaves, reward_N, train)
     size = len(leaves.leaf_N)
     good = isinstance(kept_N, np.ndarray) and kept_N.ndim == 1 and kept_N.dtype.kind in "iu"
     if not good or (np.diff(kept_N, prepend=-1, append=size) <= 0).any():
@@ -105,6 +132,16 @@ def selected(select: Select, leaves: Leaves, train: int, state: Any = None) -> N
             f"got {described(kept_N)}"
         )
     return kept_N
+
+
+def lift(
+    select: Select, reward_N: NDArray[np.float64], kept_N: NDArray[np.int64]
+) -> dict[str, float]:
+    """What a selection by rewards did: the mean known reward of its leaves less that of all."""
+    known_N = kept_N[~np.isnan(reward_N[kept_N])]
+    if not isinstance(select, SelectRewarded) or not known_N.size:
+        return {}
+    return {"select/reward_lift": float(reward_N[known_N].mean() - np.nanmean(reward_N))}
 
 
 def tokens_that_train(
@@ -173,3 +210,48 @@ class Stratified:
         start_G = np.searchsorted(leaves.group_N, np.arange(leaves.groups))
         rank_N = np.arange(len(order_N)) - start_G[leaves.group_N[order_N]]
         return np.sort(order_N[rank_N < train])
+
+
+@dataclass(frozen=True)
+class Rejection(First):
+    """RSO: a leaf is accepted with probability exp((r - r_max) / beta) (arXiv:2309.06657).
+
+    In passes over the leaves of a question that are not accepted yet, in their order, until there
+    are enough; r_max is the largest reward among them when a pass begins. The leaves that train
+    are then samples of a policy tilted towards rewards, and no longer of the one that sampled.
+    Leaves of unknown reward come last. The draws depend on the seed and on all texts of the step.
+    """
+
+    beta: float = 0.5
+    """Small: the leaves of largest reward; inf: the first ones in order."""
+    seed: int = 0
+    """Another seed draws otherwise."""
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ValueError(f"Rejection.beta: expected > 0, got {self.beta}")
+
+    def acceptance(self, reward_N: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The probability of each leaf in a pass over these: 0 of unknown rewards among known."""
+        known_N = ~np.isnan(reward_N)
+        if not known_N.any():
+            return np.ones(len(reward_N))
+        below_N = np.where(known_N, reward_N, 0) - reward_N[known_N].max()
+        return np.where(known_N, np.exp(below_N / self.beta), 0)
+
+    def rewarded(
+        self, leaves: Leaves, reward_N: NDArray[np.float64], train: int
+    ) -> NDArray[np.int64]:
+        digest = hashlib.blake2b(f"{self.seed}".encode(), digest_size=16)
+        for text in leaves.text_N:
+            digest.update(b"\0" + text.encode(errors="surrogatepass"))
+        random = np.random.default_rng(int.from_bytes(digest.digest()))
+        kept: list[int] = []
+        for group in range(leaves.groups):
+            left, room = np.flatnonzero(leaves.group_N == group), train
+            while room and left.size:
+                accepted_N = random.random(left.size) < self.acceptance(reward_N[left])
+                taken = left[accepted_N][:room]
+                kept += taken.tolist()
+                left, room = np.setdiff1d(left, taken), room - taken.size
+        return np.array(sorted(kept), np.int64)

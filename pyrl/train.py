@@ -5,20 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pyrl._core.tree import Signals
 from pyrl.advantage import advantages
+from pyrl.algorithm import Algorithm
 from pyrl.answers import Answers, classify
+from pyrl.diagnostics import Updated, diagnose
 from pyrl.engine import EngineFailure
 from pyrl.evaluate import Evaluator, Scoring
+from pyrl.fork import Flat
 from pyrl.leaves import Leaves, collect, score
-from pyrl.pack import pack
+from pyrl.pack import TokenBatch, pack
 from pyrl.prompts import Prompt, other_prompts, step_prompts
+from pyrl.prune import Keep
 from pyrl.report import Alarms, MetricsLog, Phases, Progress, Report
 from pyrl.report.alarms import no_update
 from pyrl.report.metrics import Row, read_metrics
@@ -35,8 +41,9 @@ from pyrl.run.lock import Lock, one_process
 from pyrl.run.results import write_results
 from pyrl.run.resume import first_words, record_of, restore
 from pyrl.run.setup import Given, Parts, Questions, assemble
-from pyrl.select import accepted, of_accepted, rounds, selected, tokens_that_train
-from pyrl.vote import Votes
+from pyrl.select import accepted, lift, of_accepted, rounds, selected, tokens_that_train
+from pyrl.tempered import mixed
+from pyrl.vote import Votes, told
 
 
 @dataclass(frozen=True)
@@ -161,7 +168,8 @@ class Trainer:
         prompts = step_prompts(self.prompts, self.step, wanted, self.run.seed)
         phase = Phases(self.progress)
         with naming(f"step {self.step + 1}", prompts):
-            rollout, reward_N = self._rollout(prompts), np.empty(0)
+            rollout = self._rollout(prompts, algorithm, self.signals)
+            reward_N = np.empty(0)
             for left in reversed(range(1 + rounds(algorithm.select))):
                 phase("sampling")
                 with keeping_forest(self.run.output, rollout.forest, self.step + 1):
@@ -175,9 +183,10 @@ class Trainer:
                 accepted_G = accepted(algorithm.select, leaves, reward_N)
                 if not left or not self._sample_others(rollout, prompts, accepted_G):
                     break
-            kept_N = selected(algorithm.select, leaves, sample.train, states.select)
+            kept_N = selected(algorithm.select, leaves, sample.train, states.select, reward_N)
+            earned = metrics_of(algorithm.reward, leaves) | lift(algorithm.select, reward_N, kept_N)
+            earned |= told(algorithm.vote, leaves, answers, votes)
             kept_N, refusing = of_accepted(algorithm.select, leaves, kept_N, accepted_G, wanted)
-            earned = metrics_of(algorithm.reward, leaves)
             phase("updating")
             kept = leaves.take(kept_N)
             scored = score(kept, reward_N[kept_N], self.learner.before(kept.rows))
@@ -187,9 +196,12 @@ class Trainer:
             )
             update = None
             if algorithm.reward.usable(answers, votes, reward_N):
-                batch = pack(kept.rows, advantage_T, scored.reward_N, train_T)
+                own = pack(kept.rows, advantage_T, scored.reward_N, train_T)
+                batch, tempering = self._temper(prompts, leaves, own, scored.group_N)
                 experts = self.experts(prompts)
                 update = self.learner.update(batch, scored.group_N, self.step, experts)
+                done = algorithm.advantage, states.advantage, scored, own, self.learner
+                shaping |= tempering | diagnose(self.run.diagnostics, Updated(*done))
             phase("syncing")
             self.step += 1
             sync = self.sync(self.step)
@@ -331,20 +343,66 @@ class Trainer:
         cut = completion_metrics(step.leaves)["completions/clipped_ratio"]
         return no_update(step.leaves.text_N, step.answers.answer_N, self.extractor, cut)
 
-    def _rollout(self, prompts: Sequence[Prompt]) -> Rollout:
-        sample = self.algorithm.sample
+    def _temper(
+        self,
+        prompts: Sequence[Prompt],
+        leaves: Leaves,
+        batch: TokenBatch,
+        group_N: NDArray[np.int64],
+    ) -> tuple[TokenBatch, dict[str, float]]:
+        """The batch with answers at another temperature, if the method has such, and what they
+        were. Their log-probs are the learner's at the temperature of sampling."""
+        temper, states = self.algorithm.temper, self.states
+        asked = prompts[: temper.questions(len(prompts))]
+        if not asked:
+            return batch, {}
+        entropy = float(np.average(leaves.entropy_N, weights=leaves.length_N))
+        factor, sample = temper.factor(entropy), self.algorithm.sample
+        heated = replace(sample, temperature=sample.temperature * factor, stop_when_decided=False)
+        plain = replace(self.algorithm, sample=heated, fork=Flat(), prune=Keep())
+        rollout = self._rollout(asked, plain, None, 1)
+        other = collect(rollout.run(), self.decode, progress=leaves.progress, limit=leaves.limit)
+        answers = classify(other, self.extractor, self.equivalence)
+        votes = self.algorithm.vote(other, answers)
+        given = other, answers, votes, asked
+        reward_N = rewards(self.algorithm.reward, *given, deepcopy(states.reward), np.empty(0))
+        scored = score(other, reward_N, self.learner.before(other.rows))
+        advantage_T, _ = advantages(self.algorithm.advantage, scored, deepcopy(states.advantage))
+        mean_N = np.bincount(scored.leaf_T, advantage_T) / other.length_N
+        chosen_N = temper.chosen(mean_N, entropy)
+        rows = pack(other.rows, np.ones(len(advantage_T)), reward_N).take(chosen_N)
+        replaced = 0
+        if len(rows):
+            logprob_T = self.learner.logprobs(rows).astype(np.float32)
+            rows = replace(rows, old_logprob_T=logprob_T)
+            batch, replaced = mixed(batch, group_N, rows, other.group_N[chosen_N])
+        return batch, {
+            "temper/factor": factor,
+            "temper/rows": float(replaced),
+            "temper/tokens": float(rollout.counts.sampled_tokens),
+        }
+
+    def _rollout(
+        self,
+        prompts: Sequence[Prompt],
+        algorithm: Algorithm,
+        signals: Signals | None,
+        *place: int,
+    ) -> Rollout:
+        """Trees of this method; `place` gives other draws than the step's own."""
+        sample = algorithm.sample
         return Rollout(
             self.engine,
             [prompt.tokens for prompt in prompts],
             votes=sample.votes,
             limit=sample.max_tokens,
             sampling=sample.sampling(),
-            fork=self.algorithm.fork,
-            prune=self.algorithm.prune,
-            signals=self.signals,
-            seed=derive_seed(self.run.seed, self.step),
+            fork=algorithm.fork,
+            prune=algorithm.prune,
+            signals=signals,
+            seed=derive_seed(self.run.seed, self.step, *place),
             allowance=sample.allowance(),
-            poll=self.algorithm.poll(self.decode, self.extractor, self.equivalence),
+            poll=algorithm.poll(self.decode, self.extractor, self.equivalence),
             stop=self.stop,
             answer_start=lambda tokens: answer_start(tokens, self.tokenizer),
             on_tokens=self._on_tokens,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,19 @@ class Vote(Protocol):
     """Elects a label for each prompt; it may name in `needs` what it reads of `Leaves`."""
 
     def __call__(self, leaves: Leaves, answers: Answers) -> Votes: ...
+
+
+@runtime_checkable
+class VoteMetrics(Vote, Protocol):
+    """A vote that tells what it did."""
+
+    def metrics(self, leaves: Leaves, answers: Answers, votes: Votes) -> dict[str, float]:
+        """For the report of the step; finite numbers."""
+
+
+def told(vote: Vote, leaves: Leaves, answers: Answers, votes: Votes) -> dict[str, float]:
+    """What a vote tells of a step; nothing of one that has no `metrics`."""
+    return vote.metrics(leaves, answers, votes) if isinstance(vote, VoteMetrics) else {}
 
 
 @dataclass(frozen=True)

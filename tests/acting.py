@@ -97,6 +97,7 @@ ACTS: dict[str, Acting] = {
     "entrocraft": Acting(("loss/reshaped",), most=inf, choices={"reward": None}),
     "entrocraft_filter": Acting(("loss/kept",)),
     "entropic": Acting(("advantage/entropic",), choices={"reward": None}),
+    "aepo": Acting(("temper/rows",), most=inf),
     "aepo_agentic": Acting(("loss/reshaped",), most=inf),
     "echo_fixed": Acting(("tree/forks", "tree/pruned"), most=inf, choices=SIMPLE_TREES, votes=8),
     "echo_released": Acting(CLIPPED),

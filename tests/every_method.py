@@ -1,4 +1,4 @@
-"""Every method and every advantage by its name, from the command line, through a kill.
+"""Every method, advantage and many another choice by its name, from the command line, by a kill.
 
 For each name two processes: `pyrl train` makes three steps of the demo model; then the directory is
 put back to what a run leaves that is killed in its third step, and `--resume` makes that step
@@ -75,6 +75,26 @@ AFTER = {"ear", "ear_clip", "hybrid", "whiten"}
 """Stages that change the advantages of one before them."""
 
 
+CHOICES = {
+    "top_h": ("grpo --sample.top-h 0.5", "completions/mean_length"),
+    "rso": ("grpo --select rso --sample.train 4", "select/reward_lift"),
+    "judger": ("ttrl --vote judger --vote.file {folder}/judger.json", "vote/judged_right"),
+    "forks of aepo_agentic": ("grpo --fork aepo_agentic --fork.step 3", "tree/forks"),
+    "n_pg_igt": ("grpo --optimizer n_pg_igt", "optimizer/ahead"),
+    "n_harpg": ("grpo --optimizer n_harpg", "optimizer/correction"),
+    "diagnostics": (
+        "grpo --diagnostics advantage_flips attention_entropy off_policy",
+        "off_policy/samples",
+    ),
+}
+"""Options of other choices by their names, and the metric that says that they acted."""
+COINS = ["--reward", "random", "--reward.p", "0.5"]
+JUDGER = shlex.split("""
+    fit-judger --model demo --device cpu --data demo:train --limit 20 --samples 6 --temperature 1.2
+    --max-tokens 21 --chat False --extractor whole --equivalence exact --output
+""")
+
+
 def runs(asked: list[str]) -> Iterator[tuple[str, str, list[str]]]:
     """(what, name, words after `pyrl train`) of all names, or of those."""
     for name in METHODS:
@@ -82,15 +102,20 @@ def runs(asked: list[str]) -> Iterator[tuple[str, str, list[str]]]:
     for name in ADVANTAGES:
         stages = f"grpo,{name}" if name in AFTER else name
         yield "advantage", name, [ON.get(name, "grpo"), "--advantage", stages]
-    unknown = set(asked) - {*METHODS, *ADVANTAGES}
+    for name, (words, _) in CHOICES.items():
+        yield "choice", name, [*words.split(), *COINS]
+    unknown = set(asked) - {*METHODS, *ADVANTAGES, *CHOICES}
     if unknown:
-        sys.exit(f"expected names of methods and advantages, got {', '.join(sorted(unknown))}")
+        names = ", ".join(sorted(unknown))
+        sys.exit(f"expected names of methods, advantages and choices, got {names}")
 
 
 def options(name: str, words: list[str]) -> list[str]:
     """The settings of `acting`, with which an idea acts in three steps, as options."""
     votes = str(VOTES.get(words[0], 8))
     given = [*SETTINGS, "--sample.votes", votes, "--sample.train", min(votes, "16", key=int)]
+    if name in CHOICES:
+        return given
     if words[0] in ("echo", "echo_paper"):
         return given + ECHO
     if name not in ACTS:
@@ -138,12 +163,21 @@ def killed_in_the_last_step(output: Path) -> None:
 def shown(name: str, words: list[str], folder: Path) -> tuple[str, str]:
     """The metric that says that the idea acted, and whether the resumed run has the same bits."""
     output, log = folder / "run", folder / "log"
-    argv = ["train", *words, *options(name, words), "--data", str(folder / "questions.jsonl")]
+    words = [word.format(folder=folder) for word in words]
+    method, *chosen = words  # what is chosen comes last: it replaces other settings
+    argv = [
+        "train",
+        method,
+        *options(name, words),
+        *chosen,
+        "--data",
+        str(folder / "questions.jsonl"),
+    ]
     argv += ["--output", str(output)]
     shutil.rmtree(output, ignore_errors=True)
     run(argv, log)
     whole = outcome(output, STEPS)
-    metrics = ACTS[name].metrics if name in ACTS else (METRICS[name],)
+    metrics = ACTS[name].metrics if name in ACTS else (METRICS.get(name) or CHOICES[name][1],)
     rows = read_metrics(output / "metrics.jsonl")
     acted = [sum(float(row.get(metric) or 0) for metric in metrics) for row in rows if len(row) > 1]
     said = f"{' + '.join(metrics)} {' '.join(f'{value:.4g}' for value in acted)}"
@@ -164,6 +198,7 @@ def main(asked: list[str]) -> int:
         rows = [row | {"expert": row["answer"]} for row in rows]  # for calibrl
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (Path(folder) / "questions.jsonl").write_text(text)
+        run([*JUDGER, str(Path(folder) / "judger.json")], Path(folder) / "log")
         for what, name, words in runs(asked):
             if asked and name not in asked:
                 continue

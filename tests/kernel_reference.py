@@ -56,8 +56,17 @@ def probabilities(logits_V: NDArray[np.float64], sampling: Sampling) -> NDArray[
             break
         nucleus.append(v)
         cumulative += weight_V[v]
+    if sampling.top_h < 1:
+        entropy, whole = entropies(weight_V[nucleus]), entropies(weight_V[weight_V > 0])[-1]
+        nucleus = nucleus[: max(1, int((entropy <= sampling.top_h * whole).sum()))]
     result_V[nucleus] = weight_V[nucleus] / math.fsum(weight_V[nucleus])
     return result_V
+
+
+def entropies(weight_V: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Entropy (nats) of the first 1, 2, ... of these, renormalised."""
+    mass_V = np.cumsum(weight_V)
+    return np.log(mass_V) - np.cumsum(weight_V * np.log(weight_V)) / mass_V
 
 
 def draw(probability_V: NDArray[np.float64], number: float) -> int:

@@ -19,6 +19,7 @@ from pyrl.fork import (
     FixedEntropyConfidence,
     Flat,
     OnlineEntropy,
+    Probed,
     Site,
     TopEntropy,
 )
@@ -362,3 +363,65 @@ def test_etmr_samples_the_share_of_tokens_that_its_forks_imply(
     flat_tokens = int(forest.leaf_table(forest.leaves()).length_N.sum())
     assert flat_tokens == len(questions) * 60 * length
     assert run.counts.sampled_tokens / flat_tokens == pytest.approx(ratio, abs=1e-12)
+
+
+# ---- agentic AEPO
+
+
+def test_the_budget_and_the_chance_of_agentic_aepo() -> None:
+    rule = Probed()
+    budgets = [rule.samples(16, *entropies) for entropies in ((0.4, 0.6), (0.6, 0.4), (2, 0))]
+    assert budgets == [8, 9, 12]
+    assert rule.samples(4, 100, 0) == 4
+    chances = [rule.chance(0.3, before) for before in (0, 2, 4)]
+    np.testing.assert_allclose(chances, [0.56, 0.504444, 0.435], atol=1e-6)
+    assert Probed(penalty=0).chance(0.3, 4) == pytest.approx(0.56)  # ARPO
+    assert (rule.chance(9, 0), rule.chance(-9, 0), rule.chance(9, 20)) == (1, 0, 0)
+
+
+def test_a_probe_forks_at_its_steps_and_samples_fill_the_rest() -> None:
+    rule = Probed(step=3, window=3, weight=0.0, penalty=0.0, balance=0.0)
+    run, forks = recorded(random_toy(end=0.0), prompts(1, 3), fork=rule, votes=8, limit=30)
+    table = run.forest.leaf_table(run.forest.leaves())
+    for tree in (0, 1):
+        trunks, size = np.unique(table.trunk_N[table.tree_N == tree], return_counts=True)
+        assert size.sum() == 8
+        assert size.max() <= 4  # 5 samples of 8, the probe among them
+        assert (np.sort(size)[:-1] == 1).all()
+        assert len(trunks) >= 5
+    assert {at % 3 for _, at, _ in forks} == {0}
+    assert run.counts.siblings == len(forks) == 16 - run.counts.trunks > 0
+    assert len({parent for parent, _, _ in forks}) <= 2  # the probes
+
+
+def test_agentic_aepo_forks_where_it_is_less_certain_than_at_the_root() -> None:
+    """With so large a weight chance has no say."""
+    rule = Probed(step=3, window=3, weight=1e9, penalty=0.0)
+    run, forks = recorded(
+        random_toy(vocabulary=60, end=0.0), prompts(*[2] * 9), fork=rule, votes=8, limit=30
+    )
+    table = run.forest.leaf_table(run.forest.leaves())
+    expected, even = [], []
+    for tree in range(9):
+        probe = int(run.forest.leaves()[(table.tree_N == tree) & (table.trunk_N == 0)][0])
+        entropy_T = run.forest.path(probe).entropy
+        height = {at: entropy_T[at : at + 3].mean() for at in range(3, 30, 3)}
+        root = entropy_T[:3].mean()
+        forking = 8 - rule.samples(8, root, np.mean([*height.values()]))
+        above = [at for at, entropy in height.items() if entropy > root]
+        if root in height.values():  # the same tokens in another order: chance decides
+            even.append(probe)
+        else:
+            expected += [(probe, at) for at in above[:forking]]
+    found = [(parent, at) for parent, at, _ in forks if parent not in even]
+    assert sorted(found) == sorted(expected)
+    assert len(even) < 5 < len(expected) < 9 * 8
+
+
+def test_agentic_aepo_without_siblings_is_flat_sampling() -> None:
+    flat, off = (
+        rollout(random_toy(), prompts(1, 4), fork=fork, votes=6) for fork in (Flat(), Probed(0))
+    )
+    for run in (flat, off):
+        run.run()
+    assert flat.forest.save() == off.forest.save()

@@ -33,6 +33,7 @@ PYTHON = {
     "answers": "engine leaves sources",
     "prompts": "answers foreign sources",
     "vote": "answers",
+    "judger": "answers leaves vote",
     "poll": "answers leaves vote",
     "budget": "forest poll",
     "rollout": "budget engine forest fork law logits poll prune",
@@ -41,26 +42,30 @@ PYTHON = {
     "select": "checks leaves",
     "advantage": "checks leaves",
     "baselines": "advantage checks leaves",
+    "tempered": "checks pack",
     "loss": "checks logits pack",
     "presets": "loss",
     "learner": "attention engine leaves logits loss models pack",
-    "algorithm": "advantage answers budget fork leaves logits loss poll prune reward select vote",
-    "methods": (
-        "advantage algorithm baselines checks foreign fork leaves loss presets prune reward select "
-        "vote"
+    "algorithm": (
+        "advantage answers budget fork leaves logits loss poll prune reward select tempered vote"
     ),
+    "methods": (
+        "advantage algorithm baselines checks foreign fork judger leaves loss presets prune reward "
+        "select tempered vote"
+    ),
+    "diagnostics": "advantage attention learner leaves pack",
     # A run: it is watched, set up, trained and called.
     "report": "answers budget engine forest leaves pack reward rollout texts vote",
     "evaluate": (
         "answers checks engine foreign fork leaves logits models prompts prune report rollout vote"
     ),
     "run": (
-        "algorithm answers attention checks engine evaluate foreign learner leaves loss methods "
-        "models pack prompts report reward rollout sources"
+        "algorithm answers attention checks engine evaluate foreign judger learner leaves loss "
+        "methods models pack prompts report reward rollout sources vote"
     ),
     "train": (
-        "advantage answers engine evaluate leaves pack prompts report reward rollout run select "
-        "vote"
+        "advantage algorithm answers diagnostics engine evaluate fork leaves pack prompts prune "
+        "report reward rollout run select tempered vote"
     ),
     # Doors in other trainers.
     "hosts": (
@@ -87,7 +92,7 @@ CORE = {
 }
 """What the files of each folder of csrc/ include."""
 
-TOP_FILES = 25
+TOP_FILES = 27
 """Files at the top of pyrl/: the stations of the data path, and few others."""
 
 

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from leaf_records import leaves_of
 
 from pyrl.leaves import Leaves
-from pyrl.select import Dynamic, First, Stratified, accepted, of_accepted, selected
+from pyrl.select import (
+    Dynamic,
+    First,
+    Rejection,
+    Stratified,
+    accepted,
+    lift,
+    of_accepted,
+    selected,
+)
 
 TRUNKS_OF_GROUPS = st.lists(st.lists(st.integers(0, 4), max_size=9), min_size=1, max_size=5)
 """For each group, possibly empty, the trunk of each of its leaves."""
@@ -132,3 +141,56 @@ def test_a_selection_may_take_no_leaf_and_all() -> None:
     leaves = leaves_of(["a"] * 3)
     for kept_N in ([], [0, 1, 2]):
         assert selected(Given(np.array(kept_N, np.int64)), leaves, 3).tolist() == kept_N
+
+
+# -- by rewards --
+
+
+def test_rso_accepts_by_the_distance_to_the_largest_reward() -> None:
+    probability_N = Rejection().acceptance(np.array([1, 0.8, 0.2, -0.5]))
+    np.testing.assert_allclose(probability_N, [1, 0.670320, 0.201897, 0.049787], atol=1e-6)
+    assert probability_N.mean() == pytest.approx(0.480501, abs=1e-6)
+    assert Rejection().acceptance(np.array([NAN, 0.5, 0])).tolist() == [0, 1, np.exp(-1)]
+    assert Rejection().acceptance(np.array([NAN, NAN])).tolist() == [1, 1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(TRUNKS_OF_GROUPS, st.integers(0, 10), st.integers(0, 9))
+def test_rso_without_a_temperature_takes_the_largest_and_at_inf_the_first(
+    groups: list[list[int]], train: int, seed: int
+) -> None:
+    leaves = ragged(groups)
+    reward_N = np.random.default_rng(seed).permutation(len(leaves.group_N)).astype(np.float64)
+    expected = [
+        n
+        for g in range(len(groups))
+        for n in sorted(sorted(members(leaves, g), key=lambda n: -reward_N[n])[:train])
+    ]
+    picked = selected(Rejection(1e-9), leaves, train, reward_N=reward_N)
+    assert picked.tolist() == expected
+    first = selected(Rejection(np.inf), leaves, train, reward_N=reward_N)
+    assert first.tolist() == First()(leaves, train).tolist()
+
+
+def test_rso_draws_as_it_says_and_unknown_rewards_come_last() -> None:
+    """Of two leaves the worse one trains only where a first pass takes it: it comes first."""
+    reward_N, seeds = np.array([0.2, 1.0]), range(2000)
+    worse = [
+        selected(Rejection(seed=seed), leaves_of(["a", "b"]), 1, reward_N=reward_N)[0] == 0
+        for seed in seeds
+    ]
+    assert np.mean(worse) == pytest.approx(np.exp(-1.6), abs=0.03)
+    reward_N = np.array([NAN, 0.0, NAN, 0.0])
+    for seed, train, kept in ((0, 2, [1, 3]), (1, 3, [0, 1, 3]), (2, 9, [0, 1, 2, 3])):
+        leaves = leaves_of(["a"] * 4)
+        assert selected(Rejection(0.1, seed), leaves, train, reward_N=reward_N).tolist() == kept
+    assert lift(Rejection(), np.array([1, NAN, 0, 0.5]), np.array([0, 1])) == {
+        "select/reward_lift": 0.5
+    }
+
+
+def test_rso_needs_a_temperature_and_rewards() -> None:
+    with pytest.raises(ValueError, match=r"Rejection\.beta: expected > 0, got 0"):
+        Rejection(0)
+    with pytest.raises(ValueError, match="Rejection: expected the rewards of all leaves before"):
+        selected(Rejection(), leaves_of(["a"]), 1)

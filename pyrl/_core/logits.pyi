@@ -66,7 +66,13 @@ class Truncation:
 
     fields: ClassVar[tuple[str, ...]]
     def __init__(
-        self, *, temperature: float = ..., top_k: int = ..., top_p: float = ..., min_p: float = ...
+        self,
+        *,
+        temperature: float = ...,
+        top_k: int = ...,
+        top_p: float = ...,
+        min_p: float = ...,
+        top_h: float = ...,
     ) -> None: ...
 
 def sample_tokens(

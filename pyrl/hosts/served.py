@@ -163,7 +163,7 @@ class Grower:
             answers = classify(leaves, extractor_named(self.extractor), _relation(self.equivalence))
             votes = algorithm.vote(leaves, answers)
             reward_N = rewards(algorithm.reward, leaves, answers, votes, [question])
-        kept_N = selected(algorithm.select, leaves, sample.train)
+        kept_N = selected(algorithm.select, leaves, sample.train, reward_N=reward_N)
         kept = leaves.take(kept_N)
         return Tree(
             token_N=kept.token_N,
@@ -202,6 +202,11 @@ def check_algorithm(algorithm: Algorithm, host: str) -> None:
         "select": [algorithm.select],
         "advantage": algorithm.advantage,
     }
+    if algorithm.temper.share:
+        raise ValueError(
+            f"temper.share: expected 0 in {host}, which samples a question once, got "
+            f"{algorithm.temper.share}"
+        )
     for kind, parts in choices.items():
         for part in parts:
             if reason := _refusal(kind, part, algorithm):

@@ -81,6 +81,11 @@ class Trees:
         extractor: Extractor,
         equivalence: Equivalence,
     ) -> None:
+        if algorithm.temper.share:
+            raise ValueError(
+                f"temper.share: expected 0 in another trainer, which samples a question once, got "
+                f"{algorithm.temper.share}"
+            )
         self.algorithm, self.engine, self.tokenizer = algorithm, engine, tokenizer
         self.extractor, self.equivalence = extractor, equivalence
         self.decode = decoder(tokenizer)

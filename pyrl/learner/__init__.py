@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import replace
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,8 +22,9 @@ from pyrl.attention import use_pyrl_attention
 from pyrl.engine import Dtype
 from pyrl.engine.hf import DTYPES
 from pyrl.engine.trial import check_learning, has_plain_head
-from pyrl.learner.adamw import RoundingAdamW
 from pyrl.learner.effects import effects
+from pyrl.learner.momentum import Corrected, Normalized
+from pyrl.learner.optimizer import make_optimizer
 from pyrl.learner.reader import Reader
 from pyrl.learner.recompute import recompute_layers
 from pyrl.learner.tally import Tally, averaged
@@ -112,13 +113,7 @@ class Learner:
         if run.gradient_checkpointing:
             recompute_layers(model)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        settings: dict[str, Any] = {"lr": run.learning_rate, "betas": run.betas}
-        settings["weight_decay"] = run.weight_decay
-        self.optimizer: torch.optim.Optimizer
-        if self.parameters[0].dtype == torch.bfloat16:
-            self.optimizer = RoundingAdamW(self.parameters, **settings, seed=run.seed)
-        else:
-            self.optimizer = torch.optim.AdamW(self.parameters, **settings)
+        self.optimizer = make_optimizer(self.parameters, run)
 
     @property
     def dtype(self) -> Dtype:
@@ -175,11 +170,28 @@ class Learner:
             tally = self.gradient(part, state, exact=self.looks and not moved)
             norm = float(nn.utils.clip_grad_norm_(self.parameters, self.run.clip_grad_norm))
             self.check(tally, norm, on_policy=not moved)
-            self.optimizer.step()
+            told = self._step(part, state, norm)
             moved = moved or tally.weight > 0
-            rows.append(tally.metrics() | {"grad_norm": norm})
+            rows.append(tally.metrics() | {"grad_norm": norm} | told)
         self.optimizer.zero_grad(set_to_none=True)
         return averaged(rows) | {"learning_rate": rate} | cost | self.reader.metrics()
+
+    def _step(self, batch: TokenBatch, state: LossState, norm: float) -> dict[str, float]:
+        """Step the optimizer along the gradient of the batch, which had this norm before it was
+        clipped; what it tells."""
+
+        def again() -> None:
+            self.gradient(batch, state)
+            clip = min(1.0, self.run.clip_grad_norm / (norm + 1e-6))
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(clip)
+
+        if isinstance(self.optimizer, Corrected):
+            self.optimizer.step(again)
+        else:
+            self.optimizer.step()
+        return self.optimizer.told if isinstance(self.optimizer, Normalized) else {}
 
     def mini_batches(
         self,
@@ -260,10 +272,13 @@ class Learner:
         """
         counting, self.reader = self.reader, copy(self.reader)
         try:
-            batch = pack(rows, np.zeros(len(rows.label_T)))
-            return self._read(self.model, batch, Options())["logprob_T"]
+            return self.logprobs(pack(rows, np.zeros(len(rows.label_T))))
         finally:
             self.reader = counting
+
+    def logprobs(self, batch: TokenBatch) -> NDArray[np.float64]:
+        """Log-probs [T] of the batch by the model as it is now, at the sampling temperature."""
+        return self._read(self.model, batch, Options())["logprob_T"]
 
     def _read(
         self, model: PreTrainedModel, batch: TokenBatch, asked: Options
@@ -375,8 +390,7 @@ class Learner:
         for parameter, state in self.optimizer.state.items():
             name = names[id(parameter)]
             counts[name] = float(state["step"])
-            tensors[f"{name}.exp_avg"] = state["exp_avg"]
-            tensors[f"{name}.exp_avg_sq"] = state["exp_avg_sq"]
+            tensors |= {f"{name}.{part}": state[part] for part in state if part != "step"}
         return tensors, counts
 
     def load_state(self, tensors: Mapping[str, Tensor], counts: Mapping[str, float]) -> None:
@@ -387,18 +401,22 @@ class Learner:
             raise ValueError(
                 f"optimizer state: expected parameters of the model, got {unknown[:3]}"
             )
-        for name, count in counts.items():
-            moments = {moment: tensors[f"{name}.{moment}"] for moment in ("exp_avg", "exp_avg_sq")}
-            for moment, tensor in moments.items():
-                if tensor.shape != named[name].shape:
-                    raise ValueError(
-                        f"optimizer state: {name}.{moment}: expected shape "
-                        f"{tuple(named[name].shape)}, got {tuple(tensor.shape)}"
-                    )
-            self.optimizer.state[named[name]] = {
-                "step": torch.tensor(count),
-                **{k: v.to(named[name], copy=True) for k, v in moments.items()},
-            }
+        states: dict[str, dict[str, Tensor]] = {
+            name: {"step": torch.tensor(count)} for name, count in counts.items()
+        }
+        for key, tensor in tensors.items():
+            name, _, part = key.rpartition(".")
+            if not tensor.ndim:  # a number
+                states[name][part] = tensor.clone()
+                continue
+            if tensor.shape != named[name].shape:
+                raise ValueError(
+                    f"optimizer state: {key}: expected shape {tuple(named[name].shape)}, "
+                    f"got {tuple(tensor.shape)}"
+                )
+            states[name][part] = tensor.to(named[name], copy=True)
+        for name, state in states.items():
+            self.optimizer.state[named[name]] = state
 
 
 KNOWN = LEARNED | {

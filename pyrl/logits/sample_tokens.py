@@ -57,8 +57,9 @@ def sample_tokens(
 
     The uniform number of a draw is Philox4x32-10 keyed by the seed at the position, and the token
     is its inverse distribution function in vocabulary order. Truncation: temperature, min-p,
-    top-k, top-p, each renormalised, ties to the lower id. Temperature 0 takes the most probable
-    token and reports statistics at temperature 1. Columns that are not adjacent are copied first.
+    top-k, top-p, each renormalised, and top-h, ties to the lower id. Temperature 0 takes the most
+    probable token and reports statistics at temperature 1. Columns that are not adjacent are copied
+    first.
 
     `exclude`: tokens that rows may not draw. They leave what truncation has kept, and the token is
     drawn from the rest, renormalised; all statistics stay those of the distribution with them.
@@ -164,6 +165,7 @@ def _truncation(sampling: Sampling) -> Truncation:
         top_k=sampling.top_k,
         top_p=sampling.top_p,
         min_p=sampling.min_p,
+        top_h=sampling.top_h,
     )
 
 
@@ -268,7 +270,7 @@ def _compose(
 
 def _truncate(probability_BV: Tensor, sampling: Sampling) -> Tensor:
     """Weights of the kept tokens, 0 elsewhere."""
-    if sampling.top_k == 0 and sampling.top_p == 1 and sampling.min_p == 0:
+    if sampling == Sampling(sampling.temperature):
         return probability_BV
     # Stable: equal probabilities stay in the order of their ids.
     sorted_BV, order_BV = probability_BV.sort(dim=1, descending=True, stable=True)
@@ -279,4 +281,8 @@ def _truncate(probability_BV: Tensor, sampling: Sampling) -> Tensor:
         before_BV = sorted_BV.cumsum(dim=1) - sorted_BV
         mass_B1 = sorted_BV.sum(dim=1, keepdim=True)
         sorted_BV = sorted_BV.where(before_BV < sampling.top_p * mass_B1, 0.0)
+    if sampling.top_h < 1:
+        mass_BV, moment_BV = sorted_BV.cumsum(dim=1), torch.special.entr(sorted_BV).cumsum(dim=1)
+        most_B1 = sampling.top_h * torch.special.entr(probability_BV).sum(dim=1, keepdim=True)
+        sorted_BV = sorted_BV.where(moment_BV / mass_BV + mass_BV.log() <= most_B1, 0.0)
     return torch.zeros_like(probability_BV).scatter_(1, order_BV, sorted_BV)

@@ -21,6 +21,9 @@ class Sampling:
     """Keep the k most probable tokens; 0 keeps all."""
     top_p: float = 1.0
     min_p: float = 0.0
+    top_h: float = 1.0
+    """Keep as many tokens as have, renormalised, at most this share of the entropy of the whole
+    distribution; 1 keeps all (Top-H, arXiv:2509.02510)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
@@ -33,6 +36,8 @@ class Sampling:
             raise ValueError(f"top_p: expected 0 < top_p <= 1, got {self.top_p}")
         if not 0 <= self.min_p < 1:
             raise ValueError(f"min_p: expected 0 <= min_p < 1, got {self.min_p}")
+        if not 0 < self.top_h <= 1:
+            raise ValueError(f"top_h: expected 0 < top_h <= 1, got {self.top_h}")
 
 
 @dataclass(frozen=True)

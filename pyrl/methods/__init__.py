@@ -26,6 +26,6 @@ METHODS: dict[str, Callable[[], Algorithm]] = {
         *(entropy.clip_cov, entropy.kl_cov, entropy.steer, entropy.steer_exp, entropy.clip_b),
         *(entropy.clip_v, entropy.top_entropy, entropy.lp_reg, entropy.siren, entropy.hapo),
         *(entropy.dcpo, entropy.epo, entropy.entrocraft, entropy.entrocraft_filter),
-        *(entropy.entropic, entropy.aepo_agentic),
+        *(entropy.entropic, entropy.aepo, entropy.aepo_agentic),
     )
 }

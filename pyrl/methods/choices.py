@@ -18,12 +18,14 @@ from pyrl.fork import (
     Flat,
     Fork,
     OnlineEntropy,
+    Probed,
     TopEntropy,
     WithoutReplacement,
 )
+from pyrl.judger import Judger
 from pyrl.prune import Doubt, FixedDoubt, Keep, Prune
 from pyrl.reward import OverlongReward, RandomReward, Reward, TrueReward, VoteReward
-from pyrl.select import Dynamic, First, Select, Stratified
+from pyrl.select import Dynamic, First, Rejection, Select, Stratified
 from pyrl.vote import Majority, Mass, Vote, Weighted
 
 
@@ -65,6 +67,7 @@ FORKS: dict[str, Callable[[], Fork]] = {
     "top_entropy": TopEntropy,
     "ep_tree": EPTree,
     "online_entropy": OnlineEntropy,
+    "aepo_agentic": Probed,
     "entropy_confidence": EntropyConfidence,
     "entropy_confidence_fixed": FixedEntropyConfidence,
     "without_replacement": WithoutReplacement,
@@ -83,6 +86,7 @@ VOTES: dict[str, Callable[[], Vote]] = {
     "inverse_width": inverse_width,
     "confidence": confidence,
     "mass": Mass,
+    "judger": Judger,
 }
 """How a label is elected."""
 
@@ -90,6 +94,7 @@ SELECTS: dict[str, Callable[[], Select]] = {
     "first": First,
     "dynamic": Dynamic,
     "stratified": Stratified,
+    "rso": Rejection,
 }
 """Which leaves train."""
 

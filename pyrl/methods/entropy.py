@@ -9,6 +9,7 @@ from pyrl.loss import Steer
 from pyrl.methods.clipping import dapo
 from pyrl.methods.grpo import dr_grpo, grpo
 from pyrl.reward import TrueReward
+from pyrl.tempered import Tempered
 
 
 def clip_cov() -> Algorithm:
@@ -150,10 +151,19 @@ def entropic() -> Algorithm:
     return replace(parent, advantage=(Entropic(),), loss=presets.ppo())
 
 
+def aepo() -> Algorithm:
+    """Right answers at another temperature hold the entropy at a target (arXiv:2510.08141).
+
+    A quarter of the questions are sampled again at 1.2 times the temperature while the entropy is
+    up to 0.75, and at 0.8 above it.
+    """
+    return replace(grpo(), temper=Tempered(share=0.25))
+
+
 def aepo_agentic() -> Algorithm:
     """Uncertain tokens weigh more, and keep a gradient beyond the clip (arXiv:2510.14545).
 
-    The loss alone: without the paper's budget of branches at calls of tools, which its released
-    scripts leave out too.
+    The loss alone: the paper's budget of branches, which its released scripts leave out too, is
+    --fork aepo_agentic.
     """
     return replace(grpo(), loss=presets.aepo_agentic())

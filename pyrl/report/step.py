@@ -49,6 +49,7 @@ class StepObserver:
     def __call__(self, step: Step) -> Unlogged:
         """The row of the step, and some of its completions."""
         self.tokens += step.rollout.counts.sampled_tokens
+        self.tokens += int(step.shaping.get("temper/tokens", 0))
         self.seconds += step.seconds
         group_N, reward_N = step.leaves.group_N[step.kept_N], step.reward_N[step.kept_N]
         metrics = (

@@ -71,10 +71,14 @@ class Run:
     """Questions in a step."""
     seed: int = 0
     """Seed of sampling and of the order of the questions."""
+    optimizer: Literal["adamw", "n_pg_igt", "n_harpg"] = "adamw"
+    """"n_pg_igt" and "n_harpg": normalised momentum, by gradients at a point ahead of the weights,
+    or corrected by how the gradient changes, for another pass. Their rate is the length of a step
+    of all weights together; they have no weight decay."""
     learning_rate: float = 1e-6
-    """Peak rate of AdamW. Too high a rate collapses the model within a few steps."""
+    """Peak rate of the optimizer. Too high a rate collapses the model within a few steps."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """Decay of AdamW's two moments."""
+    """Decay of AdamW's two moments; of the other optimizers' momentum the first."""
     weight_decay: float = 0.0
     """Decoupled weight decay of AdamW."""
     warmup_steps: int = 10
@@ -173,6 +177,9 @@ class Run:
     save_trees: int = 0
     """Save the trees of the first N questions of each step for `pyrl report`, pruned branches
     included: about 30 bytes for each token of each response."""
+    diagnostics: tuple[Literal["advantage_flips", "attention_entropy", "off_policy"], ...] = ()
+    """More metrics of each update: signs of advantages without one of the rewards; how widely each
+    head attends; reward, entropy and distance of the updated policy by its rows' weights."""
     loggers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     """Besides metrics.jsonl."""
 
@@ -193,6 +200,11 @@ class Run:
             )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas: expected two numbers in [0, 1), got {self.betas}")
+        if self.optimizer != "adamw" and self.weight_decay:
+            raise ValueError(
+                f"weight_decay: expected 0 with --optimizer {self.optimizer}, which has none, "
+                f"got {self.weight_decay}"
+            )
         if self.names.reward is not None and self.reward_function:
             raise ValueError(
                 f"reward: expected a name or a reward_function, got {self.names.reward!r} and "

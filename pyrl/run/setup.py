@@ -17,6 +17,7 @@ from pyrl.algorithm import Algorithm
 from pyrl.answers import EQUIVALENCES, Equivalence, Extractor
 from pyrl.answers.reading import StopText, answer_format, check_formats, decoder
 from pyrl.answers.truth import has_truth
+from pyrl.checks import Checked
 from pyrl.engine import Engine
 from pyrl.engine.launch import ENGINES, Carry, Request
 from pyrl.engine.sync import Shared, digests
@@ -212,12 +213,16 @@ def _rewarded(run: Run, given: Given) -> Algorithm:
             time_limit=run.call_time_limit,
         )
         algorithm = replace(algorithm, reward=reward)
-    _check_rewards(algorithm)
+    _check_choices(algorithm)
     return algorithm
 
 
-def _check_rewards(algorithm: Algorithm) -> None:
-    """ValueError names a part of the loss that cannot work with the rewards, as far as known."""
+def _check_choices(algorithm: Algorithm) -> None:
+    """ValueError names a file that a choice cannot use, or a part of the loss that cannot work with
+    the rewards, as far as known."""
+    for choice in (algorithm.vote, algorithm.fork):
+        if isinstance(choice, Checked):
+            choice.check()
     reward = algorithm.reward
     for axis in algorithm.loss.reshape:
         if hasattr(axis, "rewards") and hasattr(reward, "values"):

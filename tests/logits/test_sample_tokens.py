@@ -30,6 +30,7 @@ SAMPLINGS = [
     Sampling(temperature=3.0, top_p=0.999),
     Sampling(min_p=0.05),
     Sampling(temperature=1.3, min_p=0.02, top_k=9, top_p=0.7),
+    Sampling(temperature=1.3, top_h=0.7),
 ]
 
 

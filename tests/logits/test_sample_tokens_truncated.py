@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import kernel_reference as reference
 import numpy as np
@@ -25,6 +26,8 @@ TRUNCATIONS = [
     Sampling(top_k=3000, temperature=2.0),
     Sampling(min_p=0.02),
     Sampling(min_p=0.001, top_k=400, top_p=0.9),
+    Sampling(top_h=0.4),
+    Sampling(top_h=0.95, top_k=2000, temperature=2.0),
 ]
 
 
@@ -109,6 +112,8 @@ def test_draws_of_many_tokens_follow_their_distribution(name: str, sampling: Sam
         (Sampling(top_p=0.25), PART),
         (Sampling(min_p=0.5), 4 * PART),
         (Sampling(top_k=PART, top_p=0.5), PART // 2),
+        (Sampling(top_h=0.9), 3326),  # 8192 ** 0.9
+        (Sampling(top_k=PART, top_h=0.9), PART),
     ],
     ids=str,
 )
@@ -127,6 +132,18 @@ def test_top_k_and_top_p_count_what_the_truncations_before_them_left() -> None:
     assert set(draw(logits_V, Sampling(min_p=0.3, top_p=0.78), 500).token_B) == {0, 1, 2}
     assert set(draw(logits_V, Sampling(top_k=2, top_p=0.56), 500).token_B) == {0}
     assert set(draw(logits_V, Sampling(top_k=2, top_p=0.58), 500).token_B) == {0, 1}
+
+
+@pytest.mark.parametrize(("top_h", "kept"), [(0.01, 1), (0.4, 2), (0.6, 2), (0.8, 4)])
+def test_top_h_keeps_what_has_at_most_its_share_of_the_entropy(top_h: float, kept: int) -> None:
+    probability_V = torch.tensor([0.04, 0.15, 0.40, 0.08, 0.20, 0.10, 0.03])  # 2.364924 bits
+    sampled = draw(probability_V.log(), Sampling(top_h=top_h), 1000)
+    largest_K = probability_V.sort(descending=True).indices[:kept]
+    assert set(sampled.token_B) == set(largest_K.tolist())
+    mass = probability_V[largest_K].sum().item()
+    expected_B = np.log(probability_V.numpy()[sampled.token_B] / mass)
+    np.testing.assert_allclose(sampled.truncated_logprob_B, expected_B, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(sampled.entropy_B, 2.364924 * math.log(2), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +169,7 @@ def test_top_k_above_the_number_of_unmasked_tokens_keeps_them_all() -> None:
 def test_extreme_temperatures_are_truncated_like_any_other(
     sampling: Sampling, temperature: float
 ) -> None:
-    sampling = Sampling(temperature, sampling.top_k, sampling.top_p, sampling.min_p)
+    sampling = replace(sampling, temperature=temperature)
     sampled = draw(ROWS["flat"], sampling, 50)
     probability_V = reference.probabilities(ROWS["flat"].double().numpy(), sampling)
     expected_B = np.log(probability_V[sampled.token_B])
@@ -207,7 +224,8 @@ likely_BE = logits_BV.argsort(dim=1, descending=True)[:, [0, 2, 2000]].int().num
 exclude = Exclude(likely_BE.ravel(), np.arange(0, 73, 3))
 for dtype in (torch.float32, torch.bfloat16, torch.float16):
     for sampling in (
-        Sampling(), Sampling(0), Sampling(0.7, top_p=0.9), Sampling(top_k=40), Sampling(min_p=0.03)
+        Sampling(), Sampling(0), Sampling(0.7, top_p=0.9), Sampling(top_k=40), Sampling(min_p=0.03),
+        Sampling(top_h=0.6)
     ):
         keys = np.arange(24, dtype=np.uint64), np.arange(24)
         for taken in (None, exclude):
@@ -227,5 +245,5 @@ def test_every_instruction_set_gives_the_same_bits() -> None:
             drawn[isa] = done.stdout
         else:  # a machine without it
             assert b"PYRL_ISA" in done.stderr
-    assert len(drawn["scalar"]) == 2 * 24 * 15 * 6 * 4
+    assert len(drawn["scalar"]) == 2 * 24 * 18 * 6 * 4
     assert set(drawn.values()) == {drawn["scalar"]}

@@ -30,7 +30,7 @@ def test_truncated_draws_are_those_of_the_reference(small: Small) -> None:
     drivers = small.drivers()
     kept = {}
     for driver in drivers:
-        driver.engine.start(Sampling(temperature=0.9, top_k=5, top_p=0.8, min_p=0.05))
+        driver.engine.start(Sampling(temperature=0.9, top_k=7, top_p=0.9, min_p=0.02, top_h=0.8))
         driver.submit([0] * 8, limit=1)
         kept[driver] = driver.engine.step()
     ours, reference = kept.values()

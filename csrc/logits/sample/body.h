@@ -240,9 +240,9 @@ void block_weights(const R* z, R* weight, int n, R maximum, R scale) {
   for (int lane = 0; i < n; ++i, ++lane) weight[i] = vector[lane];
 }
 
-template <typename R>
-Above<R> row_above(const R* z, const R* weight, int n, R floor) {
-  Vector<R> mass[kVectors]{}, least[kVectors], below[kVectors];
+template <bool kMoment, typename R>
+PYRL_INLINE Above<R> sum_above(const R* z, const R* weight, int n, R floor, R maximum, R scale) {
+  Vector<R> mass[kVectors]{}, moment[kVectors]{}, least[kVectors], below[kVectors];
   for (Vector<R>& vector : least) vector = all(kInfinity<R>);
   for (Vector<R>& vector : below) vector = all(-kInfinity<R>);
   decltype(mass[0] < mass[0]) count{};
@@ -250,6 +250,9 @@ Above<R> row_above(const R* z, const R* weight, int n, R floor) {
             [&](int v, const Vector<R>& vector, const Vector<R>& w) __attribute__((always_inline)) {
               const auto inside = vector >= floor;
               mass[v] += inside ? w : Vector<R>{};
+              if constexpr (kMoment) {
+                moment[v] += inside ? w * exponent(vector, maximum, scale) : Vector<R>{};
+              }
               count -= inside;
               const Vector<R> in = inside ? vector : all(kInfinity<R>);
               const Vector<R> out = inside ? all(-kInfinity<R>) : vector;
@@ -258,6 +261,7 @@ Above<R> row_above(const R* z, const R* weight, int n, R floor) {
             });
   Above<R> result;
   result.mass = total<R>(mass);
+  if constexpr (kMoment) result.moment = total<R>(moment);
   for (int lane = 0; lane < kWidth<R>; ++lane) {
     result.count += count[lane];
     for (int v = 0; v < kVectors; ++v) {
@@ -266,6 +270,16 @@ Above<R> row_above(const R* z, const R* weight, int n, R floor) {
     }
   }
   return result;
+}
+
+template <typename R>
+Above<R> row_above(const R* z, const R* weight, int n, R floor) {
+  return sum_above<false>(z, weight, n, floor, R{}, R{});
+}
+
+template <typename R>
+Above<R> row_above_moment(const R* z, const R* weight, int n, R floor, R maximum, R scale) {
+  return sum_above<true>(z, weight, n, floor, maximum, scale);
 }
 
 template <typename R>
@@ -334,8 +348,8 @@ int block_find(const R* weight, int n, double target) {
 
 template <typename R>
 constexpr SampleKernels<R> kKernels{&block_maximum<R>, &block_sums<R>, &block_top<R>,
-                                    &block_weights<R>, &row_above<R>,  &row_between<R>,
-                                    &block_mass<R>,    &block_find<R>};
+                                    &block_weights<R>, &row_above<R>,  &row_above_moment<R>,
+                                    &row_between<R>,   &block_mass<R>, &block_find<R>};
 
 }  // namespace
 }  // namespace pyrl::logits::sample

@@ -1,8 +1,8 @@
 // One block of threads per row. Everything is bisected, nothing is sorted: the k-th largest logit
-// by the number of tokens above a logit, the nucleus by their mass, the lower ids among equal
-// logits by the number of those before a column, and the token by the mass before a column. A step
-// sweeps the row, which stays in the L2 cache, and adds in the order of columns alone: so a mass
-// never falls when the set grows, and a draw does not depend on the batch.
+// by the number of tokens above a logit, the nucleus by their mass, top-h by their entropy, the
+// lower ids among equal logits by the number of those before a column, and the token by the mass
+// before a column. A step sweeps the row, which stays in the L2 cache, and adds in the order of
+// columns alone: so a mass never falls when the set grows, and a draw does not depend on the batch.
 #include <cfloat>
 #include <type_traits>
 
@@ -96,9 +96,10 @@ struct SampledRow {
   double floor;
   std::int64_t ties_end;
   ExcludedTokens excluded;  // none while it is decided what to keep
+  bool entropic = false;    // whether `kept` sums t 2^t and does not count
 
-  // The kept tokens with z >= least before column `end`: the sum of 2^t, and in `moment` their
-  // number. The other two fields are about kept tokens as well.
+  // The kept tokens with z >= least before column `end`: the sum of 2^t, and in `moment` that of
+  // t 2^t or their number. The other two fields are about kept tokens as well.
   // Not inlined: it is called from every bisection.
   __attribute__((noinline)) __device__ Above kept(double least, std::int64_t end) const {
     using R = typename DeviceReal<Element>::type;
@@ -107,7 +108,7 @@ struct SampledRow {
     sweep(z, 0, end, static_cast<int>(threadIdx.x),
           [&](R(&group)[kGroup<Element>], std::int64_t first) {
             excluded.template mask<Element>(group, first);
-            R sum = 0, number = 0;
+            R sum = 0, moment = 0;
 #pragma unroll
             for (int i = 0; i < kGroup<Element>; ++i) {
               const double value = static_cast<double>(group[i]);
@@ -117,12 +118,14 @@ struct SampledRow {
                 result.largest_below = fmax(result.largest_below, value);
                 continue;
               }
-              sum += base2(larger((group[i] - shift) * factor, kLeastExponent<R>));
-              number += 1;
+              const R t = larger((group[i] - shift) * factor, kLeastExponent<R>);
+              const R weight = base2(t);
+              sum += weight;
+              moment += entropic ? weight * t : R(1);
               result.smallest = fmin(result.smallest, value);
             }
             result.sum += static_cast<double>(sum);
-            result.moment += static_cast<double>(number);
+            result.moment += static_cast<double>(moment);
           });
     return merge_block(result);
   }
@@ -143,6 +146,19 @@ struct SampledRow {
     });
   }
 
+  // Leaves of the kept tokens the most probable ones, as many as have at most this entropy (bits).
+  __device__ void keep_entropy(double most) {
+    const auto exceeds = [most](const Above& kept) {
+      return kept.sum > 0 && log2(kept.sum) - kept.moment / kept.sum > most ? 1 : 0;
+    };
+    entropic = true;
+    if (exceeds(kept(floor, vocabulary))) {
+      keep(exceeds, 1);
+      --ties_end;  // the one that lifts it above
+    }
+    entropic = false;
+  }
+
   __device__ double weight(std::int64_t column) const {
     using R = typename DeviceReal<Element>::type;
     const R t = (widen_device(z[column]) - static_cast<R>(maximum)) * static_cast<R>(scale);
@@ -160,9 +176,10 @@ struct SampledRow {
   }
 };
 
-// What temperature 0, min-p, top-k and top-p keep, in this order.
+// What temperature 0, min-p, top-k, top-p and top-h keep, in this order. `bits`: entropy of the
+// row.
 template <typename Element>
-__device__ void truncate(const Truncation& truncation, SampledRow<Element>& row) {
+__device__ void truncate(const Truncation& truncation, double bits, SampledRow<Element>& row) {
   const auto number = [](const Above& kept) { return kept.moment; };
   const auto mass = [](const Above& kept) { return kept.sum; };
   if (truncation.temperature == 0) {
@@ -181,6 +198,7 @@ __device__ void truncate(const Truncation& truncation, SampledRow<Element>& row)
   if (truncation.top_p < 1) {
     row.keep(mass, truncation.top_p * row.kept(row.floor, row.vocabulary).sum);
   }
+  if (truncation.top_h < 1) row.keep_entropy(truncation.top_h * bits);
 }
 
 template <typename Element>
@@ -199,7 +217,8 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(SampleRowsArgs args, W
   const ExcludedTokens none = {nullptr, 0, -1, false};
   SampledRow<Element> row{
       z, vocabulary, wanted.scale, sums.maximum, -DBL_MAX, vocabulary, greedy ? excluded : none};
-  truncate(args.truncation, row);
+  const double bits = fmax(0.0, log2(sums.sum) - sums.moment / sums.sum);
+  truncate(args.truncation, bits, row);
   const double kept = row.kept(row.floor, vocabulary).sum;
   row.excluded = excluded;
   const double mass = excluded.count == 0 ? kept : row.kept(row.floor, vocabulary).sum;
@@ -221,7 +240,7 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(SampleRowsArgs args, W
   args.out_KB[b] = static_cast<double>(token);
   args.out_KB[rows + b] = above - log(sums.sum);
   args.out_KB[2 * rows + b] = greedy ? 0 : above - log(kept);
-  args.out_KB[3 * rows + b] = fmax(0.0, log(sums.sum) - sums.moment / sums.sum * kLn2);
+  args.out_KB[3 * rows + b] = bits * kLn2;
   args.out_KB[4 * rows + b] = fmin(1.0, confidence / sums.sum);
   args.out_KB[5 * rows + b] = greedy ? -INFINITY : log(rest) - log(kept);
 }

@@ -24,13 +24,14 @@ struct SampleSums {
 // The tokens with z >= floor.
 template <typename R>
 struct Above {
-  double mass = 0;  // sum of their weights
+  double mass = 0;    // sum of their weights
+  double moment = 0;  // of t 2^t, if it is asked for
   std::int64_t count = 0;
   R least = static_cast<R>(__builtin_inf());   // the smallest of them
   R below = -static_cast<R>(__builtin_inf());  // the largest of the others
 };
 
-// n <= kSampleBlock, except for `above` and `between`.
+// n <= kSampleBlock, except for `above`, `above_moment` and `between`.
 template <typename R>
 struct SampleKernels {
   static constexpr Isa kWidest = Isa::avx512;
@@ -44,6 +45,7 @@ struct SampleKernels {
   void (*top)(const R* z, int n, R* top);  // keeps top[0] >= ... >= top[4], the largest seen
   void (*weights)(const R* z, R* weight, int n, R maximum, R scale);  // 2^t
   Above<R> (*above)(const R* z, const R* weight, int n, R floor);
+  Above<R> (*above_moment)(const R* z, const R* weight, int n, R floor, R maximum, R scale);
   // Copies the tokens with low <= z <= high, in order; returns their number. Outputs may be inputs.
   int (*between)(const R* z, const R* weight, int n, R low, R high, R* z_out, R* weight_out);
   double (*mass)(const R* z, const R* weight, int n, R floor);  // of the tokens with z >= floor

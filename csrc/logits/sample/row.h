@@ -1,9 +1,10 @@
 // One row of logits in two sweeps: the largest logit, then the sums of the weights 2^t for
 // t = (z - largest) log2(e) / temperature. The row is cut into parts that fit the L1 cache.
 //
-// Min-p, top-k and top-p need no sort: the smallest kept logit is found by bisection. Each step
-// asks how many tokens, or how much mass, lie at or above a value, and moves the bracket to logits
-// that occur; the tokens of a narrow bracket are copied out, and only they are asked from then on.
+// Min-p, top-k, top-p and top-h need no sort: the smallest kept logit is found by bisection. Each
+// step asks how many tokens, how much mass or which entropy lies at or above a value, and moves the
+// bracket to logits that occur; the tokens of a narrow bracket are copied out, and only they are
+// asked from then on.
 //
 // Excluded tokens are summed beside the others, never subtracted from them: what a token with
 // nearly all of the mass leaves is as exact as any other sum.
@@ -87,9 +88,7 @@ class SampleRow {
   bool valid() const { return std::isfinite(maximum_) && !std::isnan(moment_); }
 
   // nats
-  double entropy() const {
-    return std::max(0.0, (std::log2(sum_) - moment_ / sum_) * std::numbers::ln2);
-  }
+  double entropy() const { return bits(sum_, moment_) * std::numbers::ln2; }
 
   // nats; of the distribution that truncation leaves, where there is one
   double logprob(std::int32_t token) const { return log_weight(token) - std::log(sum_); }
@@ -133,6 +132,29 @@ class SampleRow {
     if (!crossing.found) return;
     const double lacking = (target - crossing.over.mass) / weight_of(crossing.floor);
     const auto ties = static_cast<std::int64_t>(std::max(1.0, std::ceil(lacking)));
+    keep(crossing.floor, ties);
+  }
+
+  // As many tokens as have, renormalised, at most this share of the entropy of the whole row. It
+  // rises with each token that is no more probable than the others, so there is one crossing.
+  void keep_top_h(double top_h) {
+    const double bound = top_h * bits(sum_, moment_);
+    const auto exceeds = [&](const Above<R>& above) {
+      return bits(above.mass, above.moment) > bound;
+    };
+    sums_moments_ = true;
+    const Crossing crossing = find_crossing(exceeds, true);
+    sums_moments_ = false;
+    if (!crossing.found) return;
+    const double tie = weight_of(crossing.floor), t = log2_weight(crossing.floor);
+    // One token has no entropy.
+    std::int64_t ties = crossing.over.count == 0 ? 1 : 0, most = vocabulary_;
+    while (ties < most) {
+      const std::int64_t more = ties + (most - ties + 1) / 2;
+      const double mass = static_cast<double>(more) * tie;
+      const bool over = bits(crossing.over.mass + mass, crossing.over.moment + mass * t) > bound;
+      (over ? most : ties) = over ? more - 1 : more;
+    }
     keep(crossing.floor, ties);
   }
 
@@ -246,6 +268,7 @@ class SampleRow {
       if (!(middle > low && middle < high)) middle = high;
       Above<R> found = asked == vocabulary_ ? above(middle) : above_inside(asked, middle);
       found.mass += outside.mass;
+      found.moment += outside.moment;
       found.count += outside.count;
       if (measure(found) >= target) {
         low = found.least;
@@ -272,6 +295,7 @@ class SampleRow {
       }
       const Above<R> found = above(part, floor);
       sum.mass += found.mass;
+      sum.moment += found.moment;
       sum.count += found.count;
       sum.least = std::min(sum.least, found.least);
       sum.below = std::max(sum.below, found.below);
@@ -288,12 +312,17 @@ class SampleRow {
       part.weight = space_.weight.data() + part.begin;
       weigh(part.z, part.weight, part.n);
     }
-    return kernels_.above(part.z, part.weight, part.n, floor);
+    return above(part.z, part.weight, part.n, floor);
   }
 
   Above<R> above_inside(std::int64_t asked, R floor) const {
-    return kernels_.above(space_.inside_z.data(), space_.inside_weight.data(),
-                          static_cast<int>(asked), floor);
+    return above(space_.inside_z.data(), space_.inside_weight.data(), static_cast<int>(asked),
+                 floor);
+  }
+
+  Above<R> above(const R* z, const R* weight, int n, R floor) const {
+    if (!sums_moments_) return kernels_.above(z, weight, n, floor);
+    return kernels_.above_moment(z, weight, n, floor, maximum_, static_cast<R>(scale_));
   }
 
   // Copies out the tokens of the bracket; returns their number.
@@ -318,6 +347,8 @@ class SampleRow {
   }
 
   void keep(R floor, std::int64_t ties) {
+    if (floor == floor_) ties = std::min(ties, ties_);
+    ties_ = ties;
     floor_ = floor;
     truncated_ = true;
     const double tie = weight_of(floor);
@@ -385,6 +416,17 @@ class SampleRow {
     return static_cast<double>(weight);
   }
 
+  // As the kernels have it.
+  double log2_weight(R z) const {
+    const R t = (z - maximum_) * static_cast<R>(scale_);
+    return static_cast<double>(std::max(t, static_cast<R>(kLowestExponent)));
+  }
+
+  // Entropy of weights 2^t with this sum, and this sum of t 2^t.
+  static double bits(double sum, double moment) {
+    return std::max(0.0, std::log2(sum) - moment / sum);
+  }
+
   double log_weight(std::int32_t token) const {
     const double z = static_cast<double>(widen_one(row_[token]));
     return (z - static_cast<double>(maximum_)) / temperature_;
@@ -398,9 +440,11 @@ class SampleRow {
   R maximum_ = -std::numeric_limits<R>::infinity();
   double sum_ = 0, moment_ = 0;
   bool truncated_ = false;
+  bool sums_moments_ = false;  // while it is asked for entropies
   R floor_{};  // what is kept: the tokens above it, and the first ones at it (RowPart::ties)
-  double kept_mass_ = 0;  // excluded tokens included
-  double rest_mass_ = 0;  // of the tokens that could have been drawn and were not
+  std::int64_t ties_ = kAll;  // as many at it, if there are
+  double kept_mass_ = 0;      // excluded tokens included
+  double rest_mass_ = 0;      // of the tokens that could have been drawn and were not
 };
 
 }  // namespace pyrl::logits::sample

@@ -26,6 +26,7 @@ void sample_row(const Element* logits, const Element* next, std::int64_t vocabul
     if (truncation.min_p > 0) row.keep_min_p(truncation.min_p);
     if (truncation.top_k > 0) row.keep_top_k(truncation.top_k);
     if (truncation.top_p < 1) row.keep_top_p(truncation.top_p);
+    if (truncation.top_h < 1) row.keep_top_h(truncation.top_h);
     token = row.draw(uniform);
   }
   out.token_B[b] = token;
@@ -50,6 +51,8 @@ void check_truncation(const Truncation& truncation) {
              truncation.top_p);
   PYRL_CHECK(truncation.min_p >= 0 && truncation.min_p < 1, "min_p: expected 0 <= min_p < 1, got ",
              truncation.min_p);
+  PYRL_CHECK(truncation.top_h > 0 && truncation.top_h <= 1, "top_h: expected 0 < top_h <= 1, got ",
+             truncation.top_h);
 }
 
 }  // namespace

@@ -5,12 +5,15 @@
 
 namespace pyrl::logits::sample {
 
-// Applied in this order: temperature, min-p, top-k, top-p, renormalise. Ties go to the lower id.
+// Applied in this order: temperature, min-p, top-k, top-p, top-h, renormalise. Ties go to the lower
+// id.
 struct Truncation {
   double temperature = 1;  // 0: the most probable token, statistics at temperature 1
   std::int64_t top_k = 0;  // 0 keeps all
   double top_p = 1;        // of the mass that min-p and top-k left; the crossing token stays
   double min_p = 0;        // keeps tokens with at least this share of the largest probability
+  // Keeps as many tokens as have, renormalised, at most this share of the whole row's entropy.
+  double top_h = 1;
 
   // Calls visit(name, pointer to member) for each field.
   template <typename Visit>
@@ -19,6 +22,7 @@ struct Truncation {
     visit("top_k", &Truncation::top_k);
     visit("top_p", &Truncation::top_p);
     visit("min_p", &Truncation::min_p);
+    visit("top_h", &Truncation::top_h);
   }
 };
 

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import astuple
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -75,8 +76,7 @@ class Core:
 
     def start(self, sampling: Sampling) -> None:
         """Draw from this distribution from now on."""
-        values = sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p
-        self._rpc("pyrl_sampling", *values)
+        self._rpc("pyrl_sampling", astuple(sampling))
 
     def add(
         self, name: str, tokens: list[int], max_tokens: int, stop: list[int], extra: dict[str, Any]

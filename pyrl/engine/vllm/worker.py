@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -44,9 +44,9 @@ class WorkerExtension:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             Thread(target=_end_with, args=(owner,), daemon=True).start()
 
-    def pyrl_sampling(self, temperature: float, top_k: int, top_p: float, min_p: float) -> None:
-        """Draw from this distribution from now on."""
-        self.pyrl_drawing.sampling = Sampling(temperature, top_k, top_p, min_p)
+    def pyrl_sampling(self, values: Sequence[Any]) -> None:
+        """Draw from this distribution, as its fields in their order, from now on."""
+        self.pyrl_drawing.sampling = Sampling(*values)
 
     def pyrl_load(
         self, weights: Iterable[tuple[str, Tensor]] | str, version: int
