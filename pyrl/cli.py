@@ -24,6 +24,7 @@ pyrl: tree-rollout test-time RL. Fork where the model is unsure, vote, learn.
   pyrl train METHOD ...  train a model on unlabelled questions by ttrl, ettrl, echo or another
                          method; `pyrl train` lists them
   pyrl methods           methods and choices by name, with their papers; `pyrl methods show NAME`
+  pyrl plan METHOD ...   what such a run would hold in memory, before anything is loaded
   pyrl report RUN ...    a run, or several side by side, as one HTML page with their trees
   pyrl eval ...          score a model on questions with answers
   pyrl fit-judger ...    learn from such questions which responses are right by their entropies
@@ -73,6 +74,7 @@ def _command(args: list[str]) -> int:
         "demo": _demo,
         "train": _train,
         "methods": _methods,
+        "plan": _plan,
         "report": _report,
         "eval": _eval,
         "fit-judger": _fit_judger,
@@ -151,6 +153,32 @@ def _methods(args: list[str]) -> int:
     for name in asked.show[1:]:
         for found in named(name, registry):
             rich.print(page(found))
+    return 0
+
+
+def _plan(args: list[str]) -> int:
+    import rich
+    import tyro
+
+    from pyrl.run.config import parse_train
+
+    if not args or args[0].startswith("-"):
+        print(
+            "pyrl plan METHOD --model MODEL [--gpu GB] [--prompt-tokens N] ...\n\n"
+            "What `pyrl train METHOD` with the same options would hold in memory, by part and\n"
+            "phase, from the model's configuration alone; and what makes it smaller if it does\n"
+            "not fit. Without --gpu: on a CPU. Questions have --prompt-tokens tokens (256)."
+        )
+        return 0 if args else 2
+    with _loading():
+        from pyrl.run.plan import Room, shown
+    room, options = tyro.cli(Room, args=args[1:], prog="pyrl plan", return_unknown_args=True)
+    if "--data" not in options:
+        options += ["--data", "unread"]
+    found, smaller = shown(parse_train([args[0], *options]), room)
+    rich.print(found)
+    if smaller is not None:
+        rich.print(smaller)
     return 0
 
 

@@ -60,8 +60,8 @@ PYTHON = {
         "answers checks engine foreign fork leaves logits models prompts prune report rollout vote"
     ),
     "run": (
-        "algorithm answers attention checks engine evaluate foreign judger learner leaves loss "
-        "methods models pack prompts report reward rollout sources vote"
+        "algorithm answers attention checks engine evaluate foreign judger learner leaves logits "
+        "loss methods models pack prompts report reward rollout sources vote"
     ),
     "train": (
         "advantage algorithm answers diagnostics engine evaluate fork leaves pack prompts prune "

@@ -12,8 +12,10 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -30,6 +32,7 @@ __all__ = [
     "base_location",
     "checkpoint_weights",
     "find_device",
+    "load_config",
     "load_model",
     "model_location",
     "room",
@@ -71,6 +74,19 @@ def load_model(
         raise ModelError(
             f"{name}: no such directory, and not loaded as a Hugging Face hub id: {error}"
         ) from error
+
+
+def load_config(name: str) -> PretrainedConfig:
+    """The configuration of a model by any name of `load_model`, without its weights. ModelError."""
+    location = base_location(name)
+    if isinstance(location, str) and not _may_be_hub_id(location):
+        raise ModelError(f"{name}: no such directory")
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(str(location))
+    except (OSError, HFValidationError, *UNLOADABLE) as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ModelError(f"{name}: the configuration cannot be loaded: {said}") from error
+    return config
 
 
 @dataclass(frozen=True)
