@@ -22,7 +22,18 @@ from pyrl.report.page.sections import SECTIONS
 PAGE = "report.html"
 """Its name in the directory of a run."""
 
-SCRIPTS = ("dom.js", "colors.js", "curves.js", "tree.js", "viewer.js", "page.js")
+SCRIPTS = (
+    "dom.js",
+    "colors.js",
+    "curves.js",
+    "tree.js",
+    "map.js",
+    "facts.js",
+    "viewer.js",
+    "glance.js",
+    "tables.js",
+    "page.js",
+)
 """In this order: a script knows those before it."""
 
 MOST_RUNS = 6
