@@ -152,7 +152,7 @@ def killed_in_the_last_step(output: Path) -> None:
     """What a run leaves that was killed after the steps before its last one."""
     shutil.rmtree(output / f"checkpoint-{STEPS}")
     shutil.rmtree(output / "model")
-    for name in ("report.json", "report.md", "curves.png"):
+    for name in ("report.html", "report.json", "report.md", "curves.png"):
         (output / name).unlink()
     for name in ("metrics.jsonl", "completions.jsonl"):
         lines = (output / name).read_text().splitlines(keepends=True)

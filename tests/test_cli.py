@@ -268,12 +268,18 @@ def test_the_demo_in_a_pipe_says_what_it_does_and_leaves_its_report(tmp_path: Pa
     ]  # fmt: skip
     assert lines[9].startswith("ttrl on demo, demo:train")
     assert [n for n, line in enumerate(lines) if "left" in line or line[0] == "!"] == [4]
+    assert lines[-1] == f"report   {output / 'report.html'}"
     check_report(output)
 
 
 def check_report(output: Path) -> None:
     assert (output / "curves.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert "| untrained: greedy |" in (output / "report.md").read_text()
+    assert '"title":"ttrl on demo, demo:train"' in (output / "report.html").read_text()
+    assert {path.name for path in (output / "trees").iterdir()} == {
+        "1.safetensors",
+        "2.safetensors",
+    }
     report = json.loads((output / "report.json").read_text())
     sets = {evaluation["set"] for evaluation in report["evaluations"]}
     assert sets == {"trained questions", "held-out", "length 18"}

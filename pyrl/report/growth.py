@@ -14,8 +14,9 @@ def grow_again(rollout: Rollout, trees: int) -> tuple[Forest, dict[int, int]]:
     """The first `trees` trees of a rollout that remembers so many, and the new handles by the old.
 
     Leaves are finished as they were, with their weights and masses; pruned branches stay open with
-    the tokens that they had, so that `Forest.segments` of all branches is the whole tree. Branches
-    come in the order of the positions at which they left their parents.
+    the tokens that they had, so that `Forest.segments` of all branches is the whole tree; nobody
+    knows their seeds, which are 0. Branches come in the order of the positions at which they left
+    their parents.
     """
     forest, new = Forest(), dict[int, int]()
     for tree in range(trees):
@@ -45,14 +46,17 @@ def _grow(rollout: Rollout, tree: int, forest: Forest, new: dict[int, int]) -> N
         else rollout.forest.path(branch)
         for branch in begin
     }
-    growing = {branch: path for branch, path in paths.items() if len(path.tokens)}
-    most = max(len(path.tokens) for path in paths.values())
-    for at in range(most + 1):
-        for branch in [b for b, place in begin.items() if place == at]:
+    opening: dict[int, list[int]] = {}
+    for branch, place in begin.items():
+        opening.setdefault(place, []).append(branch)
+    growing: list[int] = []
+    for at in range(1 + max(len(path.tokens) for path in paths.values())):
+        here = opening.get(at, [])
+        for branch in here:
             new[branch] = _opened(rollout, branch, tree, forest, new)
-        now = [b for b, path in growing.items() if begin[b] <= at < len(path.tokens)]
-        if now:
-            _append(forest, [new[b] for b in now], [growing[b] for b in now], at)
+        growing = [b for b in (*growing, *here) if at < len(paths[b].tokens)]
+        if growing:
+            _append(forest, [new[b] for b in growing], [paths[b] for b in growing], at)
 
 
 def _opened(rollout: Rollout, branch: int, tree: int, forest: Forest, new: dict[int, int]) -> int:

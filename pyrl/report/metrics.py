@@ -181,8 +181,8 @@ class MetricsLog:
             stack.callback(self._metrics.close)
             self._completions = _Jsonl(output_dir / "completions.jsonl", resume_at)
             stack.callback(self._completions.close)
-            none_is_cut = None if resume_at is None else sys.maxsize
-            self._alarms = _Jsonl(output_dir / "alarms.jsonl", none_is_cut)
+            keep_all = None if resume_at is None else sys.maxsize
+            self._alarms = _Jsonl(output_dir / "alarms.jsonl", keep_all)
             stack.callback(self._alarms.close)
             started = Started(output_dir, settings or {}, resume_at, self._metrics.last_step)
             self._sinks: list[Sink] = []

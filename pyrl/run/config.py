@@ -23,7 +23,7 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
-from pyrl.checks import at_least, one_of
+from pyrl.checks import one_of
 from pyrl.engine.launch import ENGINES
 from pyrl.engine.vllm.options import VLLMOptions
 from pyrl.foreign import TIME_LIMIT
@@ -185,7 +185,6 @@ class Run:
 
     def __post_init__(self) -> None:
         one_of(self.engine, ENGINES, "engine")
-        at_least(0, self, "save_trees")
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:
@@ -232,6 +231,7 @@ _LEAST = {
     "eval_every": 0,
     "eval_limit": 0,
     "eval_samples": 1,
+    "save_trees": 0,
 }
 
 

@@ -188,6 +188,8 @@ def test_a_tree_is_read_by_keyboard(browser: Browser, long_page: Path) -> None:
         assert page.locator(".t.now").inner_text() == " sum"
         page.keyboard.press("Enter")
         assert page.locator(".found").inner_text() == said.replace("1 of", "2 of", 1)
+        page.get_by_role("button", name="later tree").click()  # the search goes on in it
+        assert page.locator(".t.now").inner_text() == " sum"
         page.get_by_role("button", name="collapse all").click()
         page.get_by_role("button", name="expand all").click()
 

@@ -179,6 +179,9 @@ def test_the_command_names_the_page(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == f"report   {page}\n"
     assert [run["name"] for run in data_of(page)["runs"]] == runs  # two have the same last part
     with pytest.raises(SystemExit):
+        cli.main(["report", runs[0], "--output", str(tmp_path)])
+    assert capsys.readouterr().out == f"report   {tmp_path / 'report.html'}\n"
+    with pytest.raises(SystemExit):
         cli.main(["report"])
     assert "expected 1 to 6 runs side by side, got 0" in capsys.readouterr().err
 

@@ -16,8 +16,9 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from saved_runs import write_trees
 from tiny_run import make_trainer, stepped, tiny, tiny_run
-from toy_rollout import prompts, random_toy, rollout
+from toy_rollout import TREES, prompts, random_toy, rollout
 
+from pyrl.budget import Allowance
 from pyrl.demo.run import echo, ttrl_unique
 from pyrl.forest import REFUSED
 from pyrl.fork import Fork, WithoutReplacement
@@ -75,6 +76,17 @@ def test_branches_that_were_drawn_without_replacement_are_too(seed: int) -> None
     other = rollout(random_toy(seed), prompts(2, 1), fork=WithoutReplacement(), prune=Keep())
     other.run()
     assert other.pruned == {}
+
+
+@pytest.mark.parametrize("fork", TREES)
+def test_branches_that_a_budget_has_ended_are_too(fork: Fork) -> None:
+    for tokens in range(20, 60):
+        allowance = Allowance(tokens=tokens)
+        run = rollout(
+            random_toy(3), prompts(2, 1), fork=fork, allowance=allowance, remembered=2, limit=12
+        )
+        run.run()
+        check_grown_again(run)
 
 
 @pytest.mark.parametrize("method", [echo, ttrl_unique])

@@ -22,7 +22,18 @@ from pyrl.report.page.sections import SECTIONS
 PAGE = "report.html"
 """Its name in the directory of a run."""
 
-SCRIPTS = ("dom.js", "colors.js", "curves.js", "tree.js", "viewer.js", "page.js")
+SCRIPTS = (
+    "dom.js",
+    "colors.js",
+    "curves.js",
+    "tree.js",
+    "map.js",
+    "facts.js",
+    "viewer.js",
+    "glance.js",
+    "tables.js",
+    "page.js",
+)
 """In this order: a script knows those before it."""
 
 MOST_RUNS = 6
@@ -37,7 +48,7 @@ class PageSettings:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Output directories of runs, finished or not; several are shown side by side."""
     output: Path | None = None
-    """Where to write it; None: report.html in the directory of the (first) run."""
+    """Where to write it, a file or a directory; None: report.html in that of the (first) run."""
 
 
 def write_page(directories: Sequence[Path], path: Path | None = None) -> Path:
@@ -47,7 +58,8 @@ def write_page(directories: Sequence[Path], path: Path | None = None) -> Path:
     """
     if not 1 <= len(directories) <= MOST_RUNS:
         raise ValueError(f"expected 1 to {MOST_RUNS} runs side by side, got {len(directories)}")
-    path = directories[0] / PAGE if path is None else path
+    path = directories[0] if path is None else path
+    path = path / PAGE if path.is_dir() else path
     names = _names(directories)
     runs = [
         run_record(directory, name, len(directories))

@@ -4,10 +4,28 @@
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 const MEASURES = {
-  entropy: { label: "entropy", unit: "nats", about: "of the distribution that the token was drawn from" },
-  confidence: { label: "confidence", unit: "", about: "mass of the five most probable tokens; low is dark" },
-  advantage: { label: "advantage", unit: "", about: "mean over the leaves that the token is a part of", signed: true },
-  ratio: { label: "log-prob ratio", unit: "nats", about: "log-prob after the step's update less that at sampling", signed: true },
+  entropy: {
+    label: "entropy",
+    unit: "nats",
+    about: "of the distribution that the token was drawn from",
+  },
+  confidence: {
+    label: "confidence",
+    unit: "",
+    about: "mass of the five most probable tokens; low is dark",
+  },
+  advantage: {
+    label: "advantage",
+    unit: "",
+    about: "mean over the leaves that the token is a part of",
+    signed: true,
+  },
+  ratio: {
+    label: "log-prob ratio",
+    unit: "nats",
+    about: "log-prob after the step's update less that at sampling",
+    signed: true,
+  },
 };
 
 function tint(share, [red, green, blue], most) {
@@ -24,7 +42,11 @@ function scaleOf(measure, values) {
   const most = dark.matches ? 0.8 : 0.72;
   if (MEASURES[measure].signed) {
     const size = Math.max(Math.abs(at(0.01)), Math.abs(at(0.99)), 1e-6);
-    return { low: -size, high: size, color: (v) => (v < 0 ? tint(-v / size, blue, most) : tint(v / size, orange, most)) };
+    return {
+      low: -size,
+      high: size,
+      color: (v) => (v < 0 ? tint(-v / size, blue, most) : tint(v / size, orange, most)),
+    };
   }
   if (measure === "confidence") {
     const low = Math.min(at(0.01), 0.999);
@@ -35,11 +57,21 @@ function scaleOf(measure, values) {
 }
 
 function legendOf(measure, scale) {
-  const stops = [0, 0.25, 0.5, 0.75, 1].map((share) => scale.color(scale.low + share * (scale.high - scale.low)));
+  const stops = [0, 0.25, 0.5, 0.75, 1].map((share) =>
+    scale.color(scale.low + share * (scale.high - scale.low)),
+  );
   const { label, unit, about } = MEASURES[measure];
   const middle = MEASURES[measure].signed ? el("span", {}, "0") : null;
-  return el("div", { class: "scale" },
-    el("span", { class: "bar", style: { background: `linear-gradient(to right, ${stops.join(", ")})` } },
-      el("span", {}, short(scale.low)), middle, el("span", {}, short(scale.high))),
-    el("span", { class: "dim" }, `${label}${unit ? ` (${unit})` : ""}: ${about}`));
+  return el(
+    "div",
+    { class: "scale" },
+    el(
+      "span",
+      { class: "bar", style: { background: `linear-gradient(to right, ${stops.join(", ")})` } },
+      el("span", {}, short(scale.low)),
+      middle,
+      el("span", {}, short(scale.high)),
+    ),
+    el("span", { class: "dim" }, `${label}${unit ? ` (${unit})` : ""}: ${about}`),
+  );
 }

@@ -137,7 +137,7 @@ def _everywhere(count: int) -> list[int]:
     while parts < 2 * count:
         order += [(2 * k + 1) * count // parts for k in range(parts // 2)]
         parts *= 2
-    return [n for n in dict.fromkeys(order) if 0 <= n < count] + []
+    return [n for n in dict.fromkeys(order) if 0 <= n < count]
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -88,8 +88,8 @@ SECTIONS = (
                 "seconds of a step",
                 (
                     ("sampling", "timing/sampling"),
-                    ("scoring", "timing/scoring"),
                     ("updating", "timing/updating"),
+                    ("scoring", "timing/scoring"),
                     ("syncing", "timing/syncing"),
                 ),
             ),

@@ -27,13 +27,21 @@ class Tree {
     this.order = this.preorder(() => true);
     this.ends = new Array(count).fill(0);
     for (const s of [...this.order].reverse())
-      this.ends[s] = (this.branch[s] ? 1 : 0) + this.children[s].reduce((sum, child) => sum + this.ends[child], 0);
+      this.ends[s] =
+        (this.branch[s] ? 1 : 0) +
+        this.children[s].reduce((sum, child) => sum + this.ends[child], 0);
     this.longest = Math.max(1, ...data.segments.map(([, begin, length]) => begin + length));
     // A key per answer, in the order of their shares: votes, and whether they elect the label.
     const answers = new Map();
     for (const leaf of this.leaves) {
       const key = leaf.answer ?? "";
-      const seen = answers.get(key) ?? { answer: leaf.answer, leaves: 0, weight: 0, elects: leaf.elects, right: leaf.right };
+      const seen = answers.get(key) ?? {
+        answer: leaf.answer,
+        leaves: 0,
+        weight: 0,
+        elects: leaf.elects,
+        right: leaf.right,
+      };
       seen.leaves += 1;
       seen.weight += this.weighs ? leaf.weight : 1 / this.leaves.length;
       answers.set(key, seen);
@@ -57,7 +65,8 @@ class Tree {
 
   // Segments depth first, without what is below those that are not `open`.
   preorder(open) {
-    const found = [], todo = [...this.roots].reverse();
+    const found = [],
+      todo = [...this.roots].reverse();
     while (todo.length) {
       const s = todo.pop();
       found.push(s);
@@ -74,12 +83,17 @@ class Tree {
   }
 
   text(s) {
-    return this.path(s).map((part) => this.own(part)).join("");
+    return this.path(s)
+      .map((part) => this.own(part))
+      .join("");
   }
 
   own(s) {
     const { words, word } = this.data;
-    return word.slice(this.first[s], this.first[s] + this.length(s)).map((w) => words[w]).join("");
+    return word
+      .slice(this.first[s], this.first[s] + this.length(s))
+      .map((w) => words[w])
+      .join("");
   }
 
   // The token as it is shown: what one would not see has a sign.
@@ -91,18 +105,22 @@ class Tree {
 
   // Segments and their tokens that a text is in, or that end with an answer that has it.
   find(query) {
-    const wanted = query.toLowerCase(), hits = [];
+    const wanted = query.toLowerCase(),
+      hits = [];
     if (!wanted) return hits;
     for (const s of this.order) {
       const parent = this.parent(s);
       const before = parent < 0 ? "" : this.text(parent).slice(1 - wanted.length || Infinity);
-      const own = this.own(s), text = (before + own).toLowerCase();
+      const own = this.own(s),
+        text = (before + own).toLowerCase();
       for (let at = text.indexOf(wanted); at >= 0; at = text.indexOf(wanted, at + 1)) {
-        const begin = Math.max(0, at - before.length), end = at + wanted.length - before.length;
+        const begin = Math.max(0, at - before.length),
+          end = at + wanted.length - before.length;
         if (end > 0) hits.push({ s, tokens: this.covering(s, begin, end) });
       }
       const answer = this.branch[s]?.answer ?? this.branch[s]?.pruned;
-      if (answer?.toLowerCase().includes(wanted) && hits.at(-1)?.s !== s) hits.push({ s, tokens: [] });
+      if (answer?.toLowerCase().includes(wanted) && hits.at(-1)?.s !== s)
+        hits.push({ s, tokens: [] });
     }
     return hits;
   }
@@ -125,10 +143,14 @@ class Tree {
     const rows = [];
     const depths = new Map();
     for (const s of this.preorder((one) => !closed.has(one))) {
-      const parent = this.parent(s), depth = parent < 0 ? 0 : depths.get(parent) + 1;
+      const parent = this.parent(s),
+        depth = parent < 0 ? 0 : depths.get(parent) + 1;
       depths.set(s, depth);
-      const room = columns(depth), stop = this.first[s] + this.length(s), start = rows.length;
-      let from = this.first[s], used = 0;
+      const room = columns(depth),
+        stop = this.first[s] + this.length(s),
+        start = rows.length;
+      let from = this.first[s],
+        used = 0;
       for (let u = from; u < stop; u += 1) {
         const wide = wideness(this.shown(u));
         if (used && used + wide > room) {
@@ -158,12 +180,21 @@ class Tree {
 
 // The text with a dot for each sign that is not seen or that turns others around.
 function plainly(text) {
-  return text.replace(/[\u0000-\u0008\u000b-\u001f\u007f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g, "·");
+  return text.replace(
+    /[\u0000-\u0008\u000b-\u001f\u007f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g,
+    "·",
+  );
 }
 
 // Cells of a text in a fixed-width font: wide scripts and signs take two.
 function wideness(text) {
   let cells = 0;
-  for (const sign of text) cells += /[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\u{1f300}-\u{1faff}\u{20000}-\u{3fffd}]/u.test(sign) ? 2 : 1;
+  for (const sign of text)
+    cells +=
+      /[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\u{1f300}-\u{1faff}\u{20000}-\u{3fffd}]/u.test(
+        sign,
+      )
+        ? 2
+        : 1;
   return cells;
 }
