@@ -40,6 +40,7 @@ FREE = frozenset(
         "eval_data",
         "eval_samples",
         "loggers",
+        "diagnostics",
         "call_time_limit",
         "vllm",
         "lora.merge",
