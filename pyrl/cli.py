@@ -28,6 +28,7 @@ pyrl: tree-rollout test-time RL. Fork where the model is unsure, vote, learn.
   pyrl report RUN ...    a run, or several side by side, as one HTML page with their trees
   pyrl eval ...          score a model on questions with answers
   pyrl fit-judger ...    learn from such questions which responses are right by their entropies
+  pyrl distil-rules ...  a run's fork and prune rules as small decision trees
   pyrl info              how this installation was built
   pyrl --version         its version
 
@@ -78,6 +79,7 @@ def _command(args: list[str]) -> int:
         "report": _report,
         "eval": _eval,
         "fit-judger": _fit_judger,
+        "distil-rules": _distil_rules,
         "info": _info,
     }
     return commands[one_of(args[0], commands, "command")](args[1:])
@@ -226,6 +228,20 @@ def _fit_judger(args: list[str]) -> int:
     for name, value in found.items():
         print(f"{name:9} {value:.4g}")
     print(f"judger    {settings.output}")
+    return 0
+
+
+def _distil_rules(args: list[str]) -> int:
+    import tyro
+
+    with _loading() as progress:
+        from pyrl.run.distilling import DistilSettings, distil_rules
+        from pyrl.run.lock import one_process
+
+        one_process()
+        settings = tyro.cli(DistilSettings, args=args, prog="pyrl distil-rules")
+        lines = [*distil_rules(settings, progress)]
+    print(*lines, sep="\n")
     return 0
 
 

@@ -29,6 +29,7 @@ PYTHON = {
     "engine": "attention logits models",
     "law": "",
     "fork": "checks law",
+    "distilled": "checks fork",
     "prune": "checks",
     "answers": "engine leaves sources",
     "prompts": "answers foreign sources",
@@ -50,8 +51,8 @@ PYTHON = {
         "advantage answers budget fork leaves logits loss poll prune reward select tempered vote"
     ),
     "methods": (
-        "advantage algorithm baselines checks foreign fork judger leaves loss presets prune reward "
-        "select tempered vote"
+        "advantage algorithm baselines checks distilled foreign fork judger leaves loss presets "
+        "prune reward select tempered vote"
     ),
     "diagnostics": "advantage attention learner leaves pack",
     # A run: it is watched, set up, trained and called.
@@ -60,8 +61,9 @@ PYTHON = {
         "answers checks engine foreign fork leaves logits models prompts prune report rollout vote"
     ),
     "run": (
-        "algorithm answers attention checks engine evaluate foreign judger learner leaves logits "
-        "loss methods models pack prompts report reward rollout sources vote"
+        "algorithm answers attention checks distilled engine evaluate foreign fork judger law "
+        "learner leaves logits loss methods models pack prompts prune report reward rollout "
+        "sources vote"
     ),
     "train": (
         "advantage algorithm answers diagnostics engine evaluate fork leaves pack prompts prune "
@@ -92,7 +94,7 @@ CORE = {
 }
 """What the files of each folder of csrc/ include."""
 
-TOP_FILES = 27
+TOP_FILES = 28
 """Files at the top of pyrl/: the stations of the data path, and few others."""
 
 

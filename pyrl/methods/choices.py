@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pyrl import advantage, baselines
 from pyrl.advantage import AdvantageClip, EntropyReshape, Hybrid, MassBaseline, Stage, WhitenTokens
 from pyrl.baselines import Entropic, LengthBaseline, PassAtK, Return
+from pyrl.distilled import Distilled
 from pyrl.fork import (
     EntropyConfidence,
     EPTree,
@@ -71,6 +72,7 @@ FORKS: dict[str, Callable[[], Fork]] = {
     "entropy_confidence": EntropyConfidence,
     "entropy_confidence_fixed": FixedEntropyConfidence,
     "without_replacement": WithoutReplacement,
+    "distilled": Distilled,
 }
 """Where trees fork."""
 

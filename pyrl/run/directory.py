@@ -41,6 +41,7 @@ FREE = frozenset(
         "eval_samples",
         "save_trees",
         "loggers",
+        "diagnostics",
         "call_time_limit",
         "vllm",
         "lora.merge",

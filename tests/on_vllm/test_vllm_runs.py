@@ -46,7 +46,7 @@ def run_of(folder: Path, model: Path, method: str) -> Run:
 
 
 OF_EACH_TREE = {
-    (make().fork, make().prune, make().select, make().reward): name
+    (make().fork, make().prune, make().select, make().reward, make().temper): name
     for name, make in METHODS.items()
 }.values()
 """A method for each way to sample: others differ in what they learn from it."""

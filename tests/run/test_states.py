@@ -164,7 +164,8 @@ def test_the_first_model_is_there_for_those_that_name_it_alone(tmp_path: Path) -
     run = tiny_run(tmp_path, tiny(ttrl()))
     trainer = make_trainer(run)
     assert trainer.learner.reference is None
-    forest = trainer._rollout(trainer.prompts[:1]).run()
+    asked = trainer.prompts[:1]
+    forest = trainer._rollout(asked, trainer.algorithm, trainer.signals).run()
     look = trainer.learner.before(collect(forest, trainer.decode).rows)
     with pytest.raises(ValueError, match=r"ref_logprob_T: expected an advantage stage or a sel"):
         look("ref_logprob_T")
