@@ -17,6 +17,7 @@ from pyrl.engine.vllm.options import VLLMOptions
 from pyrl.loss.presets import PRESETS
 from pyrl.loss.terms import Terms, loss_terms
 from pyrl.methods import METHODS
+from pyrl.models.lora import LoRA
 from pyrl.reward import RandomReward
 from pyrl.run.config import Run
 
@@ -61,6 +62,25 @@ def test_every_method_trains_a_step(tmp_path: Path, model: Path, method: str) ->
         assert metrics["sync/difference"] < 1e-4
         assert metrics.get("sampling/sampling_logp_difference/max", 0.0) < 1e-4
         assert trainer.engine.weight_version() == 1
+    finally:
+        trainer.engine.close()
+
+
+def test_an_adapter_reaches_vllm_in_the_weights_that_it_makes(tmp_path: Path, model: Path) -> None:
+    """The engine's log-probs are those of the learner's adapter, after each of its updates."""
+    run = run_of(tmp_path, model, "grpo")
+    algorithm = replace(run.algorithm, reward=RandomReward())
+    run = replace(run, algorithm=algorithm, lora=LoRA(rank=4), learning_rate=1e-2)
+    trainer = make_trainer(run)
+    try:
+        moved = []
+        for _ in range(3):
+            metrics = stepped(trainer)
+            assert metrics["sync/difference"] < 1e-4
+            assert metrics["sampling/sampling_logp_difference/max"] < 1e-4
+            halves = [p for n, p in trainer.model.named_parameters() if "lora_B" in n]
+            moved.append(sum(float(half.detach().abs().sum()) for half in halves))
+        assert 0 < moved[0] != moved[1] != moved[2]
     finally:
         trainer.engine.close()
 
