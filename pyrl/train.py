@@ -149,7 +149,7 @@ class Trainer:
                     break
             kept_N = selected(algorithm.select, leaves, sample.train, states.select)
             kept_N, refusing = of_accepted(algorithm.select, leaves, kept_N, accepted_G, wanted)
-            earned = metrics_of(algorithm.reward, leaves)
+            earned = metrics_of(algorithm.reward, leaves, answers, votes, states.reward)
             phase("updating")
             kept = leaves.take(kept_N)
             scored = score(kept, reward_N[kept_N], self.learner.before(kept.rows))

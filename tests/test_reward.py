@@ -129,7 +129,7 @@ def test_overlong_answers_are_punished_as_in_dapo() -> None:
     asked = leaves, answers, Majority()(leaves, answers), questions("x" * 18)
     reward = OverlongReward(wrong=-1.0)
     np.testing.assert_allclose(reward(*asked), [-1, -1, -1.25, 0.5, -2], atol=1e-12)
-    np.testing.assert_allclose(reward.metrics(leaves)["reward/overlong"], 1.75 / 5)
+    np.testing.assert_allclose(reward.metrics(*asked[:3])["reward/overlong"], 1.75 / 5)
     assert replace(reward, penalty=0)(*asked).tolist() == TrueReward(wrong=-1.0)(*asked).tolist()
     assert min(reward.values) == -2
     with pytest.raises(ValueError, match=r"Leaves\.limit: expected >= 1, got 0"):

@@ -38,7 +38,7 @@ PYTHON = {
     "rollout": "budget engine forest fork law logits poll prune",
     # Trees become advantages, and these an update.
     "reward": "answers checks foreign vote",
-    "select": "checks leaves",
+    "select": "answers checks leaves",
     "advantage": "checks leaves",
     "baselines": "advantage checks leaves",
     "loss": "checks logits pack",

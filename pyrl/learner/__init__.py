@@ -43,7 +43,7 @@ from pyrl.loss.old_policy import (
 from pyrl.loss.policy_loss import policy_loss
 from pyrl.loss.terms import Terms, loss_terms, slots
 from pyrl.models.lora import has_adapter, without_adapter
-from pyrl.pack import TokenBatch, gather, pack
+from pyrl.pack import TokenBatch, gather, pack, pack_given
 
 if TYPE_CHECKING:
     from pyrl.run.config import Run
@@ -230,27 +230,49 @@ class Learner:
         return replace(batch, columns=columns), cost
 
     def before(self, rows: PackedRows) -> Look:
-        """Log-probs [T] of these rows before any update: by the learner ("old_logprob_T"), or by
-        the frozen first model ("ref_logprob_T"). A pass is made when one is asked for.
+        """Log-probs [T] of these rows before any update: by the learner ("old_logprob_T"), by the
+        frozen first model ("ref_logprob_T"), or the mean of the prompt's, by the learner
+        ("prompt_logprob_T"). A pass is made when one is asked for.
 
         ValueError then, where the run has none.
         """
 
         @cache
         def look(name: str) -> NDArray[np.float64]:
-            lend = partial(nullcontext, self.model) if name == "old_logprob_T" else self.reference
+            own = partial(nullcontext, self.model)
+            lend = self.reference if name == "ref_logprob_T" else own
             if lend is None:
                 raise ValueError(
                     f"{name}: expected an advantage stage or a selection that names it in `needs`, "
                     f"so that the first model is loaded; there is none"
                 )
-            if name == "old_logprob_T" and self.run.old_logprobs == "engine":
+            if lend is own and self.run.old_logprobs == "engine":
                 raise ValueError(no_pass(name, "an advantage stage or a selection"))
             batch = pack(rows, np.zeros(len(rows.label_T)))
+            if name == "prompt_logprob_T":
+                return self._of_prompts(batch)
             with lend() as model:
                 return self._read(model, batch, Options())["logprob_T"]
 
         return look
+
+    def _of_prompts(self, batch: TokenBatch) -> NDArray[np.float64]:
+        """The mean log-prob of its prompt's tokens but the first for each response token [T]."""
+        own_N, place_N = np.diff(batch.token_offset_N1), batch.input_offset_N1
+        prompt_N = [
+            batch.input_I[begin : end - own]
+            for begin, end, own in zip(place_N[:-1], place_N[1:], own_N, strict=True)
+        ]
+        place = {prompt.tobytes(): prompt for prompt in prompt_N if prompt.size > 1}
+        if not place:
+            return np.zeros(len(batch.label_T))
+        asked = pack_given(
+            [prompt[:1].astype(np.int32) for prompt in place.values()],
+            [prompt[1:] for prompt in place.values()],
+        )
+        total = np.bincount(asked.leaf_T, self._read(self.model, asked, Options())["logprob_T"])
+        mean = dict(zip(place, total / np.diff(asked.token_offset_N1), strict=True))
+        return np.repeat([mean.get(prompt.tobytes(), 0.0) for prompt in prompt_N], own_N)
 
     def _read(
         self, model: PreTrainedModel, batch: TokenBatch, asked: Options
@@ -414,8 +436,9 @@ def check_columns(loss: Loss, run: Run) -> None:
             f"old_logprobs: expected 'auto' or 'learner' for this loss, got 'engine': "
             f"{loss.learner_needs[0]}, beside what the engine reports"
         )
-    if run.old_logprobs == "engine" and "old_logprob_T" in run.algorithm.reads:
-        raise ValueError(no_pass("old_logprob_T", run.algorithm.reads["old_logprob_T"]))
+    for name in ("old_logprob_T", "prompt_logprob_T"):
+        if run.old_logprobs == "engine" and name in run.algorithm.reads:
+            raise ValueError(no_pass(name, run.algorithm.reads[name]))
 
 
 def no_pass(name: str, choice: str) -> str:

@@ -186,8 +186,8 @@ def _plan(
         terms = _local_terms(loss, given, mask_T, offset_N1, label_T)
     else:
         check_terms(terms, tokens, {"mask_T": mask_T, "offset_N1": offset_N1})
-    if terms.nucleus_T is not None:
-        _refuse_loss("NucleusAnchor")
+    if loss.nucleus is not None:
+        _refuse_loss(type(loss.nucleus).__name__)
     found = token_columns(loss, lowered, terms, given)
     found[TOKEN_COLUMNS.index("weight")] = terms.weight_T
     return _Plan(loss, terms, given, found, lowered.spec.numbers(), per_token)

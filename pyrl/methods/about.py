@@ -139,7 +139,7 @@ def needs(choice: Any, updates: int = 1) -> Iterator[str]:
 
 def _reads(choice: Any) -> Iterator[str]:
     """What a stage, a selection or a reward needs beside the samples."""
-    if "old_logprob_T" in needs_of(choice):
+    if {"old_logprob_T", "prompt_logprob_T"} & {*needs_of(choice)}:
         yield PASS
     if "ref_logprob_T" in needs_of(choice):
         yield REFERENCE
