@@ -19,6 +19,7 @@ from pyrl.leaves import Leaves
 from pyrl.report.step import label_metrics, vote_metrics
 from pyrl.reward import (
     FunctionReward,
+    LengthReward,
     OverlongReward,
     RandomReward,
     Reward,
@@ -120,6 +121,19 @@ def test_the_true_reward_grades_and_is_unknown_without_truth_or_verdict() -> Non
     reward_N = signs(*step(equivalence=Unsure()), questions("b", "c", None))
     np.testing.assert_array_equal(reward_N, [-1, 1, -1, -1, 1, math.nan, math.nan, math.nan])
     assert signs.values == {-1.0, 1.0}
+
+
+def test_a_good_length_earns_a_part_of_its_own() -> None:
+    """The trapezoid of 100, 200, 600 and 900 of 1,000 tokens at 150, 400 and 750."""
+    leaves = leaves_of(["x" * n for n in (150, 400, 750, 950, 50)], limit=1000)
+    answers = classify(leaves, Whole(), Exact())
+    asked = leaves, answers, Majority()(leaves, answers), questions("x" * 150)
+    reward = LengthReward(rise=(0.1, 0.2), fall=(0.6, 0.9), weight=0.2)
+    np.testing.assert_allclose(reward(*asked), [1.1, 0.2, 0.1, 0, 0], atol=1e-12)
+    np.testing.assert_allclose(reward.metrics(*asked[:3])["reward/length"], 0.4 / 5)
+    assert replace(reward, weight=0.0)(*asked).tolist() == TrueReward()(*asked).tolist()
+    with pytest.raises(ValueError, match="LengthReward: expected 0 <= rise < rise <= fall < fall"):
+        LengthReward(rise=(0.5, 0.2))
 
 
 def test_overlong_answers_are_punished_as_in_dapo() -> None:
