@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -62,6 +63,26 @@ def test_empo_rewards_the_share_of_a_class_as_on_its_page() -> None:
     assert rewarded(FrequencyReward("open"), asked)[8:] == [third, third, 0.0, 0.0, 0.0]
     few = FrequencyReward("frequency", 0.7)
     assert rewarded(few, asked) == [0.0] * 13
+
+
+def test_empo_takes_a_relation_of_the_user_s(tmp_path: Path) -> None:
+    file = tmp_path / "relation.py"
+    file.write_text(
+        "def near(a, b):\n    return abs(int(a) - int(b)) <= 1\n"
+        "def odd(a, b):\n    return None\n"
+        "def failing(a, b):\n    return 1 / 0\n"
+    )
+    asked = voted(["1", "2", "3", "-"], ["4", "4", "9"])
+    # 3 is near 2, but not near 1, the first of their class.
+    expected = [0.5, 0.5, 0.25, 0.0, 2 / 3, 2 / 3, 1 / 3]
+    assert rewarded(FrequencyReward(relation=f"{file}:near"), asked) == pytest.approx(expected)
+    for name, message in (
+        ("odd", "FrequencyReward.relation .*: expected True or False, got None"),
+        ("failing", "raised ZeroDivisionError in line 6"),
+        ("none", "FrequencyReward.relation .*: .*relation.py has no function none"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rewarded(FrequencyReward(relation=f"{file}:{name}"), asked)
 
 
 def test_empo_of_two_answers_is_the_vote() -> None:

@@ -6,15 +6,18 @@ A class is what `--equivalence` takes for one answer, its share is of all leaves
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyrl.answers import Answers
-from pyrl.checks import at_least, finite, one_of, shares
+from pyrl.checks import at_least, described, finite, one_of, shares
+from pyrl.foreign import TIME_LIMIT, Foreign
+from pyrl.reward.function import function_at
 from pyrl.vote import Votes
 
 if TYPE_CHECKING:
@@ -38,6 +41,25 @@ def class_share_N(leaves: Leaves, answers: Answers) -> NDArray[np.float64]:
     return share_N
 
 
+@cache
+def _relation(path: str) -> Callable[[str, str], bool]:
+    """A user's function of two answers, which is asked once for each pair."""
+    what = "FrequencyReward.relation"
+    function = function_at(path, what, Foreign(f"{what} {path}", TIME_LIMIT, None))
+
+    @cache
+    def same(one: str, other: str) -> bool:
+        if one == other:
+            return True
+        with Foreign(f"{what} {path}", TIME_LIMIT, None):
+            said = function(one, other)
+        if not isinstance(said, bool | np.bool_):
+            raise ValueError(f"{what} {path}: expected True or False, got {described(said)}")
+        return bool(said)
+
+    return same
+
+
 class OfConsensus:
     """What rewards from the leaves alone have in common."""
 
@@ -57,29 +79,48 @@ class FrequencyReward(OfConsensus):
     """Closed where all leaves say something else; where no share reaches `least`; or never."""
     least: float = 0.25
     """Share that the most frequent answer must have for the gate "frequency"."""
+    relation: str = ""
+    """`module:function` or `file.py:function` of two answers that says whether they mean the same;
+    empty: the relation of --equivalence. An answer joins the first class whose first it is like."""
 
     def __post_init__(self) -> None:
         one_of(self.gate, ("different", "frequency", "open"), "gate of FrequencyReward")
         shares(self, "least")
+        if self.relation:
+            _relation(self.relation)
 
     def __call__(
         self, leaves: Leaves, answers: Answers, votes: Votes, prompts: Sequence[Question]
     ) -> NDArray[np.float64]:
-        share_N = class_share_N(leaves, answers)
-        for member in self._closed(leaves, answers):
+        share_N = self._share_N(leaves, answers)
+        for member in self._closed(leaves, share_N):
             share_N[member] = 0.0
         return share_N
 
     def metrics(self, leaves: Leaves, answers: Answers, votes: Votes) -> dict[str, float]:
-        closed = sum(1 for _ in self._closed(leaves, answers))
+        share_N = self._share_N(leaves, answers)
+        closed = sum(1 for _ in self._closed(leaves, share_N))
         return {
-            "reward/class_share": float(class_share_N(leaves, answers).mean()),
+            "reward/class_share": float(share_N.mean()),
             "reward/closed": closed / max(1, leaves.groups),
         }
 
-    def _closed(self, leaves: Leaves, answers: Answers) -> Iterator[NDArray[np.int64]]:
+    def _share_N(self, leaves: Leaves, answers: Answers) -> NDArray[np.float64]:
+        """The share of each leaf's class, by the relation."""
+        if not self.relation:
+            return class_share_N(leaves, answers)
+        same, class_N = _relation(self.relation), np.full(len(answers.class_N), -1, np.int64)
+        for _, member in groups_of(leaves):
+            told = [(n, text) for n in member.tolist() if (text := answers.answer_N[n]) is not None]
+            firsts: list[str] = []
+            for n, text in told:
+                of = next((i for i, one in enumerate(firsts) if same(one, text)), len(firsts))
+                firsts += [text] * (of == len(firsts))
+                class_N[n] = of
+        return class_share_N(leaves, replace(answers, class_N=class_N))
+
+    def _closed(self, leaves: Leaves, share_N: NDArray[np.float64]) -> Iterator[NDArray[np.int64]]:
         """The leaves of each prompt whose gate is closed."""
-        share_N = class_share_N(leaves, answers)
         for _, member in groups_of(leaves):
             most = share_N[member].max()
             apart = self.gate == "different" and most * member.size <= 1
