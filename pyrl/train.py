@@ -14,8 +14,8 @@ from pyrl.advantage import advantages
 from pyrl.answers import Answers, classify
 from pyrl.engine import EngineFailure
 from pyrl.evaluate import Evaluator, Scoring
-from pyrl.leaves import Leaves, collect, score
-from pyrl.pack import pack
+from pyrl.leaves import Leaves, Scored, collect, score
+from pyrl.pack import TokenBatch, pack
 from pyrl.prompts import Prompt, other_prompts, step_prompts
 from pyrl.report import Alarms, MetricsLog, Phases, Progress, Report
 from pyrl.report.alarms import no_update
@@ -162,6 +162,7 @@ class Trainer:
                 batch = pack(kept.rows, advantage_T, scored.reward_N, train_T)
                 experts = self.experts(prompts)
                 update = self.learner.update(batch, scored.group_N, self.step, experts)
+                update |= self._replay(batch, scored)
             phase("syncing")
             self.step += 1
             sync = self.sync(self.step)
@@ -179,6 +180,21 @@ class Trainer:
             timing=phase.metrics(),
             seconds=time.monotonic() - started,
         )
+
+    def _replay(self, batch: TokenBatch, scored: Scored) -> dict[str, float]:
+        """Keep the good responses of a step, and update with those of earlier ones when due."""
+        replay, state = self.algorithm.replay, self.states.replay
+        if state is None:
+            return {}
+        replay.keep(state, batch, scored, self.step)
+        held = len(state["reward_N"])
+        again = replay.due(state, self.step, self.step / self.run.steps)
+        found = {"replay/held": float(held), "replay/trained": 0.0}
+        if again is not None:
+            ordinal_N = np.arange(len(again))
+            update = self.learner.update(again, ordinal_N, self.step, replayed=True)
+            found |= {"replay/trained": float(len(again)), "replay/loss": update["loss"]}
+        return found
 
     def train(self) -> Report:
         """All steps, evaluations before and after, checkpoints between; the report of it all.

@@ -24,6 +24,7 @@ from pyrl.loss import (
 from pyrl.methods import METHODS
 from pyrl.methods.registry import choose
 from pyrl.prune import FixedDoubt
+from pyrl.replay import Replay
 from pyrl.reward import RandomReward
 from pyrl.reward.consensus import BalancedReward
 from pyrl.reward.guard import GuardedReward
@@ -118,6 +119,9 @@ ACTS: dict[str, Acting] = {
     ),
     "d3s": Acting(("select/leaves", "select/tokens")),
     "light_if": Acting(("loss/weighted_entropy",), most=inf),
+    "spear": Acting(
+        ("replay/trained",), most=inf, choices={"replay": Replay(4, rise=0.0)}, votes=8
+    ),
     "ib_tpo": Acting(("advantage/ib_score",), most=inf, votes=10),
     "empo": Acting(("reward/class_share",), choices={"reward": None}),
     "scrl": Acting(("reward/taken_right", "reward/taken_wrong"), choices={"reward": None}),

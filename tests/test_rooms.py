@@ -41,13 +41,16 @@ PYTHON = {
     "select": "answers checks leaves",
     "advantage": "checks leaves",
     "baselines": "advantage checks leaves",
+    "replay": "checks leaves pack",
     "loss": "checks logits pack",
     "presets": "loss",
     "learner": "attention engine leaves logits loss models pack",
-    "algorithm": "advantage answers budget fork leaves logits loss poll prune reward select vote",
+    "algorithm": (
+        "advantage answers budget fork leaves logits loss poll prune replay reward select vote"
+    ),
     "methods": (
-        "advantage algorithm baselines checks foreign fork leaves loss presets prune reward select "
-        "vote"
+        "advantage algorithm baselines checks foreign fork leaves loss presets prune replay "
+        "reward select vote"
     ),
     # A run: it is watched, set up, trained and called.
     "report": "answers budget engine leaves reward rollout vote",

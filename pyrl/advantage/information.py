@@ -47,6 +47,7 @@ class InformationScore:
             if parent_S[segment] >= 0:
                 root_S[segment] = root_S[parent_S[segment]]
         value_S = below(scored, scored.reward_N)
+        told_S = self.lam * self._gain_S(scored) * self._sure_S(scored)
         advantage_S = np.zeros(len(parent_S))
         for known in known_groups(scored):
             reward = scored.reward_N[known]
@@ -55,9 +56,7 @@ class InformationScore:
             inside_S = root_S == root_S[scored.segments.leaf_segment_N[known[0]]]
             far_S = value_S[inside_S] - value_S[root_S[inside_S]]
             advantage_S[inside_S] = far_S / (reward.std(ddof=self.ddof) + self.eps)
-            if self.lam:
-                eta_S, sure_S = self._gain_S(scored)[inside_S], self._sure_S(scored)[inside_S]
-                advantage_S[inside_S] += self.lam * eta_S * sure_S
+            advantage_S[inside_S] += told_S[inside_S]
         return np.where(known_tokens(scored), advantage_S[scored.segment_T], 0.0)
 
     def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:

@@ -23,6 +23,7 @@ from pyrl.checks import one_of
 from pyrl.engine import TRUNCATED
 from pyrl.forest import Forest
 from pyrl.hosts.requests import Ask, RequestEngine
+from pyrl.hosts.trees import check_replay
 from pyrl.leaves import LOOKED_UP, Leaves, collect, needs_of, score
 from pyrl.prompts import Prompt
 from pyrl.prune import Keep
@@ -208,6 +209,7 @@ def check_algorithm(algorithm: Algorithm, host: str) -> None:
                     f"{kind}: expected a choice that works in {host}, got "
                     f"{type(part).__name__}: {reason}"
                 )
+    check_replay(algorithm, host)
     sample = algorithm.sample
     for name, given in (
         ("max_tokens_per_prompt", sample.max_tokens_per_prompt),

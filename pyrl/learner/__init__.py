@@ -154,11 +154,14 @@ class Learner:
         group_N: NDArray[np.int64],
         step: int,
         experts: TokenBatch | None = None,
+        *,
+        replayed: bool = False,
     ) -> dict[str, float]:
         """Optimizer steps over the batch's questions; metrics averaged over them.
 
         `group_N` [N] is the question of each leaf: a mini-batch never splits one. `experts` has an
-        expert's response to each of them, in their order.
+        expert's response to each of them, in their order. `replayed`: earlier policies sampled, so
+        one update takes all, with the log-probs that they reported, and no step remembers it.
         NonFiniteError before the optimizer step that it would spoil; SamplerMismatchError before
         the first that has moved the weights: until then sampler and learner are the same policy.
         """
@@ -167,9 +170,14 @@ class Learner:
             group["lr"] = rate
         seed, progress = (self.run.seed << 32) + step, step / self.run.steps
         updates = self.run.algorithm.updates_per_step
-        parts, state, cost = self.mini_batches(batch, group_N, seed, progress, updates, experts)
+        cost: dict[str, float] = {}
+        if replayed:
+            parts = [replace(batch, group_N=group_N)]
+            state = self.memory.state(batch, seed, progress)
+        else:
+            parts, state, cost = self.mini_batches(batch, group_N, seed, progress, updates, experts)
         rows: list[dict[str, float]] = []
-        moved = False
+        moved = replayed
         for part in parts:
             tally = self.gradient(part, state, exact=self.looks and not moved)
             norm = float(nn.utils.clip_grad_norm_(self.parameters, self.run.clip_grad_norm))

@@ -40,5 +40,6 @@ METHODS: dict[str, Callable[[], Algorithm]] = {
         *(consensus.evol_rl, consensus.om_grpo),
         *(shaping.funrl, shaping.empg, shaping.erpo, shaping.progrpo, shaping.g2rpo),
         *(shaping.riskpo, shaping.ares, shaping.d3s, shaping.light_if, shaping.ib_tpo),
+        shaping.spear,
     )
 }

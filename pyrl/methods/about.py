@@ -116,6 +116,8 @@ def needs(choice: Any, updates: int = 1) -> Iterator[str]:
     `updates`: how many share the samples of a step.
     """
     if isinstance(choice, Algorithm):
+        if choice.replay.capacity:
+            yield "responses of earlier steps, which checkpoints keep"
         updates = choice.updates_per_step
         yield f"{updates} update{'s' if updates > 1 else ''} a step (--updates-per-step)"
         trees = (choice.fork, choice.prune, choice.select)

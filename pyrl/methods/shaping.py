@@ -10,8 +10,9 @@ from pyrl.advantage.risk import MixedRisk
 from pyrl.advantage.shaping import ConfidenceReweight, EntropyBonus, GatedTokens, StepModulation
 from pyrl.algorithm import Algorithm
 from pyrl.loss import Clip
-from pyrl.methods.grpo import grpo
+from pyrl.methods.grpo import dr_grpo, grpo
 from pyrl.methods.treerl import treerl
+from pyrl.replay import Replay
 from pyrl.reward import LengthReward
 from pyrl.select import DownSample
 
@@ -103,6 +104,17 @@ def light_if() -> Algorithm:
     training on uncertain tokens before.
     """
     return replace(grpo(), loss=presets.light_if())
+
+
+def spear() -> Algorithm:
+    """Good responses are kept, and imitated when there are enough of them (arXiv:2509.22601).
+
+    On Dr. GRPO with a raised upper clip. The source's rewards for calls of tools, and its choice of
+    questions and responses, are left out; what else differs is said of `Replay`.
+    """
+    parent = dr_grpo()
+    loss = replace(parent.loss, bounds=Clip(0.2, 0.28))
+    return replace(parent, loss=loss, replay=Replay(capacity=2048))
 
 
 def ib_tpo() -> Algorithm:
