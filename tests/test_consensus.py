@@ -171,17 +171,35 @@ def slow_novelty(tokens: list[str], right: list[bool]) -> list[float]:
     return result
 
 
+def slow_scrl(group: list[str], label: str | None, entropy: list[float]) -> list[float]:
+    share = {text: count / len(group) for text, count in Counter(group).items()}
+    second = max([0.0, *(s for text, s in share.items() if text != label)])
+    clear = label is not None and share[label] >= 0.375
+    clear = clear and (second == 0 or share[label] - second > 0.125)
+    result = []
+    for text in group:
+        over = fmean(h for t, h in zip(group, entropy, strict=True) if t == text) - fmean(entropy)
+        value = -0.1 * over
+        if clear and text == label:
+            value += share[text]
+        elif share[text] < 0.125 and over >= 0:
+            value += share[text] - 0.125
+        result.append(value)
+    return result
+
+
 @pytest.mark.parametrize("case", range(10))
 def test_rewards_are_what_they_say_for_ragged_groups(case: int) -> None:
     random = np.random.default_rng(case)
     groups = [
         [
             "".join(random.choice([*"ab"], random.integers(1, 5)))
-            for _ in range(random.integers(2, 9))
+            for _ in range(random.integers(2, 14))
         ]
         for _ in range(3)
     ]
-    asked = voted(*groups)
+    entropy = random.uniform(0.1, 1.0, sum(map(len, groups))).tolist()
+    asked = voted(*groups, entropy_N=entropy)
     labels = asked[2].label_G
     share = [Counter(group)[text] / len(group) for group in groups for text in group]
     assert rewarded(FrequencyReward("open"), asked) == pytest.approx(share)
@@ -189,6 +207,11 @@ def test_rewards_are_what_they_say_for_ragged_groups(case: int) -> None:
     for group, label in zip(groups, labels, strict=True):
         expected += slow_novelty(group, [text == label for text in group])
     assert rewarded(NoveltyReward(), asked) == pytest.approx(expected)
+    at, expected = 0, []
+    for group, label in zip(groups, labels, strict=True):
+        expected += slow_scrl(group, label, entropy[at : at + len(group)])
+        at += len(group)
+    assert rewarded(SelectiveReward(), asked) == pytest.approx(expected)
     balanced = rewarded(BalancedReward(keep=4), asked)
     at = 0
     for group, label in zip(groups, labels, strict=True):

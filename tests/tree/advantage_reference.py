@@ -258,8 +258,6 @@ def ragged(case: int) -> tuple[Scored, list[list[float]]]:
     scored = scored_of(trees)
     tokens = scored.leaf_T.size
     texts = ["".join(random.choice(["a", "|"], n)) for n in scored.length_N]
-    looks = {
-        name: -random.exponential(1.0, tokens)
-        for name in ("old_logprob_T", "ref_logprob_T", "prompt_logprob_T")
-    }
+    looks = {name: -random.exponential(1.0, tokens) for name in ("old_logprob_T", "ref_logprob_T")}
+    looks["prompt_logprob_T"] = -random.exponential(1.0, 4)[scored.group_N[scored.leaf_T]]
     return change(spelled(scored, texts), look=looks.__getitem__), groups

@@ -265,6 +265,73 @@ def slow_ranks(groups: list[list[float]]) -> list[float]:
     return [second.get((g, i), 0.0) for g, r in enumerate(groups) for i in range(len(r))]
 
 
+def slow_progrpo(scored: Scored, given: np.ndarray) -> np.ndarray:
+    result = np.where(np.isnan(scored.reward_N)[scored.leaf_T], 0.0, given)
+    for group in set(scored.group_N.tolist()):
+        leaves = [n for n, r in enumerate(scored.reward_N) if scored.group_N[n] == group and r == r]
+        right = sum(scored.reward_N[n] > 0 for n in leaves)
+        for n in leaves if 0 < right < len(leaves) else []:
+            at = tokens_of(scored, n)
+            low = sorted(float(scored.logprob_T[t]) for t in at)[: math.ceil(len(at) / 5)]
+            shift = math.exp(scored.prompt_logprob_T[at[0]]) - math.exp(fmean(low))
+            result[at] += 0.3 * shift
+    return result
+
+
+def slow_ares(scored: Scored) -> list[float]:
+    """The first step, every token a word, windows of two: rewards with their bonus, by GRPO."""
+
+    def windows(leaf: int) -> list[float]:
+        entropy = [float(scored.entropy_T[t]) for t in tokens_of(scored, leaf)]
+        return [fmean(entropy[i : i + 2]) for i in range(len(entropy) - 1)]
+
+    found = {n: windows(n) for n in range(len(scored.reward_N))}
+    high = [float(np.quantile(w, 0.95)) for w in found.values() if w]
+    threshold = float(np.median(high)) if high else math.inf
+    count = {n: sum(value >= threshold for value in w) for n, w in found.items()}
+    known = [n for n, r in enumerate(scored.reward_N) if not math.isnan(r)]
+    bucket = {}
+    for n in known:
+        same = [m for m in known if scored.group_N[m] == scored.group_N[n]]
+        accuracy = fmean(float(scored.reward_N[m] > 0) for m in same)
+        bucket[n] = "hard" if accuracy < 1 / 3 else "medium" if accuracy < 2 / 3 else "easy"
+    reward = {}
+    for n in known:
+        slack, soft, heat, most, wrong = {
+            "easy": (0.15, 2, 2, 0.5, 0.6),
+            "medium": (0.25, 3, 2.5, 0.5, 0.8),
+            "hard": (0.35, 4, 3, 0.6, 1.0),
+        }[bucket[n]]
+        alike = [count[m] for m in known if bucket[m] == bucket[n]]
+        target = round(fmean(alike))
+        move = 0.05 * (fmean(alike) - target) * (-1 if bucket[n] == "hard" else 1)
+        most *= (0.5 + move) / 0.5
+        over, margin = count[n] - target, max(1, slack * target)
+
+        def cost(x: float, soft: float = soft, margin: float = margin) -> float:
+            x = max(x, 0)
+            return (x * x / (2 * soft) if x <= soft else x - soft / 2) / (margin + soft)
+
+        def rise(x: float, heat: float = heat) -> float:
+            return 1 / (1 + math.exp(-x / heat))
+
+        if not scored.reward_N[n] > 0:
+            bonus = most * wrong * rise(max(over - margin, 0))
+        elif bucket[n] == "hard" and over >= -margin:
+            bonus = most * rise(over + margin)
+        elif bucket[n] == "hard":
+            bonus = -min(most, most / 2 * cost(-over - margin))
+        else:
+            bonus = -most * min(1, cost((abs(over) if bucket[n] == "medium" else over) - margin))
+        reward[n] = float(scored.reward_N[n]) + bonus
+    result = []
+    for n in range(len(scored.reward_N)):
+        same = [reward[m] for m in known if scored.group_N[m] == scored.group_N[n]]
+        one = n not in reward or len(same) < 2
+        result.append(0.0 if one else (reward[n] - fmean(same)) / (stdev(same) + 1e-6))
+    return result
+
+
 @pytest.mark.parametrize("case", range(12))
 def test_stages_are_what_they_say_for_ragged_prompts(case: int) -> None:
     scored, groups = ragged(case)
@@ -274,6 +341,10 @@ def test_stages_are_what_they_say_for_ragged_prompts(case: int) -> None:
     erpo = GatedTokens()(scored, given)
     np.testing.assert_allclose(erpo, slow_erpo(scored, given), atol=1e-9)
     np.testing.assert_allclose(leaf_values((RankNormal(),), *groups), slow_ranks(groups), atol=1e-9)
+    progrpo = ConfidenceReweight()(scored, given)
+    np.testing.assert_allclose(progrpo, slow_progrpo(scored, given), atol=1e-9)
+    ares = remembering(WindowEntropy(words="", window=2), scored)
+    np.testing.assert_allclose(per_leaf(ares, scored), slow_ares(scored), atol=1e-9)
     kl = DynamicKL(0.3)
     shaped = advantages((kl,), scored, [kl.initial()])[0]
     away = 0.3 * (scored.old_logprob_T - scored.ref_logprob_T)
