@@ -15,6 +15,7 @@ from pyrl.loss import Loss
 from pyrl.loss.loss import check_loss
 from pyrl.poll import Poll
 from pyrl.prune import Keep, Prune
+from pyrl.replay import Replay
 from pyrl.reward import Reward, VoteReward
 from pyrl.select import First, Select
 from pyrl.tempered import Tempered
@@ -101,6 +102,7 @@ class Algorithm:
     loss: Loss = field(default_factory=Loss)
     temper: Tempered = field(default_factory=Tempered)
     """Answers at another temperature that train in the place of some of a step's own."""
+    replay: Replay = field(default_factory=Replay)
     updates_per_step: int = 1
     """Optimizer updates that share the samples of a step, each of them for as many of its
     questions; the second and later ones are off-policy, and only there do ratios meet bounds."""
@@ -117,6 +119,12 @@ class Algorithm:
                 f"sample.stop_when_decided: expected vote=Majority() or Mass(), got {self.vote}: "
                 f"what a missing leaf can change is only known where each leaf has one vote, or "
                 f"the mass that is still unseen is known"
+            )
+        if self.replay.capacity and self.loss.learner_needs:
+            raise ValueError(
+                f"replay.capacity: expected 0 (--replay.capacity 0) with this loss, got "
+                f"{self.replay.capacity}: {self.loss.learner_needs[0]}, which a response of an "
+                f"earlier step does not bring along"
             )
         self._check_replacement()
 

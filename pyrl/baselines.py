@@ -6,13 +6,12 @@ prompt's rewards are compared with each other, equal ones give exactly 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyrl.advantage import Floats, Stage, WhitenTokens, dr_grpo
+from pyrl.advantage import Floats, Stage, WhitenTokens, dr_grpo, known_groups
 from pyrl.checks import at_least, finite, shares
 from pyrl.leaves import Scored
 
@@ -38,7 +37,7 @@ class LengthBaseline:
 
     def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
         advantage_N = np.zeros(scored.reward_N.size)
-        for known in _groups(scored):
+        for known in known_groups(scored):
             reward = scored.reward_N[known]
             if reward.min() != reward.max():
                 advantage_N[known] = reward - self._baseline(scored, known)
@@ -47,7 +46,7 @@ class LengthBaseline:
     def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
         shift = [
             abs(self._baseline(scored, known) - scored.reward_N[known].mean())
-            for known in _groups(scored)
+            for known in known_groups(scored)
         ]
         return {"advantage/baseline_shift": float(np.mean(shift)) if shift else 0.0}
 
@@ -80,7 +79,7 @@ class Informative:
         return {"advantage/informative": self._share(scored)}
 
     def _share(self, scored: Scored) -> float:
-        rewards = [scored.reward_N[known] for known in _groups(scored)]
+        rewards = [scored.reward_N[known] for known in known_groups(scored)]
         return float(np.mean([r.min() != r.max() for r in rewards])) if rewards else 1.0
 
 
@@ -106,7 +105,7 @@ class PassAtK:
 
     def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
         advantage_N = np.zeros(scored.reward_N.size)
-        for known in _groups(scored):
+        for known in known_groups(scored):
             right = scored.reward_N[known] > 0
             wrong, k = int((~right).sum()), min(self.k, known.size)
             failing = _all_among(wrong, known.size, k)
@@ -118,7 +117,7 @@ class PassAtK:
 
     def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
         passing = []
-        for known in _groups(scored):
+        for known in known_groups(scored):
             wrong = int((scored.reward_N[known] <= 0).sum())
             passing.append(1 - _all_among(wrong, known.size, min(self.k, known.size)))
         return {"advantage/pass_at_k": float(np.mean(passing)) if passing else 0.0}
@@ -177,14 +176,6 @@ def reinforce_pp_baseline() -> tuple[Stage, ...]:
 def gpg() -> tuple[Stage, ...]:
     """Centred rewards, larger where other prompts have no gradient (arXiv:2504.02546)."""
     return (*dr_grpo(), Informative())
-
-
-def _groups(scored: Scored) -> Iterator[NDArray[np.int64]]:
-    """The leaves of each prompt whose rewards are known, prompts without one left out."""
-    known_N = np.flatnonzero(~np.isnan(scored.reward_N))
-    if known_N.size:
-        group_N = scored.group_N[known_N]
-        yield from np.split(known_N, np.flatnonzero(np.diff(group_N)) + 1)
 
 
 def _all_among(some: int, n: int, k: int) -> float:

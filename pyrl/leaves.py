@@ -18,7 +18,7 @@ __all__ = ["Decode", "Leaves", "Look", "Scored", "Texts", "check_needs", "collec
 Look = Callable[[str], NDArray[np.float64]]
 """Gives log-probs [T] that need a pass of a model, by their name; the pass is made once."""
 
-LOOKED_UP = ("old_logprob_T", "ref_logprob_T")
+LOOKED_UP = ("old_logprob_T", "ref_logprob_T", "prompt_logprob_T")
 """What `Look` gives."""
 
 
@@ -124,7 +124,7 @@ class Scored:
     texts: Texts
     """The responses' texts, spans of characters and steps, computed when they are read."""
     look: Look
-    """A pass of the learner; read its results as `old_logprob_T` and `ref_logprob_T`."""
+    """A pass of the learner; read its results as the fields of the names in `LOOKED_UP`."""
     progress: float
     """`Leaves.progress`."""
     state: Any = None
@@ -148,6 +148,15 @@ class Scored:
         "ref_logprob_T" in `needs`.
         """
         return self.look("ref_logprob_T")
+
+    @property
+    def prompt_logprob_T(self) -> NDArray[np.float64]:
+        """For each token the mean log-prob of its prompt's tokens but the first, by the learner
+        before it updates, at the sampling temperature (nats); 0 for a prompt of one token.
+
+        ValueError where the run makes no pass of the learner (--old-logprobs engine).
+        """
+        return self.look("prompt_logprob_T")
 
 
 LEAVES = frozenset(f.name for f in fields(Leaves) if f.name != "state") | {"rows", "texts"}

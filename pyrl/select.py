@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from pyrl.answers import extractor_named
 from pyrl.checks import at_least, described
 from pyrl.leaves import Leaves, Scored
 
@@ -255,3 +256,106 @@ class Rejection(First):
                 kept += taken.tolist()
                 left, room = np.setdiff1d(left, taken), room - taken.size
         return np.array(sorted(kept), np.int64)
+
+
+@dataclass(frozen=True)
+class Known(First):
+    """Trains the leaves whose reward is known: the others leave the means of the loss too."""
+
+    def after(self, scored: Scored, advantage_T: NDArray[np.float64]) -> NDArray[np.bool_]:
+        known_T: NDArray[np.bool_] = ~np.isnan(scored.reward_N)[scored.leaf_T]
+        return known_T
+
+
+@dataclass(frozen=True)
+class DownSample(First):
+    """D3S: the leaves of largest variance of A, of these the tokens of largest |A| H.
+
+    H is the entropy of the token when it was sampled, A of a leaf the mean over its tokens
+    (arXiv:2509.22115). Both shares move linearly over the run, from few to more; of equal leaves
+    and tokens the first count. The source does not print its shares: these are ours. (1, 1) keeps
+    all.
+    """
+
+    leaf_share: tuple[float, float] = (0.5, 1.0)
+    """Share of the leaves that train, at the beginning and at the end of the run."""
+    token_share: tuple[float, float] = (0.1, 0.2)
+    """Share of their tokens that train, at the beginning and at the end of the run."""
+    across: bool = True
+    """Choose leaves from all prompts of a step together, not from each."""
+    needs = ("advantage_T", "entropy_T")
+
+    def __post_init__(self) -> None:
+        for name in ("leaf_share", "token_share"):
+            if not all(0 < share <= 1 for share in vars(self)[name]):
+                raise ValueError(
+                    f"DownSample.{name}: expected two shares above 0 and up to 1, "
+                    f"got {vars(self)[name]}"
+                )
+
+    def after(self, scored: Scored, advantage_T: NDArray[np.float64]) -> NDArray[np.bool_]:
+        leaf_share, token_share = (
+            first + (last - first) * scored.progress
+            for first, last in (self.leaf_share, self.token_share)
+        )
+        total_N = np.bincount(scored.leaf_T, advantage_T, minlength=len(scored.group_N))
+        mean_N = total_N / np.maximum(scored.length_N, 1)
+        parts = np.zeros_like(scored.group_N) if self.across else scored.group_N
+        kept_N = np.zeros(len(mean_N), bool)
+        for part in np.unique(parts):
+            member = np.flatnonzero(parts == part)
+            wanted = max(1, round(leaf_share * member.size))
+            kept_N[member[widest(mean_N[member], wanted)]] = True
+        kept_T = kept_N[scored.leaf_T] & ~scored.forced_T
+        at = np.flatnonzero(kept_T)
+        key = np.abs(advantage_T[at]) * scored.entropy_T[at]
+        train_T = np.zeros(len(kept_T), bool)
+        wanted = max(1, round(token_share * at.size))
+        train_T[at[np.argsort(-key, kind="stable")[:wanted]]] = True
+        return train_T
+
+
+def widest(value_N: NDArray[np.float64], wanted: int) -> NDArray[np.int64]:
+    """Ordinals of the `wanted` values of largest variance: some smallest and some largest ones.
+
+    Of all such splits the first that is best, with prefix sums.
+    """
+    order = np.argsort(value_N, kind="stable")
+    value = value_N[order]
+    sums, squares = (np.append(0.0, np.cumsum(v)) for v in (value, value**2))
+    low = np.arange(wanted + 1)
+    high = len(value) - (wanted - low)
+    total = sums[low] + sums[-1] - sums[high]
+    square = squares[low] + squares[-1] - squares[high]
+    variance = square / wanted - (total / wanted) ** 2
+    best = int(np.argmax(variance >= variance.max() - 1e-12))
+    return np.append(order[:best], order[len(value) - (wanted - best) :])
+
+
+@dataclass(frozen=True)
+class WithoutAnswer(First):
+    """OM-GRPO: the tokens of the answer have no gradient, only what leads to it (arXiv:2608.03119).
+
+    Without the source's second scoring in pairs.
+    """
+
+    extractor: str = "boxed"
+    """How an answer is found, as in --extractor: the last place where it stands as it is read.
+    Where it is not found, all tokens train."""
+    needs = ("texts",)
+
+    def __post_init__(self) -> None:
+        extractor_named(self.extractor)
+
+    def after(self, scored: Scored, advantage_T: NDArray[np.float64]) -> NDArray[np.bool_]:
+        extractor, start = extractor_named(self.extractor), 0
+        train_T = np.ones(len(advantage_T), bool)
+        for text, length in zip(scored.texts.text_N, scored.length_N.tolist(), strict=True):
+            answer = extractor(text)
+            begin = text.rfind(answer) if answer else -1
+            if answer and begin >= 0:
+                span = scored.texts.span_T2[start : start + length]
+                outside = (span[:, 1] <= begin) | (span[:, 0] >= begin + len(answer))
+                train_T[start : start + length] = outside
+            start += length
+        return train_T

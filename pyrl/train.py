@@ -21,7 +21,7 @@ from pyrl.diagnostics import Updated, diagnose
 from pyrl.engine import EngineFailure
 from pyrl.evaluate import Evaluator, Scoring
 from pyrl.fork import Flat
-from pyrl.leaves import Leaves, collect, score
+from pyrl.leaves import Leaves, Scored, collect, score
 from pyrl.pack import TokenBatch, pack
 from pyrl.prompts import Prompt, other_prompts, step_prompts
 from pyrl.prune import Keep
@@ -184,7 +184,8 @@ class Trainer:
                 if not left or not self._sample_others(rollout, prompts, accepted_G):
                     break
             kept_N = selected(algorithm.select, leaves, sample.train, states.select, reward_N)
-            earned = metrics_of(algorithm.reward, leaves) | lift(algorithm.select, reward_N, kept_N)
+            earned = metrics_of(algorithm.reward, leaves, answers, votes, states.reward)
+            earned |= lift(algorithm.select, reward_N, kept_N)
             earned |= told(algorithm.vote, leaves, answers, votes)
             kept_N, refusing = of_accepted(algorithm.select, leaves, kept_N, accepted_G, wanted)
             phase("updating")
@@ -194,14 +195,10 @@ class Trainer:
             train_T, sifting = tokens_that_train(
                 algorithm.select, scored, advantage_T, states.select
             )
-            update = None
+            update, done = None, dict[str, float]()
             if algorithm.reward.usable(answers, votes, reward_N):
                 own = pack(kept.rows, advantage_T, scored.reward_N, train_T)
-                batch, tempering = self._temper(prompts, leaves, own, scored.group_N)
-                experts = self.experts(prompts)
-                update = self.learner.update(batch, scored.group_N, self.step, experts)
-                done = algorithm.advantage, states.advantage, scored, own, self.learner
-                shaping |= tempering | diagnose(self.run.diagnostics, Updated(*done))
+                update, done = self._update(prompts, leaves, scored, own)
             phase("syncing")
             self.step += 1
             sync = self.sync(self.step)
@@ -214,12 +211,38 @@ class Trainer:
             reward_N=reward_N,
             kept_N=kept_N,
             advantage_T=advantage_T,
-            shaping=earned | refusing | shaping | sifting,
+            shaping=earned | refusing | shaping | sifting | done,
             update=update,
             sync=sync,
             timing=phase.metrics(),
             seconds=time.monotonic() - started,
         )
+
+    def _update(
+        self, prompts: Sequence[Prompt], leaves: Leaves, scored: Scored, own: TokenBatch
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Learn from a step's rows: metrics of the optimizer, and of what stands around it."""
+        batch, found = self._temper(prompts, leaves, own, scored.group_N)
+        experts = self.experts(prompts)
+        update = self.learner.update(batch, scored.group_N, self.step, experts)
+        stages, states = self.algorithm.advantage, self.states.advantage
+        found |= diagnose(self.run.diagnostics, Updated(stages, states, scored, own, self.learner))
+        return update | self._replay(own, scored), found
+
+    def _replay(self, batch: TokenBatch, scored: Scored) -> dict[str, float]:
+        """Keep the good responses of a step, and update with those of earlier ones when due."""
+        replay, state = self.algorithm.replay, self.states.replay
+        if state is None:
+            return {}
+        replay.keep(state, batch, scored, self.step)
+        held = len(state["reward_N"])
+        again = replay.due(state, self.step, self.step / self.run.steps)
+        found = {"replay/held": float(held), "replay/trained": 0.0}
+        if again is not None:
+            ordinal_N = np.arange(len(again))
+            update = self.learner.update(again, ordinal_N, self.step, replayed=True)
+            found |= {"replay/trained": float(len(again)), "replay/loss": update["loss"]}
+        return found
 
     def train(self) -> Report:
         """All steps, evaluations before and after, checkpoints between; the report of it all.

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any
 
+from pyrl.advantage import grpo
+from pyrl.advantage.difficulty import DynamicKL, WindowEntropy
+from pyrl.advantage.shaping import StepModulation
 from pyrl.algorithm import Algorithm
 from pyrl.fork import FixedEntropyConfidence
 from pyrl.loss import (
@@ -21,7 +24,11 @@ from pyrl.loss import (
 from pyrl.methods import METHODS
 from pyrl.methods.registry import choose
 from pyrl.prune import FixedDoubt
+from pyrl.replay import Replay
 from pyrl.reward import RandomReward
+from pyrl.reward.consensus import BalancedReward
+from pyrl.reward.guard import GuardedReward
+from pyrl.select import WithoutAnswer
 
 CLIPPED = ("clip_ratio/low_mean", "clip_ratio/high_mean")
 
@@ -99,6 +106,34 @@ ACTS: dict[str, Acting] = {
     "entropic": Acting(("advantage/entropic",), choices={"reward": None}),
     "aepo": Acting(("temper/rows",), most=inf),
     "aepo_agentic": Acting(("loss/reshaped",), most=inf),
+    "funrl": Acting(("advantage/bonus",)),
+    "empg": Acting(
+        ("advantage/step_shift",),
+        choices={"advantage": (*grpo(), StepModulation(separator="1"))},
+    ),
+    "erpo": Acting(("advantage/gated",), votes=8),
+    "progrpo": Acting(("advantage/confidence_shift",)),
+    "g2rpo": Acting(("advantage/rank_max",), most=inf),
+    "riskpo": Acting(("advantage/risk_high",), most=inf),
+    "ares": Acting(
+        ("advantage/places_bonus",), choices={"advantage": (WindowEntropy(words=""), DynamicKL())}
+    ),
+    "d3s": Acting(("select/leaves", "select/tokens")),
+    "light_if": Acting(("loss/weighted_entropy",), most=inf),
+    "spear": Acting(
+        ("replay/trained",), most=inf, choices={"replay": Replay(4, rise=0.0)}, votes=8
+    ),
+    "ib_tpo": Acting(("advantage/ib_score",), most=inf, votes=10),
+    "empo": Acting(("reward/class_share",), choices={"reward": None}),
+    "scrl": Acting(("reward/taken_right", "reward/taken_wrong"), choices={"reward": None}),
+    "ddrl": Acting(("reward/dropped",), choices={"reward": BalancedReward(keep=2)}),
+    "ttrl_guard": Acting(
+        ("reward/guard_weight",), choices={"reward": GuardedReward(trusted=0.0, window=1)}
+    ),
+    "evol_rl": Acting(("reward/novelty_std",), choices={"reward": None}),
+    "om_grpo": Acting(
+        ("select/tokens",), choices={"reward": None, "select": WithoutAnswer("number")}
+    ),
     "echo_fixed": Acting(("tree/forks", "tree/pruned"), most=inf, choices=SIMPLE_TREES, votes=8),
     "echo_released": Acting(CLIPPED),
 }

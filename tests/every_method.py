@@ -42,7 +42,7 @@ SETTINGS = shlex.split("""
     --learning-rate 1e-5 --steps 3 --save-every 1 --keep-checkpoints 3 --no-eval-before
     --no-eval-after --loggers
 """)
-VOTES = {"ttrl_unique": 5, "grpo_unique": 5, "ettrl": 25, "treerl": 30}
+VOTES = {"ib_tpo": 30, "ttrl_unique": 5, "grpo_unique": 5, "ettrl": 25, "treerl": 30}
 """Answers of a question; 8 of the others."""
 
 METRICS = {
@@ -65,13 +65,15 @@ METRICS = {
     "ear_clip": "advantage/clipped",
     "hybrid": "advantage/hybrid_signal_max",
     "whiten": "advantage/whiten_std",
+    "ares_kl": "advantage/distance",
 }
 """Of the names that `acting` does not have."""
 
 ON = {"treerl": "treerl", "treerl_released": "treerl", "treepo": "treerl", "tree_grpo": "treerl"}
 """Methods that run an advantage; GRPO the others."""
-ON |= {"mass": "grpo_unique"}
+ON |= {"mass": "grpo_unique", "ib_tpo": "treerl"}
 AFTER = {"ear", "ear_clip", "hybrid", "whiten"}
+AFTER |= {"funrl", "empg", "erpo", "progrpo", "ares_kl"}
 """Stages that change the advantages of one before them."""
 
 

@@ -19,6 +19,7 @@ from pyrl.leaves import Leaves
 from pyrl.report.step import label_metrics, vote_metrics
 from pyrl.reward import (
     FunctionReward,
+    LengthReward,
     OverlongReward,
     RandomReward,
     Reward,
@@ -122,6 +123,19 @@ def test_the_true_reward_grades_and_is_unknown_without_truth_or_verdict() -> Non
     assert signs.values == {-1.0, 1.0}
 
 
+def test_a_good_length_earns_a_part_of_its_own() -> None:
+    """The trapezoid of 100, 200, 600 and 900 of 1,000 tokens at 150, 400 and 750."""
+    leaves = leaves_of(["x" * n for n in (150, 400, 750, 950, 50)], limit=1000)
+    answers = classify(leaves, Whole(), Exact())
+    asked = leaves, answers, Majority()(leaves, answers), questions("x" * 150)
+    reward = LengthReward(rise=(0.1, 0.2), fall=(0.6, 0.9), weight=0.2)
+    np.testing.assert_allclose(reward(*asked), [1.1, 0.2, 0.1, 0, 0], atol=1e-12)
+    np.testing.assert_allclose(reward.metrics(*asked[:3])["reward/length"], 0.4 / 5)
+    assert replace(reward, weight=0.0)(*asked).tolist() == TrueReward()(*asked).tolist()
+    with pytest.raises(ValueError, match="LengthReward: expected 0 <= rise < rise <= fall < fall"):
+        LengthReward(rise=(0.5, 0.2))
+
+
 def test_overlong_answers_are_punished_as_in_dapo() -> None:
     """Section 3.4 of arXiv:2503.14476 at a thousandth: the last 4 of 20 tokens."""
     leaves = leaves_of(["x" * n for n in (1, 16, 17, 18, 20)], limit=20)
@@ -129,7 +143,7 @@ def test_overlong_answers_are_punished_as_in_dapo() -> None:
     asked = leaves, answers, Majority()(leaves, answers), questions("x" * 18)
     reward = OverlongReward(wrong=-1.0)
     np.testing.assert_allclose(reward(*asked), [-1, -1, -1.25, 0.5, -2], atol=1e-12)
-    np.testing.assert_allclose(reward.metrics(leaves)["reward/overlong"], 1.75 / 5)
+    np.testing.assert_allclose(reward.metrics(*asked[:3])["reward/overlong"], 1.75 / 5)
     assert replace(reward, penalty=0)(*asked).tolist() == TrueReward(wrong=-1.0)(*asked).tolist()
     assert min(reward.values) == -2
     with pytest.raises(ValueError, match=r"Leaves\.limit: expected >= 1, got 0"):

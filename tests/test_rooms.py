@@ -40,19 +40,21 @@ PYTHON = {
     "rollout": "budget engine forest fork law logits poll prune",
     # Trees become advantages, and these an update.
     "reward": "answers checks foreign vote",
-    "select": "checks leaves",
+    "select": "answers checks leaves",
     "advantage": "checks leaves",
     "baselines": "advantage checks leaves",
     "tempered": "checks pack",
+    "replay": "checks leaves pack",
     "loss": "checks logits pack",
     "presets": "loss",
     "learner": "attention engine leaves logits loss models pack",
     "algorithm": (
-        "advantage answers budget fork leaves logits loss poll prune reward select tempered vote"
+        "advantage answers budget fork leaves logits loss poll prune replay reward select tempered "
+        "vote"
     ),
     "methods": (
         "advantage algorithm baselines checks distilled foreign fork judger leaves loss presets "
-        "prune reward select tempered vote"
+        "prune replay reward select tempered vote"
     ),
     "diagnostics": "advantage attention learner leaves pack",
     # A run: it is watched, set up, trained and called.

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrl.advantage import WhitenTokens, advantages
+from pyrl.advantage.ranks import RankNormal
 from pyrl.algorithm import Algorithm
 from pyrl.answers import EQUIVALENCES, Equivalence, classify, extractor_named
 from pyrl.answers.reading import decoder
@@ -22,7 +23,8 @@ from pyrl.checks import one_of
 from pyrl.engine import TRUNCATED
 from pyrl.forest import Forest
 from pyrl.hosts.requests import Ask, RequestEngine
-from pyrl.leaves import Leaves, collect, needs_of, score
+from pyrl.hosts.trees import check_replay
+from pyrl.leaves import LOOKED_UP, Leaves, collect, needs_of, score
 from pyrl.prompts import Prompt
 from pyrl.prune import Keep
 from pyrl.reward import rewards
@@ -32,12 +34,10 @@ from pyrl.select import selected, tokens_that_train
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-STEP_WIDE = (WhitenTokens, Informative)
+STEP_WIDE = (WhitenTokens, Informative, RankNormal)
 """Stages that compare the tokens or prompts of a whole step, of which a tree is one prompt."""
 
-UNKNOWN = frozenset(
-    {"entropy_T", "entropy_N", "confidence_T", "confidence_N", "old_logprob_T", "ref_logprob_T"}
-)
+UNKNOWN = frozenset({"entropy_T", "entropy_N", "confidence_T", "confidence_N", *LOOKED_UP})
 """What servers and their trainers do not say before the advantages are computed."""
 
 _THREADS = ThreadPoolExecutor(max_workers=4096, thread_name_prefix="pyrl-tree")
@@ -214,6 +214,7 @@ def check_algorithm(algorithm: Algorithm, host: str) -> None:
                     f"{kind}: expected a choice that works in {host}, got "
                     f"{type(part).__name__}: {reason}"
                 )
+    check_replay(algorithm, host)
     sample = algorithm.sample
     for name, given in (
         ("max_tokens_per_prompt", sample.max_tokens_per_prompt),

@@ -67,6 +67,15 @@ class Credit:
     """Of the advantage stages, and of a selection after them."""
 
 
+def check_replay(algorithm: Algorithm, host: str) -> None:
+    """ValueError: earlier responses are to train, and the host's updates have those of a step."""
+    if algorithm.replay.capacity:
+        raise ValueError(
+            f"replay.capacity: expected 0 in {host}, whose updates have the responses of one step, "
+            f"got {algorithm.replay.capacity}"
+        )
+
+
 class Trees:
     """A method's way from questions to advantages, over any engine that is set up for sampling.
 

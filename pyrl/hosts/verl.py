@@ -187,13 +187,14 @@ def estimate(
 def estimator_refusal(stages: Stages) -> str:
     """Why verl cannot carry stages as an estimator; empty if it can."""
     needed = [name for stage in stages for name in needs_of(stage) if name not in ROWS]
-    if "segments" in needed:
+    nowhere = [name for name in needed if name != "segments"]
+    if nowhere:
+        return f"it needs {nowhere[0]}, which verl does not give its estimators"
+    if needed:
         return (
             f"it needs the tree, which verl does not give its estimators: name it in the agent "
             f"loop (pyrl.hosts.verl_trees), and {PREFIX}{GIVEN} here"
         )
-    if needed:
-        return f"it needs {needed[0]}, which verl does not give its estimators"
     if any(hasattr(stage, "initial") for stage in stages):
         return "it remembers earlier steps, which verl does not save"
     return ""

@@ -45,7 +45,7 @@ from pyrl.loss.old_policy import (
 )
 from pyrl.loss.terms import Terms, loss_terms, slots
 from pyrl.models.lora import has_adapter, without_adapter
-from pyrl.pack import TokenBatch, gather, pack
+from pyrl.pack import TokenBatch, gather, pack, pack_given
 
 if TYPE_CHECKING:
     from pyrl.run.config import Run
@@ -150,11 +150,14 @@ class Learner:
         group_N: NDArray[np.int64],
         step: int,
         experts: TokenBatch | None = None,
+        *,
+        replayed: bool = False,
     ) -> dict[str, float]:
         """Optimizer steps over the batch's questions; metrics averaged over them.
 
         `group_N` [N] is the question of each leaf: a mini-batch never splits one. `experts` has an
-        expert's response to each of them, in their order.
+        expert's response to each of them, in their order. `replayed`: earlier policies sampled, so
+        one update takes all, with the log-probs that they reported, and no step remembers it.
         NonFiniteError before the optimizer step that it would spoil; SamplerMismatchError before
         the first that has moved the weights: until then sampler and learner are the same policy.
         """
@@ -163,9 +166,14 @@ class Learner:
             group["lr"] = rate
         seed, progress = (self.run.seed << 32) + step, step / self.run.steps
         updates = self.run.algorithm.updates_per_step
-        parts, state, cost = self.mini_batches(batch, group_N, seed, progress, updates, experts)
+        cost: dict[str, float] = {}
+        if replayed:
+            parts = [replace(batch, group_N=group_N)]
+            state = self.memory.state(batch, seed, progress)
+        else:
+            parts, state, cost = self.mini_batches(batch, group_N, seed, progress, updates, experts)
         rows: list[dict[str, float]] = []
-        moved = False
+        moved = replayed
         for part in parts:
             tally = self.gradient(part, state, exact=self.looks and not moved)
             norm = float(nn.utils.clip_grad_norm_(self.parameters, self.run.clip_grad_norm))
@@ -243,23 +251,27 @@ class Learner:
         return replace(batch, columns=columns), cost
 
     def before(self, rows: PackedRows) -> Look:
-        """Log-probs [T] of these rows before any update: by the learner ("old_logprob_T"), or by
-        the frozen first model ("ref_logprob_T"). A pass is made when one is asked for.
+        """Log-probs [T] of these rows before any update: by the learner ("old_logprob_T"), by the
+        frozen first model ("ref_logprob_T"), or the mean of the prompt's, by the learner
+        ("prompt_logprob_T"). A pass is made when one is asked for.
 
         ValueError then, where the run has none.
         """
 
         @cache
         def look(name: str) -> NDArray[np.float64]:
-            lend = partial(nullcontext, self.model) if name == "old_logprob_T" else self.reference
+            own = partial(nullcontext, self.model)
+            lend = self.reference if name == "ref_logprob_T" else own
             if lend is None:
                 raise ValueError(
                     f"{name}: expected an advantage stage or a selection that names it in `needs`, "
                     f"so that the first model is loaded; there is none"
                 )
-            if name == "old_logprob_T" and self.run.old_logprobs == "engine":
+            if lend is own and self.run.old_logprobs == "engine":
                 raise ValueError(no_pass(name, "an advantage stage or a selection"))
             batch = pack(rows, np.zeros(len(rows.label_T)))
+            if name == "prompt_logprob_T":
+                return self._of_prompts(batch)
             with lend() as model:
                 return self._read(model, batch, Options())["logprob_T"]
 
@@ -279,6 +291,24 @@ class Learner:
     def logprobs(self, batch: TokenBatch) -> NDArray[np.float64]:
         """Log-probs [T] of the batch by the model as it is now, at the sampling temperature."""
         return self._read(self.model, batch, Options())["logprob_T"]
+
+    def _of_prompts(self, batch: TokenBatch) -> NDArray[np.float64]:
+        """The mean log-prob of its prompt's tokens but the first for each response token [T]."""
+        own_N, place_N = np.diff(batch.token_offset_N1), batch.input_offset_N1
+        prompt_N = [
+            batch.input_I[begin : end - own]
+            for begin, end, own in zip(place_N[:-1], place_N[1:], own_N, strict=True)
+        ]
+        place = {prompt.tobytes(): prompt for prompt in prompt_N if prompt.size > 1}
+        if not place:
+            return np.zeros(len(batch.label_T))
+        asked = pack_given(
+            [prompt[:1].astype(np.int32) for prompt in place.values()],
+            [prompt[1:] for prompt in place.values()],
+        )
+        total = np.bincount(asked.leaf_T, self._read(self.model, asked, Options())["logprob_T"])
+        mean = dict(zip(place, total / np.diff(asked.token_offset_N1), strict=True))
+        return np.repeat([mean.get(prompt.tobytes(), 0.0) for prompt in prompt_N], own_N)
 
     def _read(
         self, model: PreTrainedModel, batch: TokenBatch, asked: Options
@@ -439,8 +469,9 @@ def check_columns(loss: Loss, run: Run) -> None:
             f"old_logprobs: expected 'auto' or 'learner' for this loss, got 'engine': "
             f"{loss.learner_needs[0]}, beside what the engine reports"
         )
-    if run.old_logprobs == "engine" and "old_logprob_T" in run.algorithm.reads:
-        raise ValueError(no_pass("old_logprob_T", run.algorithm.reads["old_logprob_T"]))
+    for name in ("old_logprob_T", "prompt_logprob_T"):
+        if run.old_logprobs == "engine" and name in run.algorithm.reads:
+            raise ValueError(no_pass(name, run.algorithm.reads[name]))
 
 
 def no_pass(name: str, choice: str) -> str:

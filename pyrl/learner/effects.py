@@ -8,7 +8,7 @@ from torch import Tensor
 from pyrl.loss.factors import IcePop
 from pyrl.loss.loss import Loss
 from pyrl.loss.old_policy import loss_mask
-from pyrl.loss.penalties import ExpertLeak
+from pyrl.loss.penalties import Penalty
 from pyrl.loss.terms import Terms, slots
 from pyrl.pack import TokenBatch
 
@@ -36,10 +36,10 @@ def effects(loss: Loss, terms: Terms, batch: TokenBatch) -> dict[str, float]:
         found["loss/reshaped"] = mean((terms.advantage_T - advantage_T).abs())
     for slot, penalty in enumerate(slots(loss), 1):
         scale_T: Tensor | None = vars(terms)[f"scale_{slot}_T"]
-        if scale_T is not None and (isinstance(penalty, ExpertLeak) or penalty.select is not None):
+        if scale_T is not None and not (isinstance(penalty, Penalty) and penalty.select is None):
             found["loss/penalized"] = mean(scale_T != 0)
     if terms.addend_T is not None:
         found["loss/outside_band"] = mean(terms.addend_T != 0)
-    if terms.nucleus_gap is not None:
-        found["loss/nucleus_gap"] = float(terms.nucleus_gap)
+    if terms.nucleus_gap is not None and loss.nucleus is not None:
+        found[loss.nucleus.metric] = float(terms.nucleus_gap)
     return found

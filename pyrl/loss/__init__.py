@@ -33,7 +33,15 @@ from pyrl.loss.keep import (
     TopEntropy,
 )
 from pyrl.loss.loss import Loss, Ratio
-from pyrl.loss.penalties import KL, EntropySmoothing, ExpertLeak, NucleusAnchor, Penalty
+from pyrl.loss.penalties import (
+    KL,
+    CovarianceBonus,
+    EntropySmoothing,
+    ExpertLeak,
+    NucleusAnchor,
+    Penalty,
+    SurprisalBand,
+)
 from pyrl.loss.reshape import Blend, EntropyBand, EntropyZ, SignFilter, TokenGroup
 from pyrl.loss.surrogates import ClampedLogp, Clipped, MaskedLogp, Sigmoid, SoftClipped
 
@@ -51,6 +59,7 @@ __all__ = [
     "ClipV",
     "Clipped",
     "ConfidenceClip",
+    "CovarianceBonus",
     "EntropyBand",
     "EntropyClip",
     "EntropyFilter",
@@ -80,6 +89,7 @@ __all__ = [
     "SignFilter",
     "SoftClipped",
     "Steer",
+    "SurprisalBand",
     "TokenGroup",
     "TokenMean",
     "TokenSum",

@@ -224,7 +224,7 @@ def _not_local(loss: Loss) -> str | None:
         return f"Ratio.of = {loss.ratio.of!r}"
     if isinstance(loss.bounds, PositionClip):
         return "PositionClip"
-    return None if loss.nucleus is None else "NucleusAnchor"
+    return None if loss.nucleus is None else type(loss.nucleus).__name__
 
 
 def _local_terms(

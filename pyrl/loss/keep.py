@@ -114,7 +114,7 @@ class ClipCov:
         low, high = state.radii
         above_T = (advantage_T > 0) & (ratio_T > 1 + high)
         below_T = (advantage_T < 0) & (ratio_T < 1 - low)
-        covariance_T = _covariance(columns)
+        covariance_T = covariance(columns)
         inside_T = (self.low < covariance_T) & (covariance_T < self.high)
         among_T = columns.used(inside_T & ~(above_T | below_T))
         random_T = uniforms(state.seed, torch.arange(len(among_T), device=among_T.device))
@@ -228,7 +228,7 @@ class TopCovariance:
     needs = ("advantage_T", "logprob_T")
 
     def __call__(self, columns: LossColumns, state: LossState) -> Tensor:
-        covariance_T = _covariance(columns)
+        covariance_T = covariance(columns)
         used_T = columns.used(torch.ones_like(covariance_T, dtype=torch.bool))
         covariance_T = numbers("advantage_T, logprob_T", torch.where(used_T, covariance_T, 0.0))
         return columns.least(-covariance_T, used_T, self.share, columns.whole.count_P)
@@ -253,7 +253,8 @@ class Improbable:
         return below_T & (least_T.sum() > 1)
 
 
-def _covariance(columns: LossColumns) -> Tensor:
+def covariance(columns: LossColumns) -> Tensor:
+    """(A - mean A)(logprob - mean logprob) of each token [T]."""
     advantage_T, logprob_T, whole = columns["advantage_T"], columns["logprob_T"], columns.whole
     return (advantage_T - whole.mean(advantage_T)) * (logprob_T - whole.mean(logprob_T))
 

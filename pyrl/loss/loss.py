@@ -25,7 +25,17 @@ from pyrl.loss.bounds import (
     TotalVariation,
     Unbounded,
 )
-from pyrl.loss.penalties import KL, EntropySmoothing, ExpertLeak, NucleusAnchor, Penalty
+from pyrl.loss.penalties import (
+    KL,
+    CovarianceBonus,
+    EntropySmoothing,
+    ExpertLeak,
+    NucleusAnchor,
+    OfLogprob,
+    OfNucleus,
+    Penalty,
+    SurprisalBand,
+)
 from pyrl.loss.surrogates import ClampedLogp, Clipped, MaskedLogp, Sigmoid, SoftClipped
 
 LEARNED = frozenset(
@@ -95,7 +105,10 @@ class Loss:
     """A further factor of the policy term."""
     keep: tuple[Keep, ...] = ()
     """A token stays if all of them keep it."""
-    penalties: tuple[Penalty | ExpertLeak | EntropySmoothing | NucleusAnchor, ...] = ()
+    penalties: tuple[
+        Penalty | ExpertLeak | SurprisalBand | EntropySmoothing | NucleusAnchor | CovarianceBonus,
+        ...,
+    ] = ()
     """Terms that are added to the loss of a token, or of a mini-batch."""
 
     def __post_init__(self) -> None:
@@ -138,7 +151,7 @@ class Loss:
                 needs += needs_of(penalty.select)
             else:
                 needs += needs_of(penalty)
-            if isinstance(penalty, Penalty | ExpertLeak) and penalty.aggregate is not None:
+            if isinstance(penalty, OfLogprob) and penalty.aggregate is not None:
                 needs += needs_of(penalty.aggregate, RESPONSES)
         return needs
 
@@ -153,10 +166,10 @@ class Loss:
         if self.kl.coef:
             needs.append(Need("loss.kl", "ref_logprob_T"))
         for penalty in self.penalties:
-            if isinstance(penalty, Penalty | ExpertLeak):
+            if isinstance(penalty, OfLogprob):
                 needs.append(Need("loss.penalties", penalty.column))
-            elif isinstance(penalty, NucleusAnchor):
-                needs.append(Need("NucleusAnchor", penalty.column))
+            elif isinstance(penalty, OfNucleus):
+                needs.append(Need(type(penalty).__name__, penalty.column))
         return needs
 
     @property
@@ -207,9 +220,9 @@ class Loss:
         return options
 
     @property
-    def nucleus(self) -> NucleusAnchor | None:
+    def nucleus(self) -> OfNucleus | None:
         """The penalty on an entropy of the nucleus, whose gradient the current pass computes."""
-        return next((p for p in self.penalties if isinstance(p, NucleusAnchor)), None)
+        return next((p for p in self.penalties if isinstance(p, OfNucleus)), None)
 
     @property
     def expert(self) -> ExpertLeak | None:

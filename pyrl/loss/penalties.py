@@ -9,11 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pyrl.checks import finite, shares
+from pyrl.checks import finite, ordered, shares
 from pyrl.logits.token_stats import Options
 from pyrl.loss.aggregate import Aggregate
 from pyrl.loss.axis import LossState, Select
 from pyrl.loss.columns import LossColumns, one_part
+from pyrl.loss.keep import covariance
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ class NucleusAnchor:
     mass: float = 0.8
     """Of the nucleus."""
     column = "nucleus_entropy_T"
+    metric = "loss/nucleus_gap"
     needs = ("state.nucleus_entropy", column, "offset_N1")
 
     def __post_init__(self) -> None:
@@ -186,3 +188,86 @@ class NucleusAnchor:
         of_responses = one_part(mean_N, peaks_N > 0)
         share_N = torch.where(peaks_N > 0, 1 / peaks_N, 0.0) / of_responses.count_P.clamp(min=1)
         return of_responses.mean(mean_N)[0], peak_T * responses.spread(share_N)
+
+
+@dataclass(frozen=True)
+class SurprisalBand:
+    """OpenVLThinkerV2: coef (relu(S - high) + relu(low - S)), S the mean of -logprob.
+
+    S estimates the entropy (nats) with the tokens that were sampled (arXiv:2604.08539); whether it
+    is outside is decided before the update. The source has a band for each kind of task.
+    """
+
+    coef: float = 0.02
+    """Weight of the penalty."""
+    low: float = 0.2
+    """Lower end of the band (nats)."""
+    high: float = 0.6
+    """Upper end of the band (nats)."""
+    aggregate: Aggregate | None = None
+    """None: the loss's."""
+    column = "old_logprob_T"
+    estimator = "k1"
+    """The difference to the old policy, whose gradient is that of S: at the old policy its value is
+    0, which leaves the height of the penalty out of the reported loss."""
+    needs = ("logprob_T", column)
+
+    def __post_init__(self) -> None:
+        ordered(self, self.low, self.high)
+
+    def scale(self, columns: LossColumns, state: LossState) -> Tensor:
+        """-1 for each token above the band, 1 below, 0 inside."""
+        surprisal = -columns.whole.mean(columns["logprob_T"])
+        sign = (surprisal < self.low).double() - (surprisal > self.high).double()
+        return sign.expand(columns.tokens)
+
+
+@dataclass(frozen=True)
+class CovarianceBonus:
+    """TEA-RL of Light-IF: -coef w H, with w = clip(alpha softmax of the covariances, 0, most).
+
+    Covariance: (A - mean A)(logprob - mean logprob) of a token; softmax over the tokens of its
+    response (arXiv:2508.03178). w is of the policy before the update and has no gradient.
+    """
+
+    coef: float = 1.0
+    """Weight of the bonus."""
+    alpha: float = 10.0
+    """Sum of a response's weights before they are bounded."""
+    most: float = 5.0
+    """Largest weight of a token."""
+    column = "nucleus_entropy_T"
+    metric = "loss/weighted_entropy"
+    needs = ("advantage_T", "logprob_T", column, "offset_N1")
+
+    def asks(self, temperature: float, state: LossState) -> Options:
+        return Options(nucleus=1.0)
+
+    def __call__(self, columns: LossColumns, state: LossState) -> tuple[Tensor, Tensor]:
+        """d loss / d entropy [T], and twice the mean weighted entropy: the value is half of their
+        product with the sign of the first."""
+        weight_T = self.weights(columns)
+        count = columns.whole.count_P.clamp(min=1)
+        share_T = -self.coef * weight_T / count
+        total = share_T.sum()
+        value = columns.whole.sum(share_T * columns["nucleus_entropy_T"])
+        return share_T, torch.where(total != 0, 2 * value / total, 0.0).squeeze()
+
+    def weights(self, columns: LossColumns) -> Tensor:
+        """w of each token that takes part [T], 0 of others."""
+        covariance_T, responses = covariance(columns), columns.responses
+        top_T = responses.spread(responses.largest(covariance_T))
+        size_T = columns.used_or_zero((covariance_T - top_T).exp())
+        sum_T = responses.spread(responses.sum(size_T)).clamp(min=1e-300)
+        return columns.used_or_zero((self.alpha * size_T / sum_T).clamp(max=self.most))
+
+    def level(self, columns: LossColumns) -> float:
+        """Nothing is held on to."""
+        return 0.0
+
+
+OfLogprob = Penalty | ExpertLeak | SurprisalBand
+"""Penalties on a log-probability, of which the kernels have room for two."""
+
+OfNucleus = NucleusAnchor | CovarianceBonus
+"""Penalties on the entropy of a nucleus, of which the kernels have room for one."""

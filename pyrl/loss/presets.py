@@ -28,7 +28,15 @@ from pyrl.loss.keep import (
     TopEntropy,
 )
 from pyrl.loss.loss import Loss, Ratio
-from pyrl.loss.penalties import KL, EntropySmoothing, ExpertLeak, NucleusAnchor, Penalty
+from pyrl.loss.penalties import (
+    KL,
+    CovarianceBonus,
+    EntropySmoothing,
+    ExpertLeak,
+    NucleusAnchor,
+    Penalty,
+    SurprisalBand,
+)
 from pyrl.loss.reshape import Blend, EntropyBand, EntropyZ, TokenGroup
 from pyrl.loss.surrogates import ClampedLogp, MaskedLogp, Sigmoid, SoftClipped
 
@@ -269,6 +277,16 @@ def aepo_agentic() -> Loss:
     return replace(ppo(), dual=3.0, reshape=(EntropyZ(),), surrogate=surrogate)
 
 
+def g2rpo() -> Loss:
+    """Holds the mean surprisal of the tokens in a band (arXiv:2604.08539)."""
+    return replace(ppo(), penalties=(SurprisalBand(),))
+
+
+def light_if() -> Loss:
+    """An entropy bonus for tokens by covariance, TEA-RL (arXiv:2508.03178)."""
+    return replace(ppo(), penalties=(CovarianceBonus(),))
+
+
 PRESETS: dict[str, Callable[[], Loss]] = {
     preset.__name__: preset
     for preset in (
@@ -276,6 +294,7 @@ PRESETS: dict[str, Callable[[], Loss]] = {
         *(ce_gppo, ctpo, minpro, minpro_cispo, tis, tis_sequence, mis, icepop, hispo, minirl),
         *(ftis, clip_cov, kl_cov, steer, clip_b, clip_v, top_entropy, lp_reg, siren, hapo),
         *(dcpo, epo, entrocraft, entrocraft_filter, calibrl, aepo_agentic),
+        *(g2rpo, light_if),
     )
 }
 """Losses by name; advantages before reshaping are the method's own."""

@@ -19,7 +19,7 @@ from pyrl.loss.axis import LossState, check_needs
 from pyrl.loss.bounds import Clip, entropy_heat, has_radii
 from pyrl.loss.columns import Columns, LossColumns, Parts, checked, checked_offsets, kind
 from pyrl.loss.loss import Loss, check_loss
-from pyrl.loss.penalties import EntropySmoothing, ExpertLeak, NucleusAnchor, Penalty
+from pyrl.loss.penalties import EntropySmoothing, OfLogprob, OfNucleus, Penalty
 from pyrl.pack import gather, offsets
 
 SLOTS = 3
@@ -265,14 +265,14 @@ def _penalty_terms(
         if isinstance(other, EntropySmoothing):
             before_T, addend_T = result.get("addend_T"), other(columns, state)
             result["addend_T"] = addend_T if before_T is None else before_T + addend_T
-        elif isinstance(other, NucleusAnchor):
+        elif isinstance(other, OfNucleus):
             result["nucleus_T"], result["nucleus_gap"] = other(columns, state)
     return result
 
 
-def slots(loss: Loss) -> list[Penalty | ExpertLeak]:
+def slots(loss: Loss) -> list[OfLogprob]:
     """The penalties on a log-probability, beside `loss.kl`."""
-    found = [p for p in loss.penalties if isinstance(p, Penalty | ExpertLeak)]
+    found = [p for p in loss.penalties if isinstance(p, OfLogprob)]
     if len(found) >= SLOTS:
         raise ValueError(f"loss.penalties: expected at most {SLOTS - 1} of them, got {len(found)}")
     return found

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pyrl.algorithm import Algorithm
-from pyrl.methods import clipping, entropy, expert, mismatch, reinforce, sequence
+from pyrl.methods import (
+    clipping,
+    consensus,
+    entropy,
+    expert,
+    mismatch,
+    reinforce,
+    sequence,
+    shaping,
+)
 from pyrl.methods.echo import echo, echo_fixed, echo_paper, echo_released
 from pyrl.methods.ettrl import ettrl
 from pyrl.methods.grpo import dr_grpo, grpo, rloo
@@ -27,5 +36,10 @@ METHODS: dict[str, Callable[[], Algorithm]] = {
         *(entropy.clip_v, entropy.top_entropy, entropy.lp_reg, entropy.siren, entropy.hapo),
         *(entropy.dcpo, entropy.epo, entropy.entrocraft, entropy.entrocraft_filter),
         *(entropy.entropic, entropy.aepo, entropy.aepo_agentic),
+        *(consensus.empo, consensus.scrl, consensus.ddrl, consensus.ttrl_guard),
+        *(consensus.evol_rl, consensus.om_grpo),
+        *(shaping.funrl, shaping.empg, shaping.erpo, shaping.progrpo, shaping.g2rpo),
+        *(shaping.riskpo, shaping.ares, shaping.d3s, shaping.light_if, shaping.ib_tpo),
+        shaping.spear,
     )
 }

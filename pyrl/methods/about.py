@@ -116,6 +116,8 @@ def needs(choice: Any, updates: int = 1) -> Iterator[str]:
     `updates`: how many share the samples of a step.
     """
     if isinstance(choice, Algorithm):
+        if choice.replay.capacity:
+            yield "responses of earlier steps, which checkpoints keep"
         updates = choice.updates_per_step
         yield f"{updates} update{'s' if updates > 1 else ''} a step (--updates-per-step)"
         trees = (choice.fork, choice.prune, choice.select)
@@ -139,7 +141,7 @@ def needs(choice: Any, updates: int = 1) -> Iterator[str]:
 
 def _reads(choice: Any) -> Iterator[str]:
     """What a stage, a selection or a reward needs beside the samples."""
-    if "old_logprob_T" in needs_of(choice):
+    if {"old_logprob_T", "prompt_logprob_T"} & {*needs_of(choice)}:
         yield PASS
     if "ref_logprob_T" in needs_of(choice):
         yield REFERENCE

@@ -10,6 +10,11 @@ from collections.abc import Callable
 
 from pyrl import advantage, baselines
 from pyrl.advantage import AdvantageClip, EntropyReshape, Hybrid, MassBaseline, Stage, WhitenTokens
+from pyrl.advantage.difficulty import DynamicKL, WindowEntropy
+from pyrl.advantage.information import InformationScore
+from pyrl.advantage.ranks import RankNormal
+from pyrl.advantage.risk import MixedRisk
+from pyrl.advantage.shaping import ConfidenceReweight, EntropyBonus, GatedTokens, StepModulation
 from pyrl.baselines import Entropic, LengthBaseline, PassAtK, Return
 from pyrl.distilled import Distilled
 from pyrl.fork import (
@@ -25,8 +30,26 @@ from pyrl.fork import (
 )
 from pyrl.judger import Judger
 from pyrl.prune import Doubt, FixedDoubt, Keep, Prune
-from pyrl.reward import OverlongReward, RandomReward, Reward, TrueReward, VoteReward
-from pyrl.select import Dynamic, First, Rejection, Select, Stratified
+from pyrl.reward import (
+    LengthReward,
+    OverlongReward,
+    RandomReward,
+    Reward,
+    TrueReward,
+    VoteReward,
+)
+from pyrl.reward.consensus import BalancedReward, FrequencyReward, NoveltyReward, SelectiveReward
+from pyrl.reward.guard import GuardedReward
+from pyrl.select import (
+    DownSample,
+    Dynamic,
+    First,
+    Known,
+    Rejection,
+    Select,
+    Stratified,
+    WithoutAnswer,
+)
 from pyrl.vote import Majority, Mass, Vote, Weighted
 
 
@@ -60,6 +83,15 @@ ADVANTAGES: dict[str, Callable[[], Stage | tuple[Stage, ...]]] = {
     "ear_clip": AdvantageClip,
     "hybrid": Hybrid,
     "whiten": WhitenTokens,
+    "funrl": EntropyBonus,
+    "empg": StepModulation,
+    "erpo": GatedTokens,
+    "progrpo": ConfidenceReweight,
+    "g2rpo": RankNormal,
+    "riskpo": MixedRisk,
+    "ares": WindowEntropy,
+    "ares_kl": DynamicKL,
+    "ib_tpo": InformationScore,
 }
 """Stages of the advantage; several run in the order in which they are named."""
 
@@ -97,6 +129,9 @@ SELECTS: dict[str, Callable[[], Select]] = {
     "dynamic": Dynamic,
     "stratified": Stratified,
     "rso": Rejection,
+    "known": Known,
+    "d3s": DownSample,
+    "om_grpo": WithoutAnswer,
 }
 """Which leaves train."""
 
@@ -104,6 +139,12 @@ REWARDS: dict[str, Callable[[], Reward]] = {
     "vote": VoteReward,
     "true": TrueReward,
     "overlong": OverlongReward,
+    "length": LengthReward,
+    "empo": FrequencyReward,
+    "scrl": SelectiveReward,
+    "ddrl": BalancedReward,
+    "ttrl_guard": GuardedReward,
+    "evol_rl": NoveltyReward,
     "random": RandomReward,
 }
 """What a leaf earns."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FunctionReward",
+    "LengthReward",
     "OverlongReward",
     "Question",
     "RandomReward",
@@ -103,13 +104,17 @@ def rewards(
 class RewardMetrics(Reward, Protocol):
     """A reward that tells what it did."""
 
-    def metrics(self, leaves: Leaves) -> dict[str, float]:
-        """For the report of the step; finite numbers."""
+    def metrics(self, leaves: Leaves, answers: Answers, votes: Votes) -> dict[str, float]:
+        """For the report of the step, after its rewards; finite numbers."""
 
 
-def metrics_of(reward: Reward, leaves: Leaves) -> dict[str, float]:
+def metrics_of(
+    reward: Reward, leaves: Leaves, answers: Answers, votes: Votes, state: Any = None
+) -> dict[str, float]:
     """What a reward tells of a step; nothing of one that has no `metrics`."""
-    return reward.metrics(leaves) if isinstance(reward, RewardMetrics) else {}
+    if not isinstance(reward, RewardMetrics):
+        return {}
+    return reward.metrics(replace(leaves, state=state), answers, votes)
 
 
 @dataclass(frozen=True)
@@ -221,7 +226,7 @@ class OverlongReward(TrueReward):
         right_N = super().__call__(leaves, answers, votes, prompts)
         return np.asarray(right_N - self._punishment(leaves))
 
-    def metrics(self, leaves: Leaves) -> dict[str, float]:
+    def metrics(self, leaves: Leaves, answers: Answers, votes: Votes) -> dict[str, float]:
         return {"reward/overlong": float(self._punishment(leaves).mean())}
 
     def _punishment(self, leaves: Leaves) -> NDArray[np.float64]:
@@ -229,6 +234,52 @@ class OverlongReward(TrueReward):
         buffer = self.buffer * leaves.limit
         over_N = (leaves.length_N - leaves.limit + buffer) / buffer
         return np.asarray(self.penalty * np.clip(over_N, 0, 1))
+
+
+@dataclass(frozen=True)
+class LengthReward(TrueReward):
+    """The true reward and a part for a response of a good length, as OpenVLThinkerV2 has it.
+
+    weight times a trapezoid of the length: it rises from 0 to 1 between two shares of the longest
+    response (`--sample.max-tokens`), stays, and falls to 0 between two others (arXiv:2604.08539).
+    The source has such bounds for each kind of task and does not print them: these are ours.
+    """
+
+    rise: tuple[float, float] = (0.02, 0.1)
+    """Shares of the longest response between which the part grows."""
+    fall: tuple[float, float] = (0.6, 0.9)
+    """Shares of it between which the part shrinks."""
+    weight: float = 0.1
+    """The whole part; 0: none."""
+
+    def __post_init__(self) -> None:
+        finite(self, "weight")
+        bounds = (*self.rise, *self.fall)
+        if not 0 <= bounds[0] < bounds[1] <= bounds[2] < bounds[3] < math.inf:
+            raise ValueError(
+                f"LengthReward: expected 0 <= rise < rise <= fall < fall, got rise {self.rise} and "
+                f"fall {self.fall}"
+            )
+
+    @property
+    def values(self) -> set[float]:
+        """The largest and smallest rewards that there can be."""
+        return super().values | {value + self.weight for value in super().values}
+
+    def __call__(
+        self, leaves: Leaves, answers: Answers, votes: Votes, prompts: Sequence[Question]
+    ) -> NDArray[np.float64]:
+        right_N = super().__call__(leaves, answers, votes, prompts)
+        return np.asarray(right_N + self.weight * self._shape_N(leaves))
+
+    def metrics(self, leaves: Leaves, answers: Answers, votes: Votes) -> dict[str, float]:
+        return {"reward/length": float(self.weight * self._shape_N(leaves).mean())}
+
+    def _shape_N(self, leaves: Leaves) -> NDArray[np.float64]:
+        at_least(1, leaves, "limit")
+        share_N = leaves.length_N / leaves.limit
+        (a, b), (c, d) = self.rise, self.fall
+        return np.clip(np.minimum((share_N - a) / (b - a), (d - share_N) / (d - c)), 0, 1)
 
 
 def grade(

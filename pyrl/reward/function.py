@@ -31,6 +31,25 @@ VERL = ("data_source", "solution_str", "ground_truth", "extra_info")
 LARGEST = float(np.finfo(np.float32).max)
 
 
+def function_at(path: str, what: str, foreign: Foreign) -> Callable[..., Any]:
+    """The function of `module:function` or `file.py:function`, imported within `foreign`.
+
+    ValueError says of `what` that there is none; ForeignError: its file failed.
+    """
+    source, colon, name = path.rpartition(":")
+    if not (colon and source and name):
+        raise ValueError(f"{what}: expected module:function or file.py:function, got {path!r}")
+    is_file = source.endswith(".py")
+    if is_file and not Path(source).is_file():
+        raise ValueError(f"{what} {path!r}: there is no file {source}")
+    with foreign:
+        names = runpy.run_path(source) if is_file else vars(importlib.import_module(source))
+    if not callable(names.get(name)):
+        raise ValueError(f"{what} {path!r}: {source} has no function {name}")
+    function: Callable[..., Any] = names[name]
+    return function
+
+
 @dataclass(frozen=True)
 class FunctionReward:
     """A user's function, as TRL or as verl calls it.
@@ -81,20 +100,7 @@ class FunctionReward:
                     f"{self.path!r}"
                 )
             return self.path
-        source, colon, name = self.path.rpartition(":")
-        if not (colon and source and name):
-            raise ValueError(
-                f"reward: expected module:function or file.py:function, got {self.path!r}"
-            )
-        is_file = source.endswith(".py")
-        if is_file and not Path(source).is_file():
-            raise ValueError(f"reward {self.path!r}: there is no file {source}")
-        with self._foreign():
-            names = runpy.run_path(source) if is_file else vars(importlib.import_module(source))
-        if not callable(names.get(name)):
-            raise ValueError(f"reward {self.path!r}: {source} has no function {name}")
-        function: Callable[..., Any] = names[name]
-        return function
+        return function_at(self.path, "reward", self._foreign())
 
     @cached_property
     def parameters(self) -> Mapping[str, inspect.Parameter]:

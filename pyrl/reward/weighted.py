@@ -59,7 +59,7 @@ class WeightedReward:
         """Whether anything is known."""
         return bool(np.isfinite(reward_N).any())
 
-    def metrics(self, leaves: Leaves) -> dict[str, float]:
+    def metrics(self, leaves: Leaves, answers: Answers, votes: Votes) -> dict[str, float]:
         """The mean of each since the last call; without one that knew nothing."""
         found = {name: np.concatenate(parts) for name, parts in self._known.items() if parts}
         for parts in self._known.values():

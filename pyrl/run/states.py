@@ -35,9 +35,12 @@ class States:
     def __init__(self, algorithm: Algorithm) -> None:
         """Each as it begins. ValueError names one that no checkpoint could hold; ForeignError."""
         places = [f"advantage.{name}" for name, _ in stages(algorithm.advantage)]
-        choices = (*algorithm.advantage, algorithm.select, algorithm.reward)
+        choices: dict[str, Any] = dict(zip(places, algorithm.advantage, strict=True))
+        choices |= {"select": algorithm.select, "reward": algorithm.reward}
+        if algorithm.replay.capacity:
+            choices["replay"] = algorithm.replay
         self._by_place: dict[str, State] = {}
-        for place, choice in zip((*places, "select", "reward"), choices, strict=True):
+        for place, choice in choices.items():
             if hasattr(choice, "initial"):
                 with Foreign(f"{place}: {type(choice).__name__}.initial", TIME_LIMIT, None):
                     state = choice.initial()
@@ -59,6 +62,11 @@ class States:
     def reward(self) -> State | None:
         """That of the reward."""
         return self._by_place.get("reward")
+
+    @property
+    def replay(self) -> State | None:
+        """The responses of earlier steps; None where none are kept."""
+        return self._by_place.get("replay")
 
     def state_dict(self) -> dict[str, State]:
         """What a checkpoint's record keeps, as JSON has it."""

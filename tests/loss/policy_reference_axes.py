@@ -221,6 +221,18 @@ def penalty_of(axis, batch: Batch) -> Tensor:
             if not rows:
                 return torch.tensor(coef * batch.state.nucleus_entropy**2) * 0
             return coef * (sum(rows) / len(rows) - batch.state.nucleus_entropy) ** 2
+        case axes.SurprisalBand(coef, low, high):
+            surprisal = -logprob.detach().mean()
+            sign = -1.0 if surprisal > high else 1.0 if surprisal < low else 0.0
+            return coef * sign * (logprob - batch["old_logprob"])
+        case axes.CovarianceBonus(coef, alpha, most):
+            advantage, seen = batch["advantage"], logprob.detach()
+            covariance = (advantage - advantage.mean()) * (seen - seen.mean())
+            value = torch.zeros((), dtype=torch.float64)
+            for r in batch.responses():
+                weight = (alpha * covariance[r].softmax(0)).clamp(max=most)
+                value = value - coef * (weight * batch["nucleus_entropy"][r]).sum() / len(batch)
+            return value
         case axes.Penalty(coef, estimator, target, select):
             distance = logprob - batch[f"{target}_logprob"]
             chosen = range(len(batch)) if select is None else selected(select, batch)

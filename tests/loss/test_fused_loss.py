@@ -21,7 +21,7 @@ from pyrl.loss.terms import Terms, loss_terms
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 TOKENS, VOCABULARY, LENGTHS = 23, 2077, (9, 1, 13)
-NOT_LOCAL = ("gspo", "gmpo", "ctpo", "minpro", "minpro_cispo", "siren")
+NOT_LOCAL = ("gspo", "gmpo", "ctpo", "minpro", "minpro_cispo", "siren", "light_if")
 LOCAL = {name: preset() for name, preset in PRESETS.items() if name not in NOT_LOCAL}
 BUSY = replace(PRESETS["dapo"](), kl=KL(0.1), entropy=0.01)
 
@@ -240,11 +240,11 @@ def test_a_graph_that_needs_the_logits_is_refused_after_one_go_overwrote_them() 
 def test_a_loss_that_is_not_local_to_a_token_is_refused_by_name(name: str) -> None:
     logits_TV, label_T, columns, before = problem(torch.float32)
     loss, given = PRESETS[name](), columns | RESPONSES
-    if name == "siren":
+    if loss.nucleus is not None:
         before["nucleus_entropy_T"] = before["entropy_T"] / 2
         given = columns | {"terms": terms_of(loss, columns, before)}
     with pytest.raises(
-        ValueError, match=r"loss: expected one that is local to a token, got (Ratio|Nuc)"
+        ValueError, match=r"loss: expected one that is local to a token, got (Ratio|Nuc|Cov)"
     ):
         fused_policy_loss(logits_TV, label_T, loss=loss, **given)
     hidden_TH, weight_VH, _ = head_problem(torch.float32)

@@ -98,6 +98,8 @@ OFF: dict[str, tuple[Loss, dict[str, Any]]] = {
         ),
         {},
     ),
+    "g2rpo": (without_penalty("g2rpo"), {}),
+    "light_if": (without_penalty("light_if"), {}),
     "gspo": (replace(loss("gspo"), bounds=CLIP, aggregate=TokenMean()), ONE_EACH),
     "minpro": (loss("minpro"), ONE_EACH),
     "hispo": (

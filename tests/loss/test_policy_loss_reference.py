@@ -19,6 +19,7 @@ from pyrl.loss import (
     ClipB,
     ClipCov,
     ClipV,
+    CovarianceBonus,
     EntropyFilter,
     Improbable,
     Loss,
@@ -30,6 +31,7 @@ from pyrl.loss import (
     Ratio,
     SignFilter,
     Steer,
+    SurprisalBand,
     TopCovariance,
 )
 from pyrl.loss.aggregate import SeqMeanTokenMean, SeqMeanTokenSum, TokenMean
@@ -63,6 +65,8 @@ LOSSES: dict[str, Loss] = {name: preset() for name, preset in PRESETS.items()} |
     "filter": replace(ppo(), keep=(EntropyFilter((0.7, 0.7), (0.8, 0.8)),)),
     "near": replace(ppo(), keep=(NearGenerator(0.05),)),
     "steer exp": replace(ppo(), weight=Steer("exp")),
+    "surprisal below": replace(ppo(), penalties=(SurprisalBand(0.3, 2.0, 3.0),)),
+    "bounded bonus": replace(ppo(), penalties=(CovarianceBonus(0.3, 2.0, 0.8),)),
     "sign": replace(ppo(), reshape=(SignFilter("negative"),)),
 }
 

@@ -29,6 +29,7 @@ from pyrl.loss import (
     ClipB,
     ClipCov,
     ClipV,
+    CovarianceBonus,
     EntropyBand,
     EntropyClip,
     EntropySmoothing,
@@ -112,6 +113,26 @@ def test_nucleus_peaks_are_strictly_above_the_quantile_of_tokens_that_take_part(
     masked = fixture_loss(PRESETS["siren"](), mask_T=mask_T)
     assert masked.nucleus_grad_T is not None
     assert masked.nucleus_grad_T.nonzero()[:, 0].tolist() == [1, 5]
+
+
+def test_tokens_of_high_covariance_get_most_of_an_entropy_bonus() -> None:
+    """Covariances of one response as they are published, in weights and in the gradient."""
+    covariance_T = torch.tensor([0.520980, 0.080140, -1.646799, 0.432642], dtype=torch.float64)
+    advantage_T = torch.tensor([1.0, 1.0, 1.0, 1.0, -4.0], dtype=torch.float64)
+    logprob_T = torch.cat([covariance_T, torch.zeros(1)]) - 9
+    # The fifth token, a response of its own, makes the mean of the advantages 0; that of the
+    # log-probs moves all covariances of the first response alike, which softmax does not see.
+    columns = {"logprob_T": logprob_T, "advantage_T": advantage_T}
+    found = LossColumns(columns, None, torch.tensor([0, 4, 5]), torch.tensor([0, 0]))
+    weights = [3.740584, 2.407050, 0.428041, 3.424325, 5.0]
+    np.testing.assert_allclose(CovarianceBonus().weights(found), weights, atol=2e-6)
+    terms = loss_terms(
+        PRESETS["light_if"](),
+        columns | {"old_logprob_T": logprob_T, "nucleus_entropy_T": torch.ones(5).double()},
+        offset_N1=torch.tensor([0, 4, 5]),
+    )
+    assert terms.nucleus_T is not None
+    np.testing.assert_allclose(-5 * terms.nucleus_T, weights, atol=2e-6)
 
 
 @pytest.mark.parametrize("tokens", [1 << 14, (1 << 14) + 1, 20_001])

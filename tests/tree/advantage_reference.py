@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from types import SimpleNamespace
 from typing import Any
@@ -131,12 +131,31 @@ def example() -> ReferenceTree:
     )
 
 
+def with_lengths(reward: Sequence[float], length: Sequence[int]) -> ReferenceTree:
+    """A tree without a fork, with leaves of so many tokens."""
+    (tree,) = flat([*reward])
+    tree.length = [3, *length]
+    return tree
+
+
 def change(scored: Scored, **fields: Any) -> Scored:
     return Scored(**{**vars(scored), **fields})
 
 
 def run(stages: tuple[Stage, ...], scored: Scored) -> np.ndarray:
     return advantages(stages, scored)[0]
+
+
+def spelled(scored: Scored, texts: Sequence[str]) -> Scored:
+    """With these texts, a character of which is a token."""
+    tokens = tuple(np.array([ord(c) for c in text], np.int32) for text in texts)
+    given = replace(scored.texts, text_N=tuple(texts), token_N=tokens)
+    return change(scored, texts=given)
+
+
+def remembering(stage: Any, scored: Scored, state: dict[str, Any] | None = None) -> np.ndarray:
+    """What a stage with a state makes of a step."""
+    return advantages((stage,), scored, [stage.initial() if state is None else state])[0]
 
 
 def per_leaf(advantage_T: np.ndarray, scored: Scored) -> np.ndarray:
@@ -227,3 +246,18 @@ def whiten(values: Sequence[float], eps: float = 1e-8) -> list[float]:
     mean = fmean(values)
     variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
     return [(value - mean) / math.sqrt(variance + eps) for value in values]
+
+
+def ragged(case: int) -> tuple[Scored, list[list[float]]]:
+    """A step of four prompts of any size, some rewards unknown, with texts and passes; rewards."""
+    random = np.random.default_rng(case)
+    groups = [
+        random.choice([0.0, 0.25, 1.0, math.nan], random.integers(1, 7)).tolist() for _ in range(4)
+    ]
+    trees = [with_lengths(r, random.integers(1, 6, len(r)).tolist()) for r in groups]
+    scored = scored_of(trees)
+    tokens = scored.leaf_T.size
+    texts = ["".join(random.choice(["a", "|"], n)) for n in scored.length_N]
+    looks = {name: -random.exponential(1.0, tokens) for name in ("old_logprob_T", "ref_logprob_T")}
+    looks["prompt_logprob_T"] = -random.exponential(1.0, 4)[scored.group_N[scored.leaf_T]]
+    return change(spelled(scored, texts), look=looks.__getitem__), groups

@@ -9,7 +9,7 @@ from statistics import fmean
 
 import numpy as np
 import pytest
-from advantage_reference import ReferenceTree, flat, leaf_values, per_leaf, run, scored_of
+from advantage_reference import flat, leaf_values, per_leaf, run, scored_of, with_lengths
 
 from pyrl.advantage import GroupBaseline, Stage, WhitenTokens, advantages, dr_grpo
 from pyrl.baselines import (
@@ -24,12 +24,6 @@ from pyrl.baselines import (
 )
 
 NAN = math.nan
-
-
-def with_lengths(reward: list[float], length: list[int]) -> ReferenceTree:
-    (tree,) = flat(reward)
-    tree.length = [3, *length]
-    return tree
 
 
 # -- numbers of the papers --

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pyrl.advantage import GroupBaseline
 from pyrl.algorithm import Algorithm, Sample
 from pyrl.answers.reading import end_tokens
+from pyrl.hosts.trees import check_replay
 
 SAMPLING = (
     *("use_vllm", "use_transformers_continuous_batching", "repetition_penalty"),
@@ -87,9 +88,10 @@ def host_grpo(args: Any) -> Algorithm:
 def sampled_as(algorithm: Algorithm, args: Any, loss: LossOf) -> Algorithm:
     """The method with the numbers that a GRPOConfig names as well: those of `args`.
 
-    ValueError: groups that would differ in size, fewer votes than the host's group, or a loss that
-    reads columns of the data.
+    ValueError: groups that would differ in size, fewer votes than the host's group, a loss that
+    reads columns of the data, or responses of earlier steps.
     """
+    check_replay(algorithm, "TRL")
     sample = algorithm.sample
     for name in ("max_tokens_per_prompt", "max_seconds"):
         if vars(sample)[name]:

@@ -17,6 +17,7 @@ from pyrl.hosts.trl import TreeGRPOTrainer
 from pyrl.hosts.trl.options import LOSS
 from pyrl.hosts.versions import require
 from pyrl.methods import METHODS
+from pyrl.replay import Replay
 
 OTHER = {
     "use_vllm": True,
@@ -88,6 +89,11 @@ def test_sizes_of_batches_and_groups(tmp_path: Path) -> None:
     for name in ("max_tokens_per_prompt", "max_seconds"):
         ragged = method(**{name: 100})
         refused(f"^sample.{name}: expected 0, got 100", config(tmp_path), algorithm=ragged)
+
+
+def test_responses_of_earlier_steps(tmp_path: Path) -> None:
+    replaying = replace(method(), replay=Replay(capacity=4))
+    refused(r"^replay.capacity: expected 0 in TRL", config(tmp_path), algorithm=replaying)
 
 
 def test_other_writers_of_responses_and_evaluation_without_rewards(tmp_path: Path) -> None:

@@ -76,7 +76,8 @@ def test_every_advantage_is_registered_and_computes_or_names_what_it_lacks() -> 
             assert torch.isfinite(advantages).all()
             assert not advantages[MASK == 0].any()
     trees = {"treerl", "treerl_released", "treepo", "tree_grpo"}
-    assert set(refused) == trees | {"mass", "ear", "entropic", "hybrid"}
+    others = {"mass", "ear", "entropic", "hybrid", "funrl", "empg", "erpo", "progrpo"}
+    assert set(refused) == trees | others | {"riskpo", "ares", "ares_kl", "ib_tpo"}
     for name in trees:
         assert "needs the tree" in refused[name]
         assert "pyrl/given" in refused[name]

@@ -139,7 +139,7 @@ def test_every_preset_is_registered_and_computes_or_names_what_it_lacks() -> Non
         assert not logprob.grad[~MASK].any()
         assert "actor/ppo_kl" in metrics
         carried.append(name)
-    assert len(carried) == 17
+    assert len(carried) == 18
     assert {"dapo", "gspo", "cispo", "ce_gppo", "minpro"} <= {*carried}
 
 

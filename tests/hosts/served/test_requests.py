@@ -133,6 +133,10 @@ def test_an_engine_of_requests_cannot_leave_out_tokens_nor_take_weights() -> Non
         ("aepo", {}, "temper.share: expected 0 in verl"),
         ("ttrl", {"vote": "confidence"}, "vote: .* Weighted: it needs confidence_N"),
         ("ttrl", {"advantage": "grpo,hybrid"}, "advantage: .* Hybrid: it needs entropy_T"),
+        ("riskpo", {}, "advantage: .* MixedRisk: it remembers earlier steps"),
+        ("ttrl_guard", {}, "reward: .* GuardedReward: it remembers earlier steps"),
+        ("spear", {}, "replay.capacity: expected 0 in verl, whose updates have the responses"),
+        ("ttrl", {"advantage": "g2rpo"}, "advantage: .* RankNormal: it compares all prompts"),
         ("ttrl", {"advantage": "treepo"}, "advantage: .* WhitenTokens: it compares all prompts"),
     ],
 )

@@ -7,7 +7,7 @@ gets exactly 0. In trees, the segments of a chain without a fork count as one an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -244,13 +244,13 @@ class WhitenTokens:
     needs = ("advantage_T",)
 
     def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
-        known_T = _known_tokens(scored)
+        known_T = known_tokens(scored)
         result_T = np.zeros_like(advantage_T)
         result_T[known_T] = _core.tree.whiten(advantage_T[known_T], self.eps)
         return result_T
 
     def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
-        known_T = advantage_T[_known_tokens(scored)]
+        known_T = advantage_T[known_tokens(scored)]
         if known_T.size == 0:
             return {"advantage/whiten_mean": 0.0, "advantage/whiten_std": 0.0}
         return {
@@ -287,7 +287,7 @@ class EntropyReshape:
     def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
         factor = self._factor(scored)[~np.isnan(scored.reward_N)]
         return {
-            "advantage/clamp_rate": _share((factor < self.y_min) | (factor > self.y_max)),
+            "advantage/clamp_rate": share_of((factor < self.y_min) | (factor > self.y_max)),
             "advantage/ear_factor_min": float(factor.min(initial=1.0)),
             "advantage/ear_factor_max": float(factor.max(initial=1.0)),
         }
@@ -320,8 +320,8 @@ class AdvantageClip:
         return np.clip(advantage_T, -self.beta, self.beta)
 
     def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
-        advantage = advantage_T[_known_tokens(scored)]
-        return {"advantage/clipped": _share(np.abs(advantage) > self.beta)}
+        advantage = advantage_T[known_tokens(scored)]
+        return {"advantage/clipped": share_of(np.abs(advantage) > self.beta)}
 
 
 @dataclass(frozen=True)
@@ -361,7 +361,7 @@ class Hybrid:
         one_of(self.of, ("mass", "token"), "confidence")
 
     def __call__(self, scored: Scored, advantage_T: Floats) -> Floats:
-        known_T = _known_tokens(scored)
+        known_T = known_tokens(scored)
         signal = self._bounded(self._signal(scored, known_T))
         advantage = advantage_T[known_T] * (1 + self.a * signal)
         if self.lam != 0:
@@ -372,9 +372,9 @@ class Hybrid:
         return result_T
 
     def metrics(self, scored: Scored, advantage_T: Floats) -> dict[str, float]:
-        signal = self._signal(scored, _known_tokens(scored))
+        signal = self._signal(scored, known_tokens(scored))
         return {
-            "advantage/hybrid_clamped": _share(self._bounded(signal) != signal),
+            "advantage/hybrid_clamped": share_of(self._bounded(signal) != signal),
             "advantage/hybrid_signal_max": float(signal.max(initial=0.0)),
         }
 
@@ -438,14 +438,24 @@ def tree_grpo() -> tuple[Stage, ...]:
     return (Ancestors("root+trunk", weight="std"),)
 
 
-def _known_tokens(scored: Scored) -> NDArray[np.bool_]:
+def known_groups(scored: Scored) -> Iterator[NDArray[np.int64]]:
+    """The leaves of each prompt whose rewards are known, prompts without one left out."""
+    known_N = np.flatnonzero(~np.isnan(scored.reward_N))
+    if known_N.size:
+        group_N = scored.group_N[known_N]
+        yield from np.split(known_N, np.flatnonzero(np.diff(group_N)) + 1)
+
+
+def known_tokens(scored: Scored) -> NDArray[np.bool_]:
+    """The tokens [T] of leaves whose rewards are known."""
     known_T: NDArray[np.bool_] = ~np.isnan(scored.reward_N)[scored.leaf_T]
     return known_T
 
 
 def _segment_tokens(scored: Scored, value_S: Floats) -> Floats:
-    return np.where(_known_tokens(scored), value_S[scored.segment_T], 0.0)
+    return np.where(known_tokens(scored), value_S[scored.segment_T], 0.0)
 
 
-def _share(condition: NDArray[np.bool_]) -> float:
+def share_of(condition: NDArray[np.bool_]) -> float:
+    """Of those that are true; 0 of none."""
     return float(condition.mean()) if condition.size else 0.0
