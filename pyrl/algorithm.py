@@ -40,6 +40,9 @@ class Sample:
     does not replay from its seed. 0: no limit."""
     stop_when_decided: bool = False
     """Stop a question when no missing leaf can change its label; leaves that train go on."""
+    even: bool = False
+    """Draw the first tokens of a question's samples evenly over their distribution: each is a
+    sample of the policy, together they miss less of it (after PROPS, arXiv:2311.08290)."""
     temperature: float = 1.0
     """What logits are divided by."""
     top_k: int = 0

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pyrl import _core
 from pyrl._core.tree import Forest, Path, Signals, SignalSpec
 from pyrl.budget import UNLIMITED, Allowance, Budget, Counts, Ending, Limits
 from pyrl.engine import (
@@ -51,6 +52,19 @@ def derive_seed(*parts: int) -> int:
     trunk) for a trunk, (parent's seed, at, round, sibling) for a sibling."""
     data = struct.pack(f"<{len(parts)}Q", *(part & (2**64 - 1) for part in parts))
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
+
+
+def even_seeds(seed: int, tree: int, trunk: int, count: int) -> list[int]:
+    """Seeds of `count` trunks, from this one on, whose first random numbers lie one in each of as
+    many equal parts of [0, 1), in random order: by itself each number is uniform."""
+    random = np.random.default_rng([seed, tree, trunk])
+    found: dict[int, int] = {}
+    while len(found) < count:
+        seed_B = random.integers(0, 2**64, 8 * count, dtype=np.uint64)
+        number_B = _core.logits.uniforms(seed_B, np.zeros(len(seed_B), np.int64))
+        for part, candidate in zip((number_B * count).astype(int), seed_B.tolist(), strict=True):
+            found.setdefault(int(part), candidate)
+    return [found[part] for part in random.permutation(count).tolist()]
 
 
 def answer_start(tokens: NDArray[np.int32], tokenizer: PreTrainedTokenizerBase) -> int:
@@ -120,6 +134,7 @@ class Rollout:
         prune: Prune,
         signals: Signals | None,
         seed: int,
+        even: bool = False,
         allowance: Allowance = UNLIMITED,
         poll: Poll | None = None,
         stop: Stop | None = None,
@@ -134,7 +149,7 @@ class Rollout:
             )
         self.engine, self.fork, self.prune, self.signals = engine, fork, prune, signals
         self.votes, self.limit, self.seed = votes, limit, seed
-        self.allowance, self.poll, self.stop = allowance, poll, stop
+        self.even, self.allowance, self.poll, self.stop = even, allowance, poll, stop
         self.answer_start, self.on_tokens = answer_start, on_tokens
         self.forest = Forest()
         self.law = fork.law(self.forest, votes)
@@ -222,7 +237,10 @@ class Rollout:
         if count <= 0:
             return
         cap = self.fork.cap(self.votes) if cap is None else cap
-        seeds = [derive_seed(self.seed, tree, budget.trunks + i) for i in range(count)]
+        if self.even and count > 1:
+            seeds = even_seeds(self.seed, tree, budget.trunks, count)
+        else:
+            seeds = [derive_seed(self.seed, tree, budget.trunks + i) for i in range(count)]
         branches = [self.forest.add_trunk(tree, seed) for seed in seeds]
         if self.law is not None:
             self.law.begin(branches)

@@ -424,6 +424,7 @@ class Trainer:
             prune=algorithm.prune,
             signals=signals,
             seed=derive_seed(self.run.seed, self.step, *place),
+            even=sample.even,
             allowance=sample.allowance(),
             poll=algorithm.poll(self.decode, self.extractor, self.equivalence),
             stop=self.stop,

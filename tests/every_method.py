@@ -79,6 +79,7 @@ AFTER |= {"funrl", "empg", "erpo", "progrpo", "ares_kl"}
 
 CHOICES = {
     "top_h": ("grpo --sample.top-h 0.5", "completions/mean_length"),
+    "even": ("grpo --sample.even", "tree/first_token_error"),
     "rso": ("grpo --select rso --sample.train 4", "select/reward_lift"),
     "judger": ("ttrl --vote judger --vote.file {folder}/judger.json", "vote/judged_right"),
     "forks of aepo_agentic": ("grpo --fork aepo_agentic --fork.step 3", "tree/forks"),

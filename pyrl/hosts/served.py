@@ -220,6 +220,7 @@ def check_algorithm(algorithm: Algorithm, host: str) -> None:
         ("max_tokens_per_prompt", sample.max_tokens_per_prompt),
         ("max_seconds", sample.max_seconds),
         ("stop_when_decided", sample.stop_when_decided),
+        ("even", sample.even),
     ):
         if given:
             raise ValueError(

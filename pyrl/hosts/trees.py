@@ -118,6 +118,7 @@ class Trees:
             prune=algorithm.prune,
             signals=self.signals,
             seed=seed,
+            even=sample.even,
             allowance=sample.allowance(),
             poll=algorithm.poll(self.decode, self.extractor, self.equivalence),
             answer_start=lambda tokens: answer_start(tokens, self.tokenizer),

@@ -125,6 +125,7 @@ MEANING = {
     "tree/dropped": "branches dropped there, without a token of their own",
     "tree/trunks": "independent samples",
     "tree/trunk_share_entropy": "entropy of the trunks' shares of a vote / that of a flat group",
+    "tree/first_token_error": "half of the |share - probability| of samples' first tokens (even)",
     "tree/tokens_saved_ratio": "1 - sampled tokens / tokens of the same leaves without sharing",
     "advantage/clamp_rate": "share of leaves whose entropy reshaping met its bound",
     "advantage/clipped": "share of advantages that were clipped",

@@ -36,6 +36,8 @@ def tree_metrics(forest: Forest, leaves: Leaves, rollout: Rollout) -> dict[str, 
             f"tree/pruned_{name}": float(counts.pruned.get(reason, 0))
             for reason, name in REASONS.items()
         }
+    if rollout.even:
+        metrics["tree/first_token_error"] = first_token_error(leaves)
     if rollout.allowance != UNLIMITED:
         metrics["tree/out_of_tokens"] = counts.out_of_tokens / len(rollout.prompts)
         metrics["tree/out_of_time"] = counts.out_of_time / len(rollout.prompts)
@@ -46,6 +48,23 @@ def tree_metrics(forest: Forest, leaves: Leaves, rollout: Rollout) -> dict[str, 
         metrics["tree/unneeded"] = float(counts.unneeded)
         metrics["tree/unopened"] = float(counts.unopened)
     return metrics
+
+
+def first_token_error(leaves: Leaves) -> float:
+    """Half of the sum of |share - probability| over the first tokens that the samples of a question
+    have, by the distribution before truncation; mean over questions."""
+    first_N = np.cumsum(leaves.length_N) - leaves.length_N
+    probability_N = np.exp(leaves.rows.logprob_T[first_N].astype(np.float64))
+    token_N = np.array([tokens[0] for tokens in leaves.token_N])
+    values = []
+    for group in np.unique(leaves.group_N):
+        of_group = np.flatnonzero(leaves.group_N == group)
+        _, one = np.unique(leaves.trunk_N[of_group], return_index=True)
+        trunks = of_group[one]
+        _, place, count = np.unique(token_N[trunks], return_index=True, return_counts=True)
+        off = np.abs(count / len(trunks) - probability_N[trunks[place]])
+        values.append(float(off.sum() / 2))
+    return float(np.mean(values))
 
 
 def _share_entropy(leaves: Leaves) -> float:

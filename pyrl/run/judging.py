@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from tyro.conf import Suppress
 
 from pyrl.answers import Answers
 from pyrl.evaluate import EvalSettings, opened
@@ -22,8 +24,10 @@ class JudgerSettings(EvalSettings):
 
     samples: int = 16
     """Responses of each question."""
-    low_temperature: float = 0.0
-    """Not used here."""
+    low_temperature: Annotated[float, Suppress] = 0.0
+    """No other score is taken of the model."""
+    exact: Annotated[bool, Suppress] = False
+    """Nor this one."""
     output: Path | None = Path("judger.json")
     """The file that is written."""
     held_out: float = 0.2

@@ -148,7 +148,8 @@ def test_choices_that_need_more_than_a_host_gives_are_refused_by_name(
 
 
 def test_budgets_that_end_a_prompt_early_are_refused() -> None:
-    for limit in ({"max_tokens_per_prompt": 99}, {"max_seconds": 1.0}, {"stop_when_decided": True}):
+    limits = ({"max_tokens_per_prompt": 99}, {"max_seconds": 1.0}, {"stop_when_decided": True})
+    for limit in (*limits, {"even": True}):
         algorithm = replace(METHODS["ttrl"](), sample=Sample(votes=4, train=2, **limit))
         with pytest.raises(
             ValueError, match=rf"^sample.{next(iter(limit))}: expected none in verl"
