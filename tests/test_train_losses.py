@@ -205,7 +205,7 @@ def test_methods_state_the_updates_of_their_papers() -> None:
         **dict.fromkeys(("ttrl", "ttrl_unique", "ettrl", "echo", "echo_paper"), 8),
         **dict.fromkeys(("echo_fixed", "echo_released", "dr_grpo", "siren", "clip_cov"), 8),
         **dict.fromkeys(("dapo", "steer", "steer_exp", "top_entropy", "hapo", "cispo"), 16),
-        **dict.fromkeys(("scrl", "ddrl", "ttrl_guard", "evol_rl", "om_grpo"), 8),
+        **dict.fromkeys(("scrl", "ddrl", "ttrl_guard", "evol_rl", "om_grpo", "spear"), 8),
         "kl_cov": 8,
         "ctpo": 16,
         "gspo": 4,
