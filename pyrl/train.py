@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ from pyrl.run.lock import Lock, one_process
 from pyrl.run.results import write_results
 from pyrl.run.resume import first_words, record_of, restore
 from pyrl.run.setup import assemble
+from pyrl.run.spending import Spent, check_tokens, out_of_time, share_spent
 from pyrl.select import accepted, of_accepted, rounds, selected, tokens_that_train
 from pyrl.vote import Votes
 
@@ -59,6 +60,8 @@ class Step:
     timing: Mapping[str, float]
     """Seconds of each phase."""
     seconds: float
+    cpu_seconds: float | None = None
+    """Of all threads of this process; None: not measured."""
 
 
 class Trainer:
@@ -126,9 +129,12 @@ class Trainer:
         self.sync(self.step)
 
     def train_step(self) -> Step:
-        """Sample, vote, reward, update and sync once. RunError names questions with NaN."""
-        started, algorithm, states = time.monotonic(), self.algorithm, self.states
-        sample, progress = algorithm.sample, self.step / self.run.steps
+        """Sample, vote, reward, update and sync once. RunError names questions with NaN; Spent: the
+        run would exceed its tokens, and nothing has changed."""
+        started, cpu = time.monotonic(), time.process_time()
+        algorithm, states, sample = self.algorithm, self.states, self.algorithm.sample
+        spent = share_spent(self.run, self.observer.tokens, self.observer.seconds)
+        progress = self.step / self.run.steps if spent is None else spent
         wanted = self.run.prompts_per_step
         prompts = step_prompts(self.prompts, self.step, wanted, self.run.seed)
         phase = Phases(self.progress)
@@ -138,6 +144,7 @@ class Trainer:
                 phase("sampling")
                 with keeping_forest(self.run.output, rollout.forest, self.step + 1):
                     forest = rollout.run()
+                check_tokens(self.run, self.observer.tokens, rollout.counts.sampled_tokens)
                 phase("scoring")
                 leaves = collect(forest, self.decode, progress=progress, limit=sample.max_tokens)
                 answers = classify(leaves, self.extractor, self.equivalence)
@@ -161,7 +168,7 @@ class Trainer:
             if algorithm.reward.usable(answers, votes, reward_N):
                 batch = pack(kept.rows, advantage_T, scored.reward_N, train_T)
                 experts = self.experts(prompts)
-                update = self.learner.update(batch, scored.group_N, self.step, experts)
+                update = self.learner.update(batch, scored.group_N, self.step, experts, spent)
             phase("syncing")
             self.step += 1
             sync = self.sync(self.step)
@@ -178,6 +185,7 @@ class Trainer:
             sync=sync,
             timing=phase.metrics(),
             seconds=time.monotonic() - started,
+            cpu_seconds=time.process_time() - cpu,
         )
 
     def train(self) -> Report:
@@ -191,7 +199,7 @@ class Trainer:
                 self.progress.alarm(sentence)
             self._steps()
             return write_results(
-                self.run,
+                replace(self.run, steps=self.step),
                 self.model,
                 self.tokenizer,
                 self.evaluations,
@@ -218,13 +226,18 @@ class Trainer:
                     if self.unlogged is not None:
                         self._log(log, self.unlogged)
                     self.interrupt.check()
-                    if self.step == self.run.steps:
+                    if self.step == self.run.steps or out_of_time(self.run, self.observer.seconds):
                         break
                     self.progress.step(self.step + 1, self.run.steps)
-                    self.observe(self.train_step())
-                if not self.evaluations.finished:
-                    # Resumed with fewer steps than it had: this was not known to be the last.
+                    try:
+                        self.observe(self.train_step())
+                    except Spent:
+                        break
+                scored = self.evaluations.finished
+                if not scored:
+                    # It was not known to be the last: the total is spent, or there are now fewer.
                     log.write(self.step, self.evaluations.score("after", self.step))
+                if not (scored and checkpoint.place(self.run.output, self.step).exists()):
                     self.save()
             except (KeyboardInterrupt, EngineFailure) as end:
                 # A signal to all processes of a job ends an engine in its own process as well.

@@ -32,6 +32,7 @@ MEANING = {
     "grad_norm": "norm of the gradient before clipping",
     "learning_rate": "learning rate of the update",
     "step_time": "seconds of the whole step",
+    "cpu_time": "processor seconds of all threads of the process in it",
     "timing/sampling": "of these, until the last tree was grown",
     "timing/scoring": "texts, answers, votes and rewards",
     "timing/updating": "advantages and the learner's passes and updates",
