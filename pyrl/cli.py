@@ -1,4 +1,4 @@
-"""The command line: `pyrl demo`, `pyrl train METHOD`, `pyrl methods`, `pyrl eval`, `pyrl info`.
+"""The command line: `pyrl demo`, `pyrl train METHOD`, `pyrl compare METHOD METHOD` and others.
 
 Each command imports what it needs: torch and transformers take seconds, and help needs neither.
 """
@@ -24,6 +24,9 @@ pyrl: tree-rollout test-time RL. Fork where the model is unsure, vote, learn.
   pyrl train METHOD ...  train a model on unlabelled questions by ttrl, ettrl, echo or another
                          method; `pyrl train` lists them
   pyrl methods           methods and choices by name, with their papers; `pyrl methods show NAME`
+  pyrl compare METHOD METHOD ...
+                         train methods with the same seeds, questions and budget, and say which
+                         differences are certain
   pyrl eval ...          score a model on questions with answers
   pyrl info              how this installation was built
   pyrl --version         its version
@@ -71,6 +74,7 @@ def _command(args: list[str]) -> int:
         "demo": _demo,
         "train": _train,
         "methods": _methods,
+        "compare": _compare,
         "eval": _eval,
         "info": _info,
     }
@@ -147,6 +151,26 @@ def _methods(args: list[str]) -> int:
     for name in asked.show[1:]:
         for found in named(name, registry):
             rich.print(page(found))
+    return 0
+
+
+def _compare(args: list[str]) -> int:
+    if not args:
+        args = ["--help"]
+    with _loading():
+        import rich
+
+        from pyrl.compare.comparing import FILES, compare
+        from pyrl.compare.contestants import parse_compare
+        from pyrl.compare.tables import brief, facts, title
+
+        comparison = parse_compare(args)
+        record = compare(comparison, lambda text: print(text, file=sys.stderr, flush=True))
+    rich.print(f"[bold]{title(record)}[/bold]", facts(record), sep="\n")
+    for table in brief(record):
+        rich.print(table)
+    for name in FILES:
+        print(comparison.settings.output / name)
     return 0
 
 

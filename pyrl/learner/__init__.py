@@ -186,7 +186,9 @@ class Learner:
             moved = moved or tally.weight > 0
             rows.append(tally.metrics() | {"grad_norm": norm})
         self.optimizer.zero_grad(set_to_none=True)
-        return averaged(rows) | {"learning_rate": rate} | cost | self.reader.metrics()
+        trained = float((batch.mask_T & (batch.advantage_T != 0)).sum())
+        learned = {"learning_rate": rate, "pack/trained": trained}
+        return averaged(rows) | learned | cost | self.reader.metrics()
 
     def mini_batches(
         self,

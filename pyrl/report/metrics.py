@@ -55,6 +55,7 @@ MEANING = {
     "sampling/sampling_logp_difference/mean": "mean |log-prob at sampling - at training| (nats)",
     "sampling/sampling_logp_difference/max": "its largest value in the step (nats)",
     "pack/tokens": "tokens of all rows that the learner read, prompts included",
+    "pack/trained": "response tokens that train with an advantage other than zero",
     "pack/unique": "how many that were: rows with the same beginning share its tokens",
     "pack/repeated": "tokens read again where a tree did not fit in a pass / unique ones",
     "pack/disagreeing": "share of tokens whose log-prob at sampling another row contradicts",
