@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import tyro
 
 from pyrl.checks import one_of
-from pyrl.compare.settings import Budget, Settings, read_budget
+from pyrl.compare.settings import ABOUT, Budget, Settings, read_budget
 from pyrl.demo.run import METHODS as DEMO_METHODS
 from pyrl.demo.run import demo_run
 from pyrl.evaluate import Scoring
@@ -59,9 +59,14 @@ class Contestant:
     """Its run with the seed 0; those of other seeds differ in nothing else."""
     control: bool = False
 
+    @property
+    def folder(self) -> str:
+        """Its label as the name of a folder."""
+        return re.sub(r"[^\w.+-]+", "-", self.label).strip("-")
+
     def of_seed(self, seed: int, output: Path) -> Run:
         """Its run with a seed, below the directory of the comparison."""
-        folder = output / "runs" / _folder(self.label) / f"seed-{seed}"
+        folder = output / "runs" / self.folder / f"seed-{seed}"
         begun = (folder / "run.yaml").exists()
         return replace(self.run, seed=seed, output=folder, resume=begun)
 
@@ -110,6 +115,7 @@ def parse_compare(argv: Sequence[str]) -> Comparison:
         Settings,
         args=given,
         prog="pyrl compare",
+        description=ABOUT,
         default=QUICK if quick else Settings(),
         return_unknown_args=True,
     )
@@ -174,7 +180,7 @@ def _controls(first: Contestant) -> Iterator[Contestant]:
 def _check_alike(contestants: Sequence[Contestant]) -> None:
     """ValueError unless names differ, and questions do not."""
     for one, other in combinations(contestants, 2):
-        if _folder(one.label) == _folder(other.label):
+        if one.folder == other.folder:
             raise ValueError(
                 f"expected another name for each method, got {one.label!r} and {other.label!r}; "
                 f"NAME={other.label!r} gives one"
@@ -191,7 +197,3 @@ def _check_alike(contestants: Sequence[Contestant]) -> None:
 
 def _asked(run: Run) -> Mapping[str, object]:
     return {name: value for name, value in vars(run).items() if name in SAME}
-
-
-def _folder(label: str) -> str:
-    return re.sub(r"[^\w.+-]+", "-", label).strip("-")

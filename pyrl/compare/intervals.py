@@ -51,7 +51,7 @@ def difference(first_SQ: NDArray[np.float64], second_SQ: NDArray[np.float64]) ->
     seeds, questions = paired_SQ.shape
     if seeds < 2:
         return Difference(mean, None, None)
-    of_seeds = _student(seeds - 1) * float(mean_S.std(ddof=1)) / math.sqrt(seeds)
+    of_seeds = student_quantile(seeds - 1) * float(mean_S.std(ddof=1)) / math.sqrt(seeds)
     low, high = np.quantile(_draws(questions) @ mean_Q, [0.025, 0.975])
     # The bounds of two shares' difference are those of any.
     return Difference(
@@ -71,7 +71,7 @@ def _draws(questions: int) -> NDArray[np.float64]:
     return count / questions
 
 
-def _student(freedom: int) -> float:
+def student_quantile(freedom: int) -> float:
     """97.5 % of Student's t; beyond the table by its expansion (Cornish and Fisher)."""
     if freedom <= len(STUDENT):
         return STUDENT[freedom - 1]

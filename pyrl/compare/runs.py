@@ -7,9 +7,9 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 
 from rich.console import Console
 
@@ -40,6 +40,11 @@ class Task:
         who = "untrained" if self.contestant is None else self._of(comparison).label
         return f"{who}, seed {self.seed}"
 
+    def _log(self, comparison: Comparison) -> Path:
+        """Where what a run says on a terminal goes."""
+        who = "untrained" if self.contestant is None else self._of(comparison).folder
+        return comparison.settings.output / "log" / f"{who}-seed-{self.seed}.txt"
+
     def done(self, comparison: Comparison) -> bool:
         """It has left what it should: a run its report, which is the last but a picture."""
         if self.contestant is None:
@@ -49,7 +54,12 @@ class Task:
 
     def __call__(self, comparison: Comparison) -> None:
         """Do it, or what is missing of it."""
-        with Progress(console=Console(file=StringIO())) as progress:
+        log = self._log(comparison)
+        log.parent.mkdir(exist_ok=True)
+        with (
+            log.open("a", encoding="utf-8") as file,
+            Progress(console=Console(file=file)) as progress,
+        ):
             if self.contestant is None:
                 score_before(comparison, self.seed, progress)
                 return

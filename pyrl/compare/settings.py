@@ -35,15 +35,21 @@ def read_budget(text: str) -> Budget:
     return Budget(kind, number)
 
 
+ABOUT = """\
+Train methods on the same questions, with the same seeds and one budget, and compare them:
+
+  pyrl compare METHOD METHOD ... --budget tokens=N --model M --data D [options of pyrl train]
+
+One METHOD may bring options and a name: "wide=echo --fork.max-width 4".
+
+Other options of `pyrl train METHOD` go to every run. --eval-data: held-out questions.
+
+--eval-limit: how many of each set are scored (here 200). --eval-samples: samples of each."""
+
+
 @dataclass(frozen=True)
 class Settings:
-    """Train methods on the same questions with the same seeds and one budget, and compare them.
-
-    pyrl compare METHOD METHOD ... --budget tokens=N --model M --data D [options of pyrl train].
-    A METHOD may bring options and a name: "wide=echo --fork.max-width 4". All other options of
-    `pyrl train METHOD` go to every run; --eval-data has held-out questions, --eval-limit (200 here)
-    says how many of each set are scored, --eval-samples how many samples vote.
-    """
+    """The options of `pyrl compare`."""
 
     budget: str | None = None
     """What each run may spend: tokens=N (sampled in training: such a comparison repeats bit for bit

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from pyrl.compare.intervals import _student, difference
+from pyrl.compare.intervals import difference, student_quantile
 
 Scores = NDArray[np.float64]
 
@@ -90,7 +90,7 @@ def test_a_single_seed_has_no_interval() -> None:
     assert (found.mean, found.low, found.high, found.verdict) == (1.0, None, None, "unknown")
 
 
-def test_the_quantiles_are_student_s() -> None:
-    assert [_student(n) for n in (*range(1, 40), 1000)] == pytest.approx(
+def test_the_quantiles_arestudent_quantile_s() -> None:
+    assert [student_quantile(n) for n in (*range(1, 40), 1000)] == pytest.approx(
         [stats.t.ppf(0.975, n) for n in (*range(1, 40), 1000)], rel=3e-3
     )

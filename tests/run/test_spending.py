@@ -49,7 +49,7 @@ def test_a_run_ends_before_the_first_step_that_would_exceed_its_tokens(
     cost = [tokens for row in rows if isinstance(tokens := row["num_tokens"], int)]
     assert len(cost) == STEPS
     assert cost[-1] <= 700 < cost[-1] + cost[0]
-    exact = replace(whole, total_tokens=cost[1], output=tmp_path / "exact", save_every=10)
+    exact = replace(whole, total_tokens=cost[1], output=tmp_path / "exact", eval_before=False)
     assert train(exact).step == 2
     rows = read_metrics(exact.output / "metrics.jsonl")
     assert [row["num_tokens"] for row in rows[1:]] == cost[:2]
@@ -93,7 +93,7 @@ def test_a_total_below_one_step_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_step_begins_after_the_seconds(tmp_path: Path) -> None:
-    run = endless(tmp_path, total_seconds=1e-6)
+    run = endless(tmp_path, total_seconds=1e-6, eval_before=False)
     assert not out_of_time(run, 0.0)
     assert out_of_time(run, 1e-6)
     assert train(run).step == 1
