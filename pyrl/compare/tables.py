@@ -31,10 +31,14 @@ class Table:
 
     def __rich__(self) -> RichTable:
         table = RichTable(
-            title=self.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD
+            title=self.title,
+            title_justify="left",
+            title_style="bold",
+            box=SIMPLE_HEAD,
+            show_edge=False,
         )
         for place, name in enumerate(self.columns):
-            table.add_column(name, justify="right" if place else "left")
+            table.add_column(name, justify="right" if place else "left", no_wrap=not place)
         for row in self.rows:
             table.add_row(*row)
         table.caption, table.caption_justify = self.note or None, "left"
@@ -139,7 +143,7 @@ def _differences(record: Record, name: str, metric: str) -> Table:
     rows = [row for row in _rows(record, "differences", name) if row["metric"] == metric]
     return Table(
         f"Differences in {metric} on {name}",
-        ["", "difference", "95 % interval", ""],
+        ["", "mean", "95 % interval", ""],
         [
             [
                 f"{row['first']} less {row['second']}",
@@ -213,7 +217,7 @@ def _training(record: Record, columns: Sequence[str]) -> Table:
             ["", *columns, *TIMES],
             cells,
             "Means over seeds. Computed tokens: read by the learner's passes, a shared beginning "
-            "once. Trained: response tokens with an advantage other than zero.",
+            "once. Trained: those of each response that had an advantage other than zero.",
         )
     return Table(
         "The end of training",

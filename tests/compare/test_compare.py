@@ -33,7 +33,7 @@ from pyrl.run import results
 
 SIZES = shlex.split("""
     --budget tokens=700 --seeds 2 --temperatures 0.6 --no-controls --sample.votes 4 --sample.train 4
-    --sample.max-tokens 18 --loss.kl.coef 0 --learning-rate 1e-5
+    --sample.max-tokens 18 --loss.kl.coef 0 --learning-rate 1e-5 --save-every 1
 """)
 METHODS = ("ttrl", "few=ttrl --sample.votes 2 --sample.train 2")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,21 +103,22 @@ def test_no_step_begins_after_the_seconds(tmp_path: Path) -> None:
     assert share_spent(tiny_run(tmp_path), 5, 1.0) is None
 
 
-def test_scores_by_question_are_those_of_the_evaluation(tmp_path: Path) -> None:
-    run = tiny_run(tmp_path, steps=1)
-    trainer = train(run)
-    for evaluation in trainer.evaluations.taken:
-        path = run.output / "scores" / f"{evaluation.model}.json"
-        scores = read_question_scores(path)[TRAINED]
-        found = evaluation.metrics
+def test_scores_by_question_are_those_of_the_report(whole: Run) -> None:
+    report = json.loads((whole.output / "report.json").read_text())
+    asked = [json.loads(line) for line in Path(whole.data).read_text().splitlines()]
+    assert [evaluation["model"] for evaluation in report["evaluations"]] == ["before", "after"]
+    for evaluation in report["evaluations"]:
+        assert "by_question" not in evaluation
+        path = whole.output / "scores" / f"{evaluation['model']}.json"
+        scores, found = read_question_scores(path)[TRAINED], evaluation["metrics"]
         assert [score.question for score in scores] == [0, 1, 2, 3]
         assert sum(score.greedy for score in scores) == 4 * found["greedy"]
         assert sum(map(sum, (s.right for s in scores))) == 12 * found["pass@1/T=0.6"]
         assert sum(score.label_right for score in scores) == 4 * found["maj@3"]
         assert sum(any(score.right) for score in scores) == 4 * found["pass@3"]
-        for score, prompt in zip(scores, trainer.prompts, strict=True):
-            assert score.text == prompt.text
-            assert [answer == prompt.answer for answer in score.answers] == [*score.right]
+        for score, row in zip(scores, asked, strict=True):
+            assert score.text == row["prompt"]
+            assert [answer == row["answer"] for answer in score.answers] == [*score.right]
             assert len({*score.answers} - {None}) == score.distinct
             assert score.label in score.answers
             assert 2 < score.length <= 21
