@@ -252,15 +252,22 @@ def test_controls_are_the_first_method_with_another_reward() -> None:
         assert one.run.data == "demo:train"
 
 
-def test_one_seed_and_no_answers_leave_out_what_needs_more(tmp_path: Path) -> None:
+def test_one_seed_and_no_answers_leave_out_what_needs_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_questions(tmp_path / "questions.jsonl", 4, [None] * 4)
+    output = tmp_path / "out"
     options = ["ttrl", *SETTINGS, *SIZES, "--controls", "--data", str(tmp_path / "questions.jsonl")]
-    words: list[str] = []
-    record = compare(
-        parse_compare([*options, "--output", str(tmp_path / "out"), "--seeds", "1"]), words.append
-    )
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["compare", *options, "--output", str(output), "--seeds", "1"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr()
+    assert "What training took" in printed.out
+    assert str(output / "comparison.html") in printed.out
+    assert "2 of 2: random reward, seed 0" in printed.err
+    assert "no true answers: no control trains on them" in printed.err
+    record = json.loads((output / "comparison.json").read_text())
     assert record["controls"] == [RANDOM]
-    assert "no true answers: no control trains on them" in " ".join(words)
     assert (record["scores"], record["differences"], record["questions"]) == ([], [], {})
     assert "label accuracy" not in record["training"][0]["curves"]
     said = facts(record)
