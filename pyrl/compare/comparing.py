@@ -22,6 +22,7 @@ from pyrl.compare.tables import facts, tables, title
 from pyrl.compare.untrained import before, more_votes
 from pyrl.report import Progress
 from pyrl.run.evaluation import TRAINED
+from pyrl.run.interrupt import RESUME
 from pyrl.run.lock import Lock, one_process
 
 FILES = ("comparison.html", "comparison.png", "comparison.md", "comparison.json")
@@ -31,26 +32,35 @@ def compare(comparison: Comparison, say: Say) -> dict[str, Any]:
     """Run all that is missing, and leave `FILES`; the record that is in the last of them.
 
     RunError: the directory is in use, has another comparison, or one of its runs failed.
+    KeyboardInterrupt: it goes on when it is resumed.
     """
     one_process()
     with Lock(comparison.settings.output):
         claim(comparison)
-        do_all(comparison, [Task(None, seed) for seed in comparison.seeds], say)
-        if TRAINED not in before(comparison, 0):
-            say("The training questions have no true answers: no control trains on them.")
-            known = [c for c in comparison.contestants if c.label != TRUE or not c.control]
-            comparison = replace(comparison, contestants=tuple(known))
-        places = range(len(comparison.contestants))
-        do_all(comparison, [Task(n, seed) for seed in comparison.seeds for n in places], say)
-        say("the untrained model at other temperatures, and with more votes")
-        tokens = comparison.budget.amount
-        if comparison.budget.kind == "seconds":
-            tokens = sampled_tokens(comparison)
-        with Progress(console=Console(file=StringIO())) as progress:
-            more = more_votes(comparison, tokens, progress)
-        record = result(comparison, more)
+        try:
+            record = _record(comparison, say)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(RESUME) from None
         save(record, comparison.settings.output)
     return record
+
+
+def _record(comparison: Comparison, say: Say) -> dict[str, Any]:
+    do_all(comparison, [Task(None, seed) for seed in comparison.seeds], say)
+    controls = [contestant for contestant in comparison.contestants if contestant.control]
+    if controls and TRAINED not in before(comparison, 0):
+        say("The training questions have no true answers: no control trains on them.")
+        known = [c for c in comparison.contestants if c.label != TRUE or not c.control]
+        comparison = replace(comparison, contestants=tuple(known))
+    places = range(len(comparison.contestants))
+    do_all(comparison, [Task(n, seed) for seed in comparison.seeds for n in places], say)
+    say("the untrained model at other temperatures, and with more votes")
+    tokens = comparison.budget.amount
+    if comparison.budget.kind == "seconds":
+        tokens = sampled_tokens(comparison)
+    with Progress(console=Console(file=StringIO())) as progress:
+        more = more_votes(comparison, tokens, progress)
+    return result(comparison, more)
 
 
 def save(record: Mapping[str, Any], output: Path) -> None:

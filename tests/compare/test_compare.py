@@ -259,7 +259,9 @@ def test_one_seed_and_no_answers_leave_out_what_needs_more(
     output = tmp_path / "out"
     options = ["ttrl", *SETTINGS, *SIZES, "--controls", "--data", str(tmp_path / "questions.jsonl")]
     with pytest.raises(SystemExit) as stop:
-        cli.main(["compare", *options, "--output", str(output), "--seeds", "1"])
+        cli.main(
+            ["compare", *options, "--output", str(output), "--seeds", "1", "--budget", "seconds=1"]
+        )
     assert stop.value.code == 0
     printed = capsys.readouterr()
     assert "What training took" in printed.out
@@ -267,6 +269,8 @@ def test_one_seed_and_no_answers_leave_out_what_needs_more(
     assert "2 of 2: random reward, seed 0" in printed.err
     assert "no true answers: no control trains on them" in printed.err
     record = json.loads((output / "comparison.json").read_text())
+    assert record["budget"] == "1 seconds"
+    assert record["more votes"]["spent"] == record["training"][0]["sampled tokens"]
     assert record["controls"] == [RANDOM]
     assert (record["scores"], record["differences"], record["questions"]) == ([], [], {})
     assert "label accuracy" not in record["training"][0]["curves"]
