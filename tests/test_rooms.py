@@ -69,7 +69,7 @@ PYTHON = {
         "rollout run select train vote"
     ),
     "demo": "algorithm checks evaluate fork loss methods models prune reward run sources",
-    "compare": "checks demo engine evaluate methods report reward run train",
+    "compare": "checks demo engine evaluate report reward run train",
     "cli": "answers checks compare demo engine evaluate methods report run train",
     "__init__": "",
     "__main__": "cli",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,10 +18,8 @@ from pyrl.compare.settings import ABOUT, Budget, Settings, read_budget
 from pyrl.demo.run import METHODS as DEMO_METHODS
 from pyrl.demo.run import demo_run
 from pyrl.evaluate import Scoring
-from pyrl.methods.registry import Registry
 from pyrl.reward import RandomReward, TrueReward
-from pyrl.run.config import Run, parse_run, save_run
-from pyrl.run.names import first_pass
+from pyrl.run.config import Run, parse_run, parse_train, save_run
 
 RANDOM, TRUE = "random reward", "true labels"
 CONTROLS = {RANDOM: ("random", RandomReward()), TRUE: ("true", TrueReward())}
@@ -42,7 +41,8 @@ OWN = {
 }
 """Options of a run that a METHOD may not bring."""
 
-DEFAULTS = ("--loggers", "--eval-limit", "200")
+EVAL_LIMIT = 200
+"""Questions of each set that are scored, where nothing says how many."""
 STEPS = 10_000
 """No budget of a comparison lasts for longer: it ends the runs, and not their number of steps."""
 
@@ -143,15 +143,14 @@ def _contestant(
         if option.startswith("--") and name in OWN:
             raise ValueError(f"{spec}: expected no option {option.partition('=')[0]}: {OWN[name]}")
     steps = [] if any(word.startswith("--steps") for word in options) else ["--steps", str(STEPS)]
-    words = [*DEFAULTS, *steps, *options, *own]
-    run = _demo(method, words) if settings.demo else _plain(method, words)
+    words = [*steps, *options, *own]
+    run = _demo(method, words) if settings.demo else parse_train([method, *words])
+    if run.eval_limit is None:
+        run = replace(run, eval_limit=EVAL_LIMIT)
+    if run.threads is None and settings.workers > 1:
+        run = replace(run, threads=max(1, (os.cpu_count() or 1) // settings.workers))
     run = replace(run, eval_before=False, eval_after=True, **budget.of_run())
     return Contestant(label, run)
-
-
-def _plain(method: str, words: list[str]) -> Run:
-    given = first_pass(words)
-    return parse_run(words, method, Registry(given.plugins or ()).method(method))
 
 
 def _demo(method: str, words: list[str]) -> Run:

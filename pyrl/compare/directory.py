@@ -9,10 +9,13 @@ from typing import Any
 import yaml
 
 from pyrl.compare.contestants import Comparison
-from pyrl.run.config import settings_of
+from pyrl.run.config import Run, settings_of
+from pyrl.run.directory import FREE
 from pyrl.run.lock import LOCK, RunError
 
 PLAN = "compare.yaml"
+ELSEWHERE = FREE - {"steps", "eval_data", "eval_samples"}
+"""Settings that a resumed comparison may change, as each of its runs may."""
 FORMAT = 1
 """What the plan and the results of a comparison have in them."""
 
@@ -49,8 +52,12 @@ def _plan(comparison: Comparison) -> dict[str, Any]:
         "budget": str(comparison.budget),
         "seeds": comparison.settings.seeds,
         "temperatures": list(comparison.settings.temperatures),
-        "contestants": {c.label: settings_of(c.run) for c in comparison.contestants},
+        "contestants": {c.label: _settings(c.run) for c in comparison.contestants},
     }
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    return {name: value for name, value in settings_of(run).items() if name not in ELSEWHERE}
 
 
 def _check_same(path: Path, plan: dict[str, Any]) -> None:

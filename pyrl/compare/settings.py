@@ -44,7 +44,7 @@ One METHOD may bring options and a name: "wide=echo --fork.max-width 4".
 
 Other options of `pyrl train METHOD` go to every run. --eval-data: held-out questions.
 
---eval-limit: how many of each set are scored (here 200). --eval-samples: samples of each."""
+--eval-limit: how many of each set are scored (else 200). --eval-samples: samples of each."""
 
 
 @dataclass(frozen=True)
