@@ -1,4 +1,4 @@
-"""The command line: `pyrl demo`, `train`, `methods`, `plan`, `report`, `eval` and others.
+"""The command line: `pyrl demo`, `train`, `compare`, `methods`, `plan`, `report` and others.
 
 Each command imports what it needs: torch and transformers take seconds, and help needs neither.
 """
@@ -24,6 +24,9 @@ pyrl: tree-rollout test-time RL. Fork where the model is unsure, vote, learn.
   pyrl train METHOD ...  train a model on unlabelled questions by ttrl, ettrl, echo or another
                          method; `pyrl train` lists them
   pyrl methods           methods and choices by name, with their papers; `pyrl methods show NAME`
+  pyrl compare METHOD METHOD ...
+                         train methods with the same seeds, questions and budget, and say which
+                         differences are certain
   pyrl plan METHOD ...   what such a run would hold in memory, before anything is loaded
   pyrl report RUN ...    a run, or several side by side, as one HTML page with their trees
   pyrl eval ...          score a model on questions with answers
@@ -75,6 +78,7 @@ def _command(args: list[str]) -> int:
         "demo": _demo,
         "train": _train,
         "methods": _methods,
+        "compare": _compare,
         "plan": _plan,
         "report": _report,
         "eval": _eval,
@@ -191,6 +195,26 @@ def _report(args: list[str]) -> int:
 
     settings = tyro.cli(PageSettings, args=args, prog="pyrl report")
     print(f"report   {write_page(settings.runs, settings.output)}")
+    return 0
+
+
+def _compare(args: list[str]) -> int:
+    if not args:
+        args = ["--help"]
+    with _loading():
+        import rich
+
+        from pyrl.compare.comparing import FILES, compare
+        from pyrl.compare.contestants import parse_compare
+        from pyrl.compare.tables import brief, facts, title
+
+        comparison = parse_compare(args)
+        record = compare(comparison, lambda text: print(text, file=sys.stderr, flush=True))
+    rich.print(f"[bold]{title(record)}[/bold]", facts(record), sep="\n")
+    for table in brief(record):
+        rich.print(table)
+    for name in FILES:
+        print(comparison.settings.output / name)
     return 0
 
 

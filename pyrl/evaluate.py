@@ -27,8 +27,9 @@ from pyrl.models import find_device, load_model, room
 from pyrl.prompts import Prompt, load_prompts
 from pyrl.prune import Keep
 from pyrl.report import Evaluation, Progress
+from pyrl.report.question_scores import QuestionScore
 from pyrl.rollout import Rollout, Stop, derive_seed
-from pyrl.vote import Majority, Mass, Vote
+from pyrl.vote import Majority, Mass
 
 FLAT = Flat()
 
@@ -167,13 +168,15 @@ class Evaluator:
         answered(prompts, name)
         started = time.monotonic()
         greedy, tokens = self._sample(prompts, 1, 0.0, how)
-        metrics = {"greedy": float(self._right(greedy, prompts).mean())}
+        greedy_G = self._right(greedy, prompts)
+        metrics = {"greedy": float(greedy_G.mean())}
         if how.low_temperature:
             low, used = self._sample(prompts, how.samples, how.low_temperature, how)
             metrics[f"pass@1/T={how.low_temperature:g}"] = float(self._right(low, prompts).mean())
             tokens += used
         leaves, used = self._sample(prompts, max(how.samples, how.votes), how.temperature, how)
-        metrics |= self._sampled(leaves, prompts, how)
+        sampled, by_question = self._sampled(leaves, prompts, how, greedy_G)
+        metrics |= sampled
         if how.exact:
             masses, more = self._masses(prompts, how)
             metrics |= masses
@@ -185,6 +188,7 @@ class Evaluator:
             questions=len(prompts),
             tokens=tokens + used,
             seconds=time.monotonic() - started,
+            by_question=by_question,
         )
 
     def graded(
@@ -195,14 +199,53 @@ class Evaluator:
         answers = classify(leaves, self.extractor, self.equivalence)
         return leaves, answers, self._right(leaves, prompts)
 
-    def _sampled(self, leaves: Leaves, prompts: Sequence[Prompt], how: Scoring) -> dict[str, float]:
+    def _sampled(
+        self,
+        leaves: Leaves,
+        prompts: Sequence[Prompt],
+        how: Scoring,
+        greedy_G: NDArray[np.bool_],
+    ) -> tuple[dict[str, float], tuple[QuestionScore, ...]]:
+        """The metrics of the samples, and what they and the greedy responses are by question."""
         n, count = how.samples, max(how.samples, how.votes)
-        right_GN = self._right(leaves, prompts).reshape(len(prompts), count)
-        metrics = {f"pass@1/T={how.temperature:g}": float(right_GN[:, :n].mean())}
-        for votes in [n, how.votes] if how.votes else [n]:
-            first = np.flatnonzero(np.arange(len(leaves.leaf_N)) % count < votes)
-            metrics[f"maj@{votes}"] = self._label(leaves.take(first), prompts, Majority())
-        return metrics | {f"pass@{n}": float(right_GN[:, :n].any(1).mean())}
+        answers = classify(leaves, self.extractor, self.equivalence)
+        right_GN = self._grade(leaves, answers, prompts).reshape(len(prompts), count)[:, :n]
+        label_G, right_G = self._majority(leaves, answers, prompts, count, n)
+        metrics = {
+            f"pass@1/T={how.temperature:g}": float(right_GN.mean()),
+            f"maj@{n}": float(right_G.mean()),
+        }
+        if how.votes:
+            _, more_G = self._majority(leaves, answers, prompts, count, how.votes)
+            metrics[f"maj@{how.votes}"] = float(more_G.mean())
+        by_question = []
+        for group, prompt in enumerate(prompts):
+            own = slice(group * count, group * count + n)
+            class_N = answers.class_N[own]
+            by_question.append(
+                QuestionScore(
+                    question=prompt.index,
+                    text=prompt.text,
+                    greedy=bool(greedy_G[group]),
+                    right=tuple(right_GN[group].tolist()),
+                    answers=answers.answer_N[own],
+                    distinct=len(np.unique(class_N[class_N >= 0])),
+                    label=label_G[group],
+                    label_right=bool(right_G[group]),
+                    entropy=float(leaves.entropy_N[own].mean()),
+                    length=float(leaves.length_N[own].mean()),
+                )
+            )
+        return metrics | {f"pass@{n}": float(right_GN.any(1).mean())}, tuple(by_question)
+
+    def _majority(
+        self, leaves: Leaves, answers: Answers, prompts: Sequence[Prompt], count: int, votes: int
+    ) -> tuple[Sequence[str | None], NDArray[np.bool_]]:
+        """The labels of the first samples of each question, of which there are `count`, and which
+        of these labels are right [G]."""
+        first = np.flatnonzero(np.arange(len(leaves.leaf_N)) % count < votes)
+        label_G = Majority()(leaves.take(first), answers.take(first)).label_G
+        return label_G, np.equal(right(label_G, prompts, self.equivalence), 1)
 
     def _masses(self, prompts: Sequence[Prompt], how: Scoring) -> tuple[dict[str, float], int]:
         """What the most probable responses say, and what they weigh; the sampled tokens."""
@@ -211,7 +254,7 @@ class Evaluator:
         mass_N = np.exp(leaves.log_mass_N)
         right = float((mass_N * self._right(leaves, prompts)).sum()) / len(prompts)
         return {
-            f"label by mass/{at}": self._label(leaves, prompts, Mass()),
+            f"label by mass/{at}": self._label(leaves, prompts),
             f"right mass/{at}": right,
             f"unseen mass/{at}": 1 - float(mass_N.sum()) / len(prompts),
         }, used
@@ -241,14 +284,18 @@ class Evaluator:
 
     def _right(self, leaves: Leaves, prompts: Sequence[Prompt]) -> NDArray[np.bool_]:
         """Which leaves are right [N]; one whose comparison ran out of time is not."""
-        answers = classify(leaves, self.extractor, self.equivalence)
+        return self._grade(leaves, classify(leaves, self.extractor, self.equivalence), prompts)
+
+    def _grade(
+        self, leaves: Leaves, answers: Answers, prompts: Sequence[Prompt]
+    ) -> NDArray[np.bool_]:
         asked = [prompts[group] for group in leaves.group_N.tolist()]
         return np.equal(right(answers.answer_N, asked, self.equivalence), 1)
 
-    def _label(self, leaves: Leaves, prompts: Sequence[Prompt], vote: Vote) -> float:
-        """Share of right labels."""
+    def _label(self, leaves: Leaves, prompts: Sequence[Prompt]) -> float:
+        """Share of right labels by mass."""
         answers = classify(leaves, self.extractor, self.equivalence)
-        label_G = vote(leaves, answers).label_G
+        label_G = Mass()(leaves, answers).label_G
         return float((right(label_G, prompts, self.equivalence) == 1).mean())
 
 

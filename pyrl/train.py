@@ -41,6 +41,7 @@ from pyrl.run.lock import Lock, one_process
 from pyrl.run.results import write_results
 from pyrl.run.resume import first_words, record_of, restore
 from pyrl.run.setup import Given, Parts, Questions, assemble
+from pyrl.run.spending import Spent, check_tokens, out_of_time, share_spent
 from pyrl.select import accepted, lift, of_accepted, rounds, selected, tokens_that_train
 from pyrl.tempered import mixed
 from pyrl.vote import Votes, told
@@ -71,6 +72,8 @@ class Step:
     timing: Mapping[str, float]
     """Seconds of each phase."""
     seconds: float
+    cpu_seconds: float | None = None
+    """Of all threads of this process; None: not measured."""
 
 
 class Trainer:
@@ -161,9 +164,12 @@ class Trainer:
             )
 
     def train_step(self) -> Step:
-        """Sample, vote, reward, update and sync once. RunError names questions with NaN."""
-        started, algorithm, states = time.monotonic(), self.algorithm, self.states
-        sample, progress = algorithm.sample, self.step / self.run.steps
+        """Sample, vote, reward, update and sync once. RunError names questions with NaN; Spent: the
+        run would exceed its tokens, and nothing has changed."""
+        started, cpu = time.monotonic(), time.process_time()
+        algorithm, states, sample = self.algorithm, self.states, self.algorithm.sample
+        spent = share_spent(self.run, self.observer.tokens, self.observer.seconds)
+        progress = self.step / self.run.steps if spent is None else spent
         wanted = self.run.prompts_per_step
         prompts = step_prompts(self.prompts, self.step, wanted, self.run.seed)
         phase = Phases(self.progress)
@@ -174,6 +180,7 @@ class Trainer:
                 phase("sampling")
                 with keeping_forest(self.run.output, rollout.forest, self.step + 1):
                     forest = rollout.run()
+                check_tokens(self.run, self.observer.tokens, rollout.counts.sampled_tokens)
                 phase("scoring")
                 leaves = collect(forest, self.decode, progress=progress, limit=sample.max_tokens)
                 answers = classify(leaves, self.extractor, self.equivalence)
@@ -184,9 +191,7 @@ class Trainer:
                 if not left or not self._sample_others(rollout, prompts, accepted_G):
                     break
             kept_N = selected(algorithm.select, leaves, sample.train, states.select, reward_N)
-            earned = metrics_of(algorithm.reward, leaves, answers, votes, states.reward)
-            earned |= lift(algorithm.select, reward_N, kept_N)
-            earned |= told(algorithm.vote, leaves, answers, votes)
+            earned = self._told(leaves, answers, votes, reward_N, kept_N)
             kept_N, refusing = of_accepted(algorithm.select, leaves, kept_N, accepted_G, wanted)
             phase("updating")
             kept = leaves.take(kept_N)
@@ -198,7 +203,7 @@ class Trainer:
             update, done = None, dict[str, float]()
             if algorithm.reward.usable(answers, votes, reward_N):
                 own = pack(kept.rows, advantage_T, scored.reward_N, train_T)
-                update, done = self._update(prompts, leaves, scored, own)
+                update, done = self._update(prompts, leaves, scored, own, spent)
             phase("syncing")
             self.step += 1
             sync = self.sync(self.step)
@@ -216,31 +221,53 @@ class Trainer:
             sync=sync,
             timing=phase.metrics(),
             seconds=time.monotonic() - started,
+            cpu_seconds=time.process_time() - cpu,
+        )
+
+    def _told(
+        self,
+        leaves: Leaves,
+        answers: Answers,
+        votes: Votes,
+        reward_N: NDArray[np.float64],
+        kept_N: NDArray[np.int64],
+    ) -> dict[str, float]:
+        """What reward, selection and vote tell of themselves."""
+        algorithm, state = self.algorithm, self.states.reward
+        return (
+            metrics_of(algorithm.reward, leaves, answers, votes, state)
+            | lift(algorithm.select, reward_N, kept_N)
+            | told(algorithm.vote, leaves, answers, votes)
         )
 
     def _update(
-        self, prompts: Sequence[Prompt], leaves: Leaves, scored: Scored, own: TokenBatch
+        self,
+        prompts: Sequence[Prompt],
+        leaves: Leaves,
+        scored: Scored,
+        own: TokenBatch,
+        spent: float | None,
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Learn from a step's rows: metrics of the optimizer, and of what stands around it."""
         batch, found = self._temper(prompts, leaves, own, scored.group_N)
         experts = self.experts(prompts)
-        update = self.learner.update(batch, scored.group_N, self.step, experts)
+        update = self.learner.update(batch, scored.group_N, self.step, experts, spent)
         stages, states = self.algorithm.advantage, self.states.advantage
         found |= diagnose(self.run.diagnostics, Updated(stages, states, scored, own, self.learner))
-        return update | self._replay(own, scored), found
+        return update | self._replay(own, scored, spent), found
 
-    def _replay(self, batch: TokenBatch, scored: Scored) -> dict[str, float]:
+    def _replay(self, batch: TokenBatch, scored: Scored, spent: float | None) -> dict[str, float]:
         """Keep the good responses of a step, and update with those of earlier ones when due."""
         replay, state = self.algorithm.replay, self.states.replay
         if state is None:
             return {}
         replay.keep(state, batch, scored, self.step)
         held = len(state["reward_N"])
-        again = replay.due(state, self.step, self.step / self.run.steps)
+        again = replay.due(state, self.step, scored.progress)
         found = {"replay/held": float(held), "replay/trained": 0.0}
         if again is not None:
             ordinal_N = np.arange(len(again))
-            update = self.learner.update(again, ordinal_N, self.step, replayed=True)
+            update = self.learner.update(again, ordinal_N, self.step, spent=spent, replayed=True)
             found |= {"replay/trained": float(len(again)), "replay/loss": update["loss"]}
         return found
 
@@ -255,7 +282,7 @@ class Trainer:
                 self.progress.alarm(sentence)
             self._steps()
             return write_results(
-                self.run,
+                replace(self.run, steps=self.step),
                 self.model,
                 self.tokenizer,
                 self.evaluations,
@@ -282,15 +309,20 @@ class Trainer:
                     if self.unlogged is not None:
                         self._log(log, self.unlogged)
                     self.interrupt.check()
-                    if self.step == self.run.steps:
+                    if self.step == self.run.steps or out_of_time(self.run, self.observer.seconds):
                         break
                     self.progress.step(self.step + 1, self.run.steps)
-                    step = self.train_step()
+                    try:
+                        step = self.train_step()
+                    except Spent:
+                        break
                     metrics = self.observe(step)
                     self._call_back(step, metrics)
-                if not self.evaluations.finished:
-                    # Resumed with fewer steps than it had: this was not known to be the last.
+                scored = self.evaluations.finished
+                if not scored:
+                    # It was not known to be the last: the total is spent, or there are now fewer.
                     log.write(self.step, self.evaluations.score("after", self.step))
+                if not (scored and checkpoint.place(self.run.output, self.step).exists()):
                     self.save()
             except (KeyboardInterrupt, EngineFailure) as end:
                 # A signal to all processes of a job ends an engine in its own process as well.

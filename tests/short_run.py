@@ -8,7 +8,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-TIMINGS = ("step_time", "seconds", "seconds of training", "old_logprobs/seconds", "log")
+TIMINGS = (
+    *("step_time", "cpu_time", "seconds", "seconds of training", "old_logprobs/seconds", "log"),
+)
 """What differs between equal runs; `log` has digests of rows with their timings."""
 
 SETTINGS = shlex.split("""

@@ -56,6 +56,7 @@ def command(argv: list[str], capsys: Captured) -> str:
             ["ttrl, ettrl or echo; or a control", "--steps", "(default: runs/demo)"],
         ),
         (["eval", "--help"], ["--low-temperature FLOAT", "--limit", "Only the first questions."]),
+        (["compare", "--help"], ["--budget", "tokens=N", "--seeds INT", "(default: 5)"]),
         (["info", "--help"], ["How pyrl was built."]),
     ],
 )
@@ -128,7 +129,7 @@ KINDS_OF_METHODS = (
 
 
 @pytest.mark.parametrize(
-    "command_line", [["demo"], ["eval"], *(["train", m] for m in KINDS_OF_METHODS)]
+    "command_line", [["demo"], ["eval"], ["compare"], *(["train", m] for m in KINDS_OF_METHODS)]
 )
 def test_every_option_has_a_name_of_its_own_and_a_text(
     command_line: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Captured

@@ -249,7 +249,11 @@ def test_evaluation_changes_neither_weights_nor_the_training_stream(tmp_path: Pa
             rows.append(stepped(trainer))
             completions.append(trainer.unlogged.completions)
         rows = [
-            {n: v for n, v in row.items() if n != "step_time" and "timing/" not in n}
+            {
+                n: v
+                for n, v in row.items()
+                if n not in ("step_time", "cpu_time") and "timing/" not in n
+            }
             for row in rows
         ]
         found[name] = weights(trainer), completions, rows

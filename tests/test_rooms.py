@@ -78,7 +78,8 @@ PYTHON = {
         "rollout run select train vote"
     ),
     "demo": "algorithm checks evaluate fork loss methods models prune reward run sources",
-    "cli": "answers checks demo engine evaluate methods report run train",
+    "compare": "checks demo engine evaluate report reward run train",
+    "cli": "answers checks compare demo engine evaluate methods report run train",
     "__init__": "",
     "__main__": "cli",
 }

@@ -71,11 +71,16 @@ class SamplerMismatchError(ValueError):
     """The tokens were sampled by another policy than the one that is about to learn from them."""
 
 
-def learning_rate(run: Run, step: int) -> float:
-    """The rate of a step (from 0): a linear warm-up, then the schedule down to its end."""
+def learning_rate(run: Run, step: int, spent: float | None = None) -> float:
+    """The rate of a step (from 0): a linear warm-up, then the schedule down to its end.
+
+    `spent`: the share of its total that a run has spent, and with it the place in the schedule;
+    None: the steps after the warm-up say it.
+    """
     if step < run.warmup_steps:
         return run.learning_rate * (step + 1) / run.warmup_steps
     done = (step - run.warmup_steps) / max(1, run.steps - run.warmup_steps)
+    done = done if spent is None else spent
     rest = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
     end = 1.0 if run.schedule == "constant" else run.min_learning_rate
     return run.learning_rate * (end + (1 - end) * rest[run.schedule])
@@ -150,21 +155,24 @@ class Learner:
         group_N: NDArray[np.int64],
         step: int,
         experts: TokenBatch | None = None,
+        spent: float | None = None,
         *,
         replayed: bool = False,
     ) -> dict[str, float]:
         """Optimizer steps over the batch's questions; metrics averaged over them.
 
+        `spent`: the share of its total that the run has spent; None: it has none.
         `group_N` [N] is the question of each leaf: a mini-batch never splits one. `experts` has an
         expert's response to each of them, in their order. `replayed`: earlier policies sampled, so
         one update takes all, with the log-probs that they reported, and no step remembers it.
         NonFiniteError before the optimizer step that it would spoil; SamplerMismatchError before
         the first that has moved the weights: until then sampler and learner are the same policy.
         """
-        rate = learning_rate(self.run, step)
+        rate = learning_rate(self.run, step, spent)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        seed, progress = (self.run.seed << 32) + step, step / self.run.steps
+        seed = (self.run.seed << 32) + step
+        progress = step / self.run.steps if spent is None else spent
         updates = self.run.algorithm.updates_per_step
         cost: dict[str, float] = {}
         if replayed:
@@ -182,7 +190,9 @@ class Learner:
             moved = moved or tally.weight > 0
             rows.append(tally.metrics() | {"grad_norm": norm} | told)
         self.optimizer.zero_grad(set_to_none=True)
-        return averaged(rows) | {"learning_rate": rate} | cost | self.reader.metrics()
+        trained = float((batch.mask_T & (batch.advantage_T != 0)).sum())
+        learned = {"learning_rate": rate, "pack/trained": trained}
+        return averaged(rows) | learned | cost | self.reader.metrics()
 
     def _step(self, batch: TokenBatch, state: LossState, norm: float) -> dict[str, float]:
         """Step the optimizer along the gradient of the batch, which had this norm before it was

@@ -61,6 +61,7 @@ class StepObserver:
             | tree_metrics(step.rollout.forest, step.leaves, step.rollout)
             | self._votes(step)
             | dict(step.timing)
+            | ({} if step.cpu_seconds is None else {"cpu_time": step.cpu_seconds})
             | {"step_time": step.seconds, "num_tokens": self.tokens}
         )
         return Unlogged(plain_row(metrics), first_completions(step))

@@ -6,16 +6,17 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from pyrl.report.metrics import Row, short, step_of
+from pyrl.report.question_scores import QuestionScore
 
 TITLES = {"before": "untrained", "after": "after training", "given": ""}
 """Headings of the scores of each model; one that was only scored needs none."""
@@ -51,6 +52,14 @@ class Evaluation:
     tokens: int
     """Sampled for these scores."""
     seconds: float
+    by_question: tuple[QuestionScore, ...] = ()
+    """The same question by question; none of an evaluation that was read from a record."""
+
+    def record(self) -> dict[str, Any]:
+        """As JSON has it, without the scores by question."""
+        fields = asdict(replace(self, by_question=()))
+        del fields["by_question"]
+        return fields
 
 
 def first_and_last(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
@@ -129,7 +138,7 @@ class Report:
         record = {
             "title": self.title,
             "facts": dict(self.facts),
-            "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
+            "evaluations": [evaluation.record() for evaluation in self.evaluations],
             "training": {part: dict(means) for part, means in self.training.items()},
         }
         for name, text in (

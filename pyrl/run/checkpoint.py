@@ -61,6 +61,11 @@ class Checkpoint:
         return load_arrays(self.path / STATES)
 
 
+def place(directory: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return directory / f"checkpoint-{step}"
+
+
 def save(
     directory: Path,
     step: int,
@@ -77,7 +82,7 @@ def save(
     A run repeats its steps exactly, so one of the same step that is already there keeps its
     weights and gets the new record. Raises CheckpointError; earlier checkpoints stay valid.
     """
-    target = directory / f"checkpoint-{step}"
+    target = place(directory, step)
     state = {"format": FORMAT, "step": step, "record": record, "counts": optimizer[1]}
     if target.exists():
         files = json.loads((target / STATE).read_text())["files"]

@@ -67,6 +67,12 @@ class Run:
     """Go on from the last checkpoint in the output directory."""
     steps: int = 80
     """Training steps: each samples, votes and updates once."""
+    total_tokens: int | None = None
+    """Tokens that all steps may sample: the run ends before the first step that would exceed them.
+    The learning rate then falls with the tokens that are spent, and --steps is one more limit."""
+    total_seconds: float | None = None
+    """Seconds that all steps may take: no step begins after them. The learning rate then falls
+    with the seconds, so that no two such runs are alike to the last bit."""
     prompts_per_step: int = 16
     """Questions in a step."""
     seed: int = 0
@@ -189,9 +195,10 @@ class Run:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}: expected >= {least}, got {value}")
-        for name in ("learning_rate", "clip_grad_norm", "call_time_limit"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected > 0, got {getattr(self, name)}")
+        for name in ("learning_rate", "clip_grad_norm", "call_time_limit", "total_seconds"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}: expected > 0, got {value}")
         if not 0 <= self.min_learning_rate <= 1:
             raise ValueError(
                 f"min_learning_rate: expected a share of the peak in [0, 1], "
@@ -219,6 +226,7 @@ class Run:
 
 _LEAST = {
     "steps": 1,
+    "total_tokens": 1,
     "prompts_per_step": 1,
     "seed": 0,
     "weight_decay": 0,

@@ -14,11 +14,15 @@ from pyrl.evaluate import Evaluator, Scoring
 from pyrl.prompts import Prompt
 from pyrl.report import Evaluation, Progress
 from pyrl.report.metrics import Row
+from pyrl.report.question_scores import save_question_scores
 from pyrl.run.config import Run
 from pyrl.run.directory import naming
 
 TRAINED = "trained questions"
 """The name of the training questions as a set."""
+
+SCORES = "scores"
+"""The folder of a run with the scores by question."""
 
 
 def affordable(run: Run, scoring: Scoring, sets: int) -> int:
@@ -74,6 +78,8 @@ class Evaluations:
         how = self.scoring if model == "before" else replace(self.scoring, votes=0)
         scores = self._scores(model, step, [*self.sets], how)
         self.taken += scores
+        if by_question := {e.set: e.by_question for e in scores if e.by_question}:
+            save_question_scores(self.run.output / SCORES / f"{model}.json", by_question)
         return _metrics(scores)
 
     @property

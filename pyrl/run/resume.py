@@ -15,6 +15,7 @@ from pyrl.run import log
 from pyrl.run.checkpoint import Checkpoint
 from pyrl.run.config import Run
 from pyrl.run.evaluation import Evaluations
+from pyrl.run.spending import share_spent
 from pyrl.run.states import States
 
 
@@ -35,7 +36,7 @@ def record_of(
     return observer.state_dict() | {
         "loss": memory.state_dict(),
         "states": states.state_dict(),
-        "evaluations": [asdict(evaluation) for evaluation in evaluations.taken],
+        "evaluations": [evaluation.record() for evaluation in evaluations.taken],
         "unlogged": asdict(unlogged) if unlogged else None,
         "steps": run.steps,
         "base": base,
@@ -91,7 +92,7 @@ def first_words(
         yield f"{run.output / name} is gone: the log goes on without the rows of finished steps."
     before = start.record["steps"]
     was, rate = (learning_rate(replace(run, steps=n), start.step) for n in (before, run.steps))
-    if rate != was and start.step < run.steps:
+    if rate != was and start.step < run.steps and share_spent(run, 0, 0) is None:
         yield (
             f"Resumed with --steps {run.steps} in the place of {before}: the schedule "
             f"{run.schedule!r} spreads over all steps, so that step {start.step + 1} has the "

@@ -1,0 +1,1 @@
+"""Compare: methods on the same questions, with the same seeds and one budget; what is certain."""

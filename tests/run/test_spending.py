@@ -1,0 +1,142 @@
+"""A run that ends by what all its steps have spent, and the scores by question that it leaves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from short_run import outcome
+from tiny_run import quiet, tiny_run
+
+from pyrl.evaluate import Scoring
+from pyrl.report import read_metrics
+from pyrl.report.question_scores import read_question_scores, save_question_scores
+from pyrl.run.config import Run
+from pyrl.run.evaluation import TRAINED
+from pyrl.run.lock import RunError
+from pyrl.run.spending import out_of_time, share_spent
+from pyrl.train import Trainer
+
+SCORING = Scoring(samples=3, max_tokens=21)
+STEPS = 3
+
+
+def train(run: Run) -> Trainer:
+    trainer = Trainer(run, quiet(), scoring=SCORING)
+    trainer.train()
+    trainer.close()
+    return trainer
+
+
+def endless(folder: Path, **settings: Any) -> Run:
+    return tiny_run(folder, steps=1000, schedule="linear", min_learning_rate=0.0, **settings)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of three steps that has ended by its tokens."""
+    run = endless(tmp_path_factory.mktemp("whole"), total_tokens=700, save_every=1)
+    assert train(run).step == STEPS
+    return run
+
+
+def test_a_run_ends_before_the_first_step_that_would_exceed_its_tokens(
+    whole: Run, tmp_path: Path
+) -> None:
+    rows = read_metrics(whole.output / "metrics.jsonl")[1:]
+    cost = [tokens for row in rows if isinstance(tokens := row["num_tokens"], int)]
+    assert len(cost) == STEPS
+    assert cost[-1] <= 700 < cost[-1] + cost[0]
+    exact = replace(whole, total_tokens=cost[1], output=tmp_path / "exact", eval_before=False)
+    assert train(exact).step == 2
+    rows = read_metrics(exact.output / "metrics.jsonl")
+    assert [row["num_tokens"] for row in rows[1:]] == cost[:2]
+    # The rate falls with the tokens: by the first step's share of them.
+    assert rows[2]["learning_rate"] == pytest.approx(1e-6 * (1 - cost[0] / cost[1]))
+    assert f"eval/{TRAINED}/greedy" in rows[2]
+    assert (exact.output / "checkpoint-2").is_dir()
+    assert "training steps 2," in (exact.output / "report.md").read_text()
+    short = replace(exact, total_tokens=cost[1] - 1, output=tmp_path / "short")
+    assert train(short).step == 1
+
+
+def test_a_run_that_was_killed_ends_where_it_would_have(whole: Run, tmp_path: Path) -> None:
+    run = replace(whole, output=tmp_path / "run")
+    trainer = Trainer(run, quiet(), scoring=SCORING)
+    calls = 0
+
+    def killed(tokens: int) -> None:
+        nonlocal calls
+        calls += tokens
+        if calls > 600:  # the scores before training have some of these
+            raise RuntimeError("killed")
+
+    trainer.evaluations.evaluator.on_tokens = trainer._on_tokens = killed  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="killed"):
+        trainer.train()
+    trainer.close()
+    train(replace(run, resume=True))
+    assert outcome(run.output, STEPS) == outcome(whole.output, STEPS)
+    for name in ("before", "after"):
+        scores = read_question_scores(run.output / "scores" / f"{name}.json")
+        assert scores == read_question_scores(whole.output / "scores" / f"{name}.json")
+
+
+def test_a_total_below_one_step_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"total_tokens: expected .* got 3: the first step samples"):
+        train(endless(tmp_path, total_tokens=3))
+    for name in ("total_tokens", "total_seconds"):
+        with pytest.raises(ValueError, match=f"{name}: expected >"):
+            endless(tmp_path, **{name: 0})
+
+
+def test_no_step_begins_after_the_seconds(tmp_path: Path) -> None:
+    run = endless(tmp_path, total_seconds=1e-6, eval_before=False)
+    assert not out_of_time(run, 0.0)
+    assert out_of_time(run, 1e-6)
+    assert train(run).step == 1
+    assert share_spent(run, 5, 0.5e-6) == 0.5
+    assert share_spent(replace(run, total_tokens=10), 7, 0.5e-6) == 0.7
+    assert share_spent(tiny_run(tmp_path), 5, 1.0) is None
+
+
+def test_scores_by_question_are_those_of_the_report(whole: Run) -> None:
+    report = json.loads((whole.output / "report.json").read_text())
+    asked = [json.loads(line) for line in Path(whole.data).read_text().splitlines()]
+    assert [evaluation["model"] for evaluation in report["evaluations"]] == ["before", "after"]
+    for evaluation in report["evaluations"]:
+        assert "by_question" not in evaluation
+        path = whole.output / "scores" / f"{evaluation['model']}.json"
+        scores, found = read_question_scores(path)[TRAINED], evaluation["metrics"]
+        assert [score.question for score in scores] == [0, 1, 2, 3]
+        assert sum(score.greedy for score in scores) == 4 * found["greedy"]
+        assert sum(map(sum, (s.right for s in scores))) == 12 * found["pass@1/T=0.6"]
+        assert sum(score.label_right for score in scores) == 4 * found["maj@3"]
+        assert sum(any(score.right) for score in scores) == 4 * found["pass@3"]
+        for score, row in zip(scores, asked, strict=True):
+            assert score.text == row["prompt"]
+            assert [answer == row["answer"] for answer in score.answers] == [*score.right]
+            assert len({*score.answers} - {None}) == score.distinct
+            assert score.label in score.answers
+            assert 2 < score.length <= 21
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"format": 0, "sets": {}}', "expected scores of format 1, got format 0"),
+        ('{"format": 1, "sets": {"a": [{"que', "expected the scores of questions, got JSONDecode"),
+        ('{"format": 1, "sets": {"a": [{"question": 3}]}}', "scores of questions, got KeyError"),
+        ("[]", "expected the scores of questions, got TypeError"),
+    ],
+)
+def test_other_files_are_no_scores(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "before.json"
+    save_question_scores(path, {"a": []})
+    assert read_question_scores(path) == {"a": []}
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"before.json: .*{said}"):
+        read_question_scores(path)
