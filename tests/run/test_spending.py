@@ -63,7 +63,9 @@ def test_a_run_ends_before_the_first_step_that_would_exceed_its_tokens(
     assert train(short).step == 1
 
 
-def test_a_run_that_was_killed_ends_where_it_would_have(whole: Run, tmp_path: Path) -> None:
+def test_a_run_that_was_killed_ends_where_it_would_have(
+    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = replace(whole, output=tmp_path / "run")
     trainer = Trainer(run, quiet(), scoring=SCORING)
     calls = 0
@@ -74,7 +76,8 @@ def test_a_run_that_was_killed_ends_where_it_would_have(whole: Run, tmp_path: Pa
         if calls > 600:  # the scores before training have some of these
             raise RuntimeError("killed")
 
-    trainer.evaluations.evaluator.on_tokens = trainer._on_tokens = killed  # type: ignore[method-assign]
+    monkeypatch.setattr(trainer.evaluations.evaluator, "on_tokens", killed)
+    monkeypatch.setattr(trainer, "_on_tokens", killed)
     with pytest.raises(RuntimeError, match="killed"):
         trainer.train()
     trainer.close()
