@@ -40,7 +40,7 @@ class Difference:
             return "unknown"
         if self.low > 0 or self.high < 0:
             return "better" if self.low > 0 else "worse"
-        return "not told apart"
+        return "not certain"
 
 
 def difference(first_SQ: NDArray[np.float64], second_SQ: NDArray[np.float64]) -> Difference:
