@@ -66,7 +66,7 @@ def main() -> None:
             told = np.zeros(3)
             for _ in range(COMPARISONS):
                 first, second = scores(rng, seeds, case)
-                ours = difference(first, second).verdict != "not told apart"
+                ours = difference(first, second).verdict != "not certain"
                 told += [bootstrap(first - second), student(first - second), ours]
             shares = " | ".join(f"{share:.1%}" for share in told / COMPARISONS)
             print(f"| {seeds} | {case[0]} | {case[1]} | {case[2]} | {shares} |", flush=True)

@@ -342,6 +342,7 @@ class Trainer:
     def observe(self, step: Step) -> Row:
         """The metrics of a step that was just made; what a checkpoint keeps is now after it."""
         self.unlogged = self.observer(step)
+        self.evaluations.goes_on()
         if step.update is None and self.alarms.news("no update", self.step):
             self.progress.alarm(f"Step {self.step}: {self._no_update(step)}")
         if self.run.save_trees:

@@ -1,12 +1,12 @@
 """Intervals: what is certain of a difference that was measured on few seeds and many questions.
 
-A bootstrap of few seeds is too narrow: with three of them, 300 questions and runs that differ by
-their seeds, the 95 % interval of a bootstrap of both excluded zero in 20 % of simulated comparisons
-of equal methods. Student's t over the means of seeds alone keeps to 5 % on these questions, but
-speaks of no others: where methods suit different questions, it came to 15 %. So seeds get Student's
-t, questions a bootstrap of their means, and both distances from the mean add as squares, as those
-of independent parts do. The noise of single answers is in both, so that the interval is rather too
-wide: equal methods come out different in less than 5 %, by tests/compare/test_intervals.py.
+A bootstrap of few seeds is too narrow: of three seeds and 300 questions, its 95 % interval excluded
+zero in up to 23 % of simulated comparisons of equal methods. Student's t over the means of seeds
+alone keeps to 5 % on these questions, but speaks of no others: where methods suit different
+questions, it came to 18 % (benchmarks/bench_intervals.py). So seeds get Student's t, questions a
+bootstrap of their means, and both distances from the mean add as squares, as those of independent
+parts do. The noise of single answers is in both, so that the interval is rather too wide: equal
+methods come out different in less than 5 %.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Difference:
             return "unknown"
         if self.low > 0 or self.high < 0:
             return "better" if self.low > 0 else "worse"
-        return "not told apart"
+        return "not certain"
 
 
 def difference(first_SQ: NDArray[np.float64], second_SQ: NDArray[np.float64]) -> Difference:

@@ -78,7 +78,7 @@ class Task:
 
 
 def do_all(comparison: Comparison, tasks: Sequence[Task], say: Say) -> None:
-    """Do the tasks that are not done, so many at the same time as there are workers.
+    """Do the tasks that are not done, as many at the same time as there are workers.
 
     A failure ends the others, which go on where they were when the comparison is resumed.
     """

@@ -82,6 +82,10 @@ class Evaluations:
             save_question_scores(self.run.output / SCORES / f"{model}.json", by_question)
         return _metrics(scores)
 
+    def goes_on(self) -> None:
+        """One more step: what was the end of training, before a run got more steps, is none."""
+        self.taken = [score for score in self.taken if score.model != "after"]
+
     @property
     def finished(self) -> bool:
         """The trained model has the scores that it should have."""

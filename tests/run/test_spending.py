@@ -88,6 +88,19 @@ def test_a_run_that_was_killed_ends_where_it_would_have(
         assert scores == read_question_scores(whole.output / "scores" / f"{name}.json")
 
 
+def test_a_run_that_ended_by_its_steps_goes_on_to_its_total(whole: Run, tmp_path: Path) -> None:
+    run = replace(whole, steps=1, output=tmp_path / "run")
+    assert train(run).step == 1
+    assert train(replace(run, steps=1000, resume=True)).step == STEPS
+    last = f"checkpoint-{STEPS}/model.safetensors"
+    assert (run.output / last).read_bytes() == (whole.output / last).read_bytes()
+    found = [
+        json.loads((r.output / "report.json").read_text())["evaluations"] for r in (run, whole)
+    ]
+    assert [[e["model"] for e in of] for of in found] == [["before", "after"]] * 2
+    assert [e["metrics"] for e in found[0]] == [e["metrics"] for e in found[1]]
+
+
 def test_a_total_below_one_step_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"total_tokens: expected .* got 3: the first step samples"):
         train(endless(tmp_path, total_tokens=3))
