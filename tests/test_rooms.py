@@ -74,7 +74,8 @@ PYTHON = {
         "rollout run select train vote"
     ),
     "demo": "algorithm checks evaluate fork loss methods models prune reward run sources",
-    "cli": "answers checks demo engine evaluate methods report run train",
+    "doctor": "demo engine hosts models report train",
+    "cli": "answers checks demo doctor engine evaluate methods report run train",
     "__init__": "",
     "__main__": "cli",
 }
