@@ -60,7 +60,7 @@ PYTHON = {
         "answers checks engine foreign fork leaves logits models prompts prune report rollout vote"
     ),
     "run": (
-        "algorithm answers attention checks engine evaluate foreign judger learner leaves loss "
+        "algorithm answers checks engine evaluate foreign judger learner leaves loss "
         "methods models pack prompts report reward rollout sources vote"
     ),
     "train": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
@@ -39,35 +40,39 @@ class Measured:
 
 def findings() -> Iterator[Finding]:
     """That the engine hf and the learner work, and how fast."""
+    device = find_device("auto")
     try:
         with TemporaryDirectory() as folder:
-            measured = measure(Path(folder))
+            measured = measure(Path(folder), SECONDS)
     except BROKEN as error:
         yield Finding("engine hf", f"does not start: {told(error)}", "mend what the message names")
     else:
         yield Finding("engine hf", f"drew {measured.sampled:,} tokens of the demo model")
-        yield Finding("sampling", f"{measured.sampled / measured.sampling:,.0f} tokens/s")
-        yield Finding("training", f"{measured.trained / measured.updating:,.0f} tokens/s")
-    device = find_device("auto")
-    rate = product_rate(device) / 1e9
+        where = "on one thread" if device.type == "cpu" else f"on {device.type}"
+        yield Finding("sampling", f"{measured.sampled / measured.sampling:,.0f} tokens/s {where}")
+        yield Finding("training", f"{measured.trained / measured.updating:,.0f} tokens/s {where}")
+    rate = product_rate(device, PRODUCT_SECONDS) / 1e9
     yield Finding("matrix product", f"{rate:,.0f} GFLOP/s in float32 on {device.type}")
 
 
-def measure(folder: Path, seconds: float = SECONDS) -> Measured:
-    """Steps of the demo's TTRL on all cores, or on the GPU, for about so long. Raises what the
-    parts of a run raise."""
+def measure(folder: Path, seconds: float) -> Measured:
+    """Steps of the demo's TTRL for about so long, on one thread as the demo has it, or on the GPU.
+
+    Raises what the parts of a run raise.
+    """
+    threads = torch.get_num_threads()
     run = replace(
         demo_run("ttrl", output=folder / "run", seed=0),
         prompts_per_step=16,
-        threads=torch.get_num_threads(),
         loggers=(),
     )
-    trainer = Trainer(run, Progress(console=Console(file=StringIO())))
     try:
-        trainer.train_step()
-        return _timed(trainer, time.monotonic() + seconds)
+        trainer = Trainer(run, Progress(console=Console(file=StringIO())))
+        with closing(trainer):
+            trainer.train_step()
+            return _timed(trainer, time.monotonic() + seconds)
     finally:
-        trainer.close()
+        torch.set_num_threads(threads)
 
 
 def _timed(trainer: Trainer, end: float) -> Measured:
@@ -82,7 +87,7 @@ def _timed(trainer: Trainer, end: float) -> Measured:
     return Measured(sampled, trained, sampling, updating)
 
 
-def product_rate(device: torch.device, seconds: float = PRODUCT_SECONDS) -> float:
+def product_rate(device: torch.device, seconds: float) -> float:
     """Floating-point operations in a second of products of square float32 matrices."""
     square = torch.ones(SIZE, SIZE, device=device)
     wait: Callable[[], object] = torch.cuda.synchronize if device.type == "cuda" else lambda: None

@@ -27,13 +27,6 @@ Patch = pytest.MonkeyPatch
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: Patch) -> Path:
     """A folder of installed packages, the first on the path: pyrl as pyproject.toml declares it."""
@@ -180,11 +173,13 @@ def test_the_instruction_set_says_who_chose_it(monkeypatch: Patch) -> None:
 def test_the_demo_model_really_samples_and_trains(monkeypatch: Patch) -> None:
     monkeypatch.setattr(speed, "SECONDS", 0.0)
     monkeypatch.setattr(speed, "PRODUCT_SECONDS", 0.0)
+    threads = torch.get_num_threads()
     found = by_name(speed.findings())
     assert list(found) == ["engine hf", "sampling", "training", "matrix product"]
     assert not any(finding.todo for finding in found.values())
     rates = [finding.value.split()[0] for finding in found.values()][1:]
     assert all(float(rate.replace(",", "")) > 0 for rate in rates)
+    assert torch.get_num_threads() == threads
 
 
 def test_an_engine_that_does_not_start_is_told(monkeypatch: Patch) -> None:
