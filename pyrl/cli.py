@@ -30,6 +30,7 @@ pyrl: tree-rollout test-time RL. Fork where the model is unsure, vote, learn.
   pyrl doctor            whether a run would work here, how fast, and what to do where not
   pyrl info              how this installation was built
   pyrl --version         its version
+  pyrl --completion bash what bash (or zsh, fish) needs to complete all this at Tab
 
 Each command has --help.
 """
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args or args[0] in ("-h", "--help", "--version"):
         print(f"pyrl {pyrl.__version__}" if args[:1] == ["--version"] else USAGE)
         sys.exit(0)
+    if args[0] in ("--complete", "--completion"):
+        sys.exit(_completion(*args))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if args[0] == "doctor":  # before anything is imported that may be missing
         try:
@@ -77,6 +80,20 @@ def _command(args: list[str]) -> int:
     from pyrl.checks import one_of
 
     return COMMANDS[one_of(args[0], COMMANDS, "command")](args[1:])
+
+
+def _completion(what: str, *words: str) -> int:
+    from pyrl.completion import SHELLS, complete, script
+
+    if what == "--complete":
+        print("\n".join(complete(words, COMMANDS)))
+        return 0
+    if len(words) != 1 or words[0] not in SHELLS:
+        got = " ".join(words) or "nothing"
+        print(f"pyrl: --completion: expected {', '.join(SHELLS)}, got {got}", file=sys.stderr)
+        return 2
+    print(script(words[0]), end="")
+    return 0
 
 
 def _demo(args: list[str]) -> int:

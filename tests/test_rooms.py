@@ -74,8 +74,9 @@ PYTHON = {
         "rollout run select train vote"
     ),
     "demo": "algorithm checks evaluate fork loss methods models prune reward run sources",
+    "completion": "",
     "doctor": "demo engine hosts models report train",
-    "cli": "answers checks demo doctor engine evaluate methods report run train",
+    "cli": "answers checks completion demo doctor engine evaluate methods report run train",
     "__init__": "",
     "__main__": "cli",
 }
