@@ -30,7 +30,8 @@ pyrl: tree-rollout test-time RL. Fork where the model is unsure, vote, learn.
   pyrl doctor            whether a run would work here, how fast, and what to do where not
   pyrl info              how this installation was built
   pyrl --version         its version
-  pyrl --completion bash what bash (or zsh, fish) needs to complete all this at Tab
+  pyrl --completion bash
+                         what bash (or zsh, fish) needs to complete all this at Tab
 
 Each command has --help.
 """

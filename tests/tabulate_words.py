@@ -15,9 +15,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from pyrl.answers import EQUIVALENCES
 from pyrl.cli import COMMANDS
 from pyrl.completion import FOLDER, Words
 from pyrl.demo.run import METHODS as DEMO_METHODS
+from pyrl.engine.launch import ENGINES
 from pyrl.methods import METHODS
 from pyrl.methods.fields import has_stages, stages, with_owners
 from pyrl.methods.registry import KINDS
@@ -88,6 +90,7 @@ def tabulate() -> Words:
     told = [o for options in (*plain.values(), train) for o in options]
     # Sorted, because tyro keeps some of them in sets.
     values = {flag: sorted(o["choices"]) for o in told if "choices" in o for flag in flags([o])}
+    values |= {"--engine": [*ENGINES], "--equivalence": [*EQUIVALENCES]}
     bare = flags(o for o in told if o["type"] in ("flag", "boolean"))
     for options in (*methods.values(), *choices.values()):
         values |= {flag: names for flag, names in options.items() if names}

@@ -43,6 +43,7 @@ def test_the_options_of_a_method_are_those_of_its_parser(method: str) -> None:
         ("train ttrl --loss = gsp", ["gspo"]),
         ("train ttrl --advantage grpo,ear", ["grpo,ear", "grpo,ear_clip"]),
         ("train ttrl --optimizer n", ["n_harpg", "n_pg_igt"]),
+        ("train ttrl --engine ", ["hf", "vllm"]),
         ("train ttrl --resume --max-r", ["--max-rows"]),
         ("train ttrl --model ", []),
         ("train ttrl --loss.bounds.l", ["--loss.bounds.low"]),
