@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -74,6 +75,7 @@ def settings(record: Any, prefix: str) -> Iterator[tuple[str, list[str] | None]]
             yield start + last, [str(x) for x in names]
 
 
+@cache
 def tabulate() -> Words:
     """All words of the package; those of other installed packages are not among them."""
     package = {kind: [*of.table] for kind, of in KINDS.items()}
