@@ -32,8 +32,11 @@ pyrl: tree-rollout test-time RL. Fork where the model is unsure, vote, learn.
   pyrl eval ...          score a model on questions with answers
   pyrl fit-judger ...    learn from such questions which responses are right by their entropies
   pyrl distil-rules ...  a run's fork and prune rules as small decision trees
+  pyrl doctor            whether a run would work here, how fast, and what to do where not
   pyrl info              how this installation was built
   pyrl --version         its version
+  pyrl --completion bash
+                         what bash (or zsh, fish) needs to complete all this at Tab
 
 Each command has --help.
 """
@@ -42,14 +45,22 @@ Each command has --help.
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command and exit.
 
-    Exit codes: 0; 2 for bad input; 3 for an engine that failed; 4 for a run that ended and in which
-    no step updated the model; 130 after Ctrl-C or SIGTERM.
+    Exit codes: 0; 1 if the doctor says that no run works here; 2 for bad input; 3 for an engine
+    that failed; 4 for a run that ended and in which no step updated the model; 130 after Ctrl-C or
+    SIGTERM.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "--version"):
         print(f"pyrl {pyrl.__version__}" if args[:1] == ["--version"] else USAGE)
         sys.exit(0)
+    if args[0] in ("--complete", "--completion"):
+        sys.exit(_completion(*args))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if args[0] == "doctor":  # before anything is imported that may be missing
+        try:
+            sys.exit(_doctor(args[1:]))
+        except KeyboardInterrupt:
+            sys.exit(130)
     from pyrl.answers.pool import VerifierError
     from pyrl.engine import EngineError, EngineFailure
     from pyrl.run.interrupt import sigterm_as_ctrl_c
@@ -74,19 +85,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _command(args: list[str]) -> int:
     from pyrl.checks import one_of
 
-    commands = {
-        "demo": _demo,
-        "train": _train,
-        "methods": _methods,
-        "compare": _compare,
-        "plan": _plan,
-        "report": _report,
-        "eval": _eval,
-        "fit-judger": _fit_judger,
-        "distil-rules": _distil_rules,
-        "info": _info,
-    }
-    return commands[one_of(args[0], commands, "command")](args[1:])
+    return COMMANDS[one_of(args[0], COMMANDS, "command")](args[1:])
+
+
+def _completion(what: str, *words: str) -> int:
+    from pyrl.completion import SHELLS, complete, script
+
+    if what == "--complete":
+        print("\n".join(complete(words, COMMANDS)))
+        return 0
+    if len(words) != 1 or words[0] not in SHELLS:
+        got = " ".join(words) or "nothing"
+        print(f"pyrl: --completion: expected {', '.join(SHELLS)}, got {got}", file=sys.stderr)
+        return 2
+    print(script(words[0]), end="")
+    return 0
 
 
 def _demo(args: list[str]) -> int:
@@ -269,6 +282,18 @@ def _distil_rules(args: list[str]) -> int:
     return 0
 
 
+def _doctor(args: list[str]) -> int:
+    from pyrl import doctor
+
+    if args in (["-h"], ["--help"]):
+        print(f"pyrl doctor\n\n{doctor.ABOUT}")
+        return 0
+    if args:
+        print(f"pyrl: doctor: expected no options, got {' '.join(args)}", file=sys.stderr)
+        return 2
+    return doctor.report()
+
+
 def _info(args: list[str]) -> int:
     import tyro
 
@@ -279,3 +304,19 @@ def _info(args: list[str]) -> int:
 
 
 def _nothing() -> None: ...
+
+
+COMMANDS = {
+    "demo": _demo,
+    "train": _train,
+    "methods": _methods,
+    "compare": _compare,
+    "plan": _plan,
+    "report": _report,
+    "eval": _eval,
+    "fit-judger": _fit_judger,
+    "distil-rules": _distil_rules,
+    "doctor": _doctor,
+    "info": _info,
+}
+"""Each takes the words that follow its name, and returns the exit code."""

@@ -58,6 +58,7 @@ def command(argv: list[str], capsys: Captured) -> str:
         (["eval", "--help"], ["--low-temperature FLOAT", "--limit", "Only the first questions."]),
         (["compare", "--help"], ["--budget", "tokens=N", "--seeds INT", "(default: 5)"]),
         (["info", "--help"], ["How pyrl was built."]),
+        (["doctor", "--help"], ["each line is ok, or says what to do", "Exit code 0"]),
     ],
 )
 def test_every_command_explains_itself(

@@ -256,7 +256,7 @@ def test_a_run_and_an_evaluation_pass_their_options_on(tmp_path):
     (tmp_path / "rewards.py").write_text("while True: pass\n")
     function = f"{tmp_path / 'rewards.py'}:f"
     with pytest.raises(ForeignError, match=r"rewards\.py:f: expected an end within 0\.1 s"):
-        assemble(tiny_run(tmp_path, **named, reward_function=function, call_time_limit=0.1))
+        assemble(tiny_run(tmp_path, **named, reward_function=(function,), call_time_limit=0.1))
     with pytest.raises(ValueError, match="call_time_limit: expected > 0, got 0"):
         tiny_run(tmp_path, call_time_limit=0)
 

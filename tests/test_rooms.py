@@ -79,7 +79,11 @@ PYTHON = {
     ),
     "demo": "algorithm checks evaluate fork loss methods models prune reward run sources",
     "compare": "checks demo engine evaluate report reward run train",
-    "cli": "answers checks compare demo engine evaluate methods report run train",
+    "completion": "",
+    "doctor": "demo engine hosts models report train",
+    "cli": (
+        "answers checks compare completion demo doctor engine evaluate methods report run train"
+    ),
     "__init__": "",
     "__main__": "cli",
 }

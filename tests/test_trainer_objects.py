@@ -139,6 +139,8 @@ def test_several_functions_of_files_on_the_command_line(tmp_path: Path) -> None:
     assert set(step.reward_N.tolist()) == {0.5}
     with pytest.raises(ValueError, match="expected one for each of 2 reward functions, or none, g"):
         replace(run, reward_weights=(1.0,))
+    with pytest.raises(ValueError, match="reward_function: expected a tuple of functions, got 'a"):
+        tiny_run(tmp_path, algorithm, reward_function="a.py:f")
 
 
 def test_settings_from_python_are_those_of_the_command_line() -> None:

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 def smollm2_directory() -> Path:
     """The converted SmolLM2-135M-Instruct in the user's cache; converts it at the first call."""
-    target = _cache() / "smollm2-135m-instruct"
+    target = user_cache() / "smollm2-135m-instruct"
     if not target.exists():
         _convert_once(_smollm2_gguf(), target, "SmolLM2-135M-Instruct")
     check_checkpoint(target)
@@ -34,14 +34,15 @@ def gguf_directory(gguf: Path) -> Path:
     _check_packages(str(gguf))
     with gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    target = _cache() / f"gguf-{digest[:16]}"
+    target = user_cache() / f"gguf-{digest[:16]}"
     if not target.exists():
         _convert_once(gguf, target, gguf.name)
     check_checkpoint(target)
     return target
 
 
-def _cache() -> Path:
+def user_cache() -> Path:
+    """Where pyrl keeps what it has converted."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyrl"
 
 

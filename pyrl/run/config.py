@@ -216,6 +216,10 @@ class Run:
                 f"reward: expected a name or a reward_function, got {self.names.reward!r} and "
                 f"{', '.join(self.reward_function)}"
             )
+        if isinstance(self.reward_function, str):
+            raise ValueError(
+                f"reward_function: expected a tuple of functions, got {self.reward_function!r}"
+            )
         weights, functions = len(self.reward_weights), len(self.reward_function)
         if weights not in (0, functions):
             raise ValueError(
