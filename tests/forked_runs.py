@@ -14,6 +14,7 @@ PRELOAD = [
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
     "rich.console",
+    "peft",
 ]
 """What a run imports, so that a process for it starts in a moment."""
 

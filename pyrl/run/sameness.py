@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+import torch
 from transformers import PreTrainedModel
 
 from pyrl import _core
@@ -25,6 +26,11 @@ def check_ranks(run: Run, ranks: Ranks) -> None:
         raise RanksError(
             f"prompts_per_step: expected at least a question for each of {ranks.size} processes, "
             f"got {run.prompts_per_step}"
+        )
+    if ranks.size > 1 and run.engine == "vllm" and torch.cuda.is_available():
+        raise RanksError(
+            f"engine: expected 'hf' for {ranks.size} processes on GPUs, got 'vllm', which takes "
+            f"the first GPU in each"
         )
     settings = dict(flatten(settings_of(run)))
     own = {name: value for name, value in settings.items() if name not in OWN}

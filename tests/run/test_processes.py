@@ -9,12 +9,13 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from forked_runs import fork_server
 from numpy.typing import NDArray
 from safetensors.numpy import load
@@ -22,9 +23,10 @@ from short_run import ECHO, SETTINGS, outcome, write_questions
 from tiny_run import tiny_run
 
 from pyrl import cli
-from pyrl.ranks import RanksError
+from pyrl.ranks import Ranks, RanksError
 from pyrl.ranks.joining import joined
 from pyrl.run.lock import RunError
+from pyrl.run.sameness import check_ranks
 from pyrl.train import Trainer
 
 STEPS = 5
@@ -139,80 +141,62 @@ def test_two_processes_train_an_adapter_as_one(
     for count in (1, 2):
         output = tmp_path / str(count)
         command = options(output, "--lora.rank", "4", "--no-eval-before", "--no-eval-after")
-        assert start(*[[*command, "--steps", "3"]] * count).end() == [0] * count
-        tensors = load((output / "checkpoint-3" / "adapter_model.safetensors").read_bytes())
+        assert start(*[[*command, "--steps", "2"]] * count).end() == [0] * count
+        tensors = load((output / "checkpoint-2" / "adapter_model.safetensors").read_bytes())
         found.append(np.concatenate([tensors[name].ravel() for name in sorted(tensors)]))
     assert np.linalg.norm(found[0] - found[1]) <= ROUNDING * np.linalg.norm(found[0])
 
 
-@pytest.mark.parametrize(("killed", "count"), [(0, 2), (1, 1)])
-def test_a_killed_process_ends_all_and_another_number_of_them_goes_on(
-    killed: int,
-    count: int,
-    start: Callable[..., Job],
-    options: Options,
-    two: dict[str, Any],
-    tmp_path: Path,
+def test_whichever_process_is_killed_all_end_and_a_resumed_run_has_the_same_bits(
+    start: Callable[..., Job], options: Options, two: dict[str, Any], tmp_path: Path
 ) -> None:
-    output, dice = tmp_path / "run", random.Random(killed)
-    job = start(*[options(output)] * 2)
-    saved = output / f"checkpoint-{dice.randrange(1, STEPS - 1)}"
-    while not saved.exists():
-        assert job.ranks[killed].is_alive()
-        time.sleep(0.01)
-    time.sleep(dice.uniform(0, 0.3))
-    job.ranks[killed].kill()
-    codes = job.end()
-    assert codes[killed] in (-signal.SIGKILL, 0)
-    if codes[killed]:
+    output, dice = tmp_path / "run", random.Random(0)
+    for killed, step in ((1, dice.randint(1, 2)), (0, dice.randint(3, 4))):
+        more = ["--resume"] if output.exists() else []
+        job = start(*[options(output, *more)] * 2)
+        wait_for(output / f"checkpoint-{step}", job)
+        time.sleep(dice.uniform(0, 0.1))
+        job.ranks[killed].kill()
+        codes = job.end()
+        assert codes[killed] == -signal.SIGKILL
         assert codes[1 - killed] == 3
-    if killed:  # the leader says what happened
-        assert "at least one has ended; the same command with --resume" in job.said[0].read_text()
-    assert start(*[options(output, "--resume")] * count).end() == [0] * count
-    found = outcome(output, STEPS)
-    if count == 2:
-        assert found == two
-    else:
-        assert_same(found, two)
+        if killed:  # the leader says what happened
+            said = job.said[0].read_text()
+            assert "at least one has ended; the same command with --resume" in said
+    assert start(*[options(output, "--resume")] * 2).end() == [0, 0]
+    assert outcome(output, STEPS) == two
 
 
-def test_ctrl_c_reaches_all_and_saves_the_last_finished_step(
-    start: Callable[..., Job], options: Options, tmp_path: Path
+def test_ctrl_c_reaches_all_and_one_process_goes_on(
+    start: Callable[..., Job], options: Options, two: dict[str, Any], tmp_path: Path
 ) -> None:
-    job = start(*[[*options(tmp_path / "run", "--steps", "500"), "--no-eval-before"]] * 2)
-    while not (tmp_path / "run" / "checkpoint-1").exists():
-        assert job.ranks[0].is_alive()
-        time.sleep(0.01)
+    output = tmp_path / "run"
+    job = start(*[options(output)] * 2)
+    wait_for(output / "checkpoint-1", job)
     for rank in job.ranks:
         os.kill(rank.pid, signal.SIGINT)
     assert job.end() == [130, 3]
     assert "--resume to go on after the last finished step" in job.said[0].read_text()
+    assert start(options(output, "--resume")).end() == [0]
+    assert_same(outcome(output, STEPS), two)
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (
-            [["--seed", "0"], ["--seed", "1"]],
-            "pyrl: process 1: expected the same settings as in process 0, these differ: "
-            "seed (there 1, in process 0 0)",
-        ),
-        (
-            [["--prompts-per-step", "1"]] * 2,
-            "pyrl: prompts_per_step: expected at least a question for each of 2 processes, got 1",
-        ),
-    ],
-)
-def test_processes_that_cannot_work_together_are_named(
-    more: list[list[str]],
-    message: str,
-    start: Callable[..., Job],
-    options: Options,
-    tmp_path: Path,
+def wait_for(path: Path, job: Job) -> None:
+    """Until the run has written it."""
+    while not path.exists():
+        assert job.ranks[0].is_alive(), job.said[0].read_text()
+        time.sleep(0.005)
+
+
+def test_other_settings_in_one_process_are_named(
+    start: Callable[..., Job], options: Options, tmp_path: Path
 ) -> None:
-    job = start(*[options(tmp_path / "run", *given) for given in more])
-    assert job.end()[0] == 2
-    assert job.said[0].read_text().splitlines()[-1] == message
+    job = start(*[options(tmp_path / "run", "--seed", seed) for seed in "01"])
+    assert job.end() == [2, 3]
+    assert job.said[0].read_text().splitlines()[-1] == (
+        "pyrl: process 1: expected the same settings as in process 0, these differ: "
+        "seed (there 1, in process 0 0)"
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -229,6 +213,20 @@ def test_other_data_in_one_process_are_named(start: Callable[..., Job], tmp_path
     assert said.startswith("pyrl: process 1: expected the same data and weights as in process 0")
     assert "digest of the questions (there " in said
     assert "bits" not in said
+
+
+def test_too_many_processes_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, prompts_per_step=2)
+    with pytest.raises(RanksError, match=r"prompts_per_step: .* for each of 3 processes, got 2"):
+        check_ranks(run, Ranks(size=3))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        with pytest.raises(RanksError, match="engine: expected 'hf' for 2 processes on GPUs"):
+            check_ranks(replace(run, engine="vllm"), Ranks(size=2))
+        patch.setattr(torch.cuda, "device_count", lambda: 1)
+        assert Ranks(0, 2, 0).device(torch.device("cuda")) == torch.device("cuda:0")
+        with pytest.raises(RanksError, match="device: expected a GPU for each process, got 1"):
+            Ranks(1, 2, 1).device(torch.device("cuda"))
 
 
 def test_other_numbers_of_processes_are_refused(
