@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-import torch
 from transformers import PreTrainedModel
 
 from pyrl import _core
@@ -27,10 +26,10 @@ def check_ranks(run: Run, ranks: Ranks) -> None:
             f"prompts_per_step: expected at least a question for each of {ranks.size} processes, "
             f"got {run.prompts_per_step}"
         )
-    if ranks.size > 1 and run.engine == "vllm" and torch.cuda.is_available():
+    if ranks.size > 1 and run.engine == "vllm":
         raise RanksError(
-            f"engine: expected 'hf' for {ranks.size} processes on GPUs, got 'vllm', which takes "
-            f"the first GPU in each"
+            f"engine: expected 'hf' for {ranks.size} processes, got 'vllm', which ends the group "
+            f"of processes in which it runs and takes the first GPU in each"
         )
     settings = dict(flatten(settings_of(run)))
     own = {name: value for name, value in settings.items() if name not in OWN}
