@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 import pyrl
 
 if TYPE_CHECKING:
+    from pyrl.evaluate import Scoring
     from pyrl.report import Progress, Report
+    from pyrl.run.config import Run
 
 USAGE = """\
 pyrl: tree-rollout test-time RL. Fork where the model is unsure, vote, learn.
@@ -45,9 +47,9 @@ Each command has --help.
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command and exit.
 
-    Exit codes: 0; 1 if the doctor says that no run works here; 2 for bad input; 3 for an engine
-    that failed; 4 for a run that ended and in which no step updated the model; 130 after Ctrl-C or
-    SIGTERM.
+    Exit codes: 0; 1 if the doctor says that no run works here; 2 for bad input; 3 for an engine or
+    a process that failed; 4 for a run that ended and in which no step updated the model; 130 after
+    Ctrl-C or SIGTERM.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "--version"):
@@ -72,14 +74,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         with sigterm_as_ctrl_c():
             sys.exit(_command(args))
     except EngineFailure as error:
-        print(f"pyrl: {error}", file=sys.stderr)
+        print(f"{_name()}: {error}", file=sys.stderr)
         sys.exit(3)
     except bad_input as error:
-        print(f"pyrl: {error}", file=sys.stderr)
+        print(f"{_name()}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as interrupt:
         print(f"pyrl: interrupted; {str(interrupt) or 'nothing was saved'}", file=sys.stderr)
         sys.exit(130)
+
+
+def _name() -> str:
+    return f"pyrl: process {_rank()}" if _rank() else "pyrl"
 
 
 def _command(args: list[str]) -> int:
@@ -105,12 +111,9 @@ def _completion(what: str, *words: str) -> int:
 def _demo(args: list[str]) -> int:
     with _loading() as progress:
         from pyrl.demo.run import EVAL_SETS, SCORING, parse_demo
-        from pyrl.train import Trainer
 
         run = parse_demo(args)
-        trainer = Trainer(run, progress, scoring=SCORING, eval_sets=EVAL_SETS)
-        report = trainer.train()
-    return _ended(report, run.output, trainer.changed)
+        return _run(run, ["demo", *args], progress, SCORING, EVAL_SETS)
 
 
 def _train(args: list[str]) -> int:
@@ -128,18 +131,51 @@ def _train(args: list[str]) -> int:
 
     run = parse_train(args)
     with _loading() as progress:
-        from pyrl.train import Trainer
+        return _run(run, ["train", *args], progress)
 
-        trainer = Trainer(run, progress)
-        report = trainer.train()
+
+def _run(
+    run: Run,
+    command: Sequence[str],
+    progress: Progress,
+    scoring: Scoring | None = None,
+    eval_sets: Mapping[str, str] | None = None,
+) -> int:
+    """Lead the run, or follow where another process leads it; the exit code."""
+    from pyrl.ranks import RankLost, RanksError
+    from pyrl.ranks.joining import follow_signals, joined
+    from pyrl.run.following import follow
+    from pyrl.train import Trainer
+
+    if _rank():
+        follow_signals()
+    try:
+        with joined(command, run.processes) as ranks:
+            if ranks.rank:
+                follow(run, ranks, eval_sets)
+                return 0
+            trainer = Trainer(run, progress, scoring=scoring, eval_sets=eval_sets, ranks=ranks)
+            report = trainer.train()
+            ranks.tell("end")
+    except (RankLost, RanksError) as error:
+        if not _rank():  # the others know no more of it
+            print(f"pyrl: {error}", file=sys.stderr)
+        return 3 if isinstance(error, RankLost) else 2
     return _ended(report, run.output, trainer.changed)
+
+
+def _rank() -> int:
+    """The place of this process among those of torchrun, or of the run that started it."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def _loading() -> Progress:
     """Speaks while torch and transformers are imported, which takes seconds."""
+    from rich.console import Console
+
     from pyrl.report import Progress
 
-    progress = Progress()
+    progress = Progress(console=Console(quiet=True) if _rank() else None)
     progress.phase("loading")
     return progress
 

@@ -25,6 +25,7 @@ from pyrl.leaves import Leaves, Scored, collect, score
 from pyrl.pack import TokenBatch, pack
 from pyrl.prompts import Prompt, other_prompts, step_prompts
 from pyrl.prune import Keep
+from pyrl.ranks import ALONE, Ranks
 from pyrl.report import Alarms, MetricsLog, Phases, Progress, Report
 from pyrl.report.alarms import no_update
 from pyrl.report.metrics import Row, read_metrics
@@ -37,7 +38,7 @@ from pyrl.run.config import Run, settings_of
 from pyrl.run.directory import claim, keeping_forest, naming
 from pyrl.run.evaluation import Evaluations
 from pyrl.run.interrupt import RESUME, Interrupt
-from pyrl.run.lock import Lock, one_process
+from pyrl.run.lock import Lock, RunError, one_process
 from pyrl.run.results import write_results
 from pyrl.run.resume import first_words, record_of, restore
 from pyrl.run.setup import Given, Parts, Questions, assemble
@@ -92,6 +93,7 @@ class Trainer:
         callbacks: Sequence[Callable[[Step, Row], object]] = (),
         scoring: Scoring | None = None,
         eval_sets: Mapping[str, Questions] | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Load what the run needs and is not given.
 
@@ -101,12 +103,19 @@ class Trainer:
         `reward_weights`. `callbacks` are called after each step, with its record and its metrics,
         as a line of metrics.jsonl has them.
         `eval_sets`: further questions to score, by their names. `progress`: the caller has entered
-        it; None: `train` shows its own.
+        it; None: `train` shows its own. `ranks`: the processes that this one leads; the others are
+        in `pyrl.run.following.follow`.
 
         Raises what `pyrl.run.setup.assemble` does, ValueError for objects that do not fit, and
         RunError if another process has the output directory or if this one is one of several.
         """
-        one_process()
+        if not ranks.leads:
+            one_process()
+        if run.processes not in (1, ranks.size):
+            raise RunError(
+                f"processes: expected 1 for a Trainer that Python makes, got {run.processes}; "
+                f"pyrl train and pyrl demo run in several"
+            )
         given = Given(model, tokenizer, prompts, reward, reward_weights)
         self.run = run = given.named(run)
         self.progress = progress or Progress()
@@ -115,7 +124,7 @@ class Trainer:
         self.interrupt = Interrupt()
         with ExitStack() as undo:
             self.lock = undo.enter_context(Lock(run.output))
-            parts = assemble(run, eval_sets, given)
+            parts = assemble(run, eval_sets, given, ranks)
             undo.pop_all()
         self._take(parts, scoring)
         idle = self.learner.never_acts
@@ -159,9 +168,7 @@ class Trainer:
         """The signals at the end of that step; sampling moves them on."""
         if parts.start:
             self.step = parts.start.step
-            self.unlogged = restore(
-                parts.start.record, self.observer, self.evaluations, self.learner.memory
-            )
+            self.unlogged = restore(parts.start.record, self.observer, self.evaluations)
 
     def train_step(self) -> Step:
         """Sample, vote, reward, update and sync once. RunError names questions with NaN; Spent: the

@@ -25,8 +25,9 @@ PYTHON = {
     "pack": "",
     "sources": "",
     "foreign": "",  # calls of code that others wrote
+    "ranks": "",  # the processes of one run
     # Questions become trees.
-    "engine": "attention logits models",
+    "engine": "attention logits models ranks",
     "law": "",
     "fork": "checks law",
     "distilled": "checks fork",
@@ -47,7 +48,7 @@ PYTHON = {
     "replay": "checks leaves pack",
     "loss": "checks logits pack",
     "presets": "loss",
-    "learner": "attention engine leaves logits loss models pack",
+    "learner": "attention engine leaves logits loss models pack ranks",
     "algorithm": (
         "advantage answers budget fork leaves logits loss poll prune replay reward select tempered "
         "vote"
@@ -64,12 +65,12 @@ PYTHON = {
     ),
     "run": (
         "algorithm answers attention checks distilled engine evaluate foreign fork judger law "
-        "learner leaves logits loss methods models pack prompts prune report reward rollout "
+        "learner leaves logits loss methods models pack prompts prune ranks report reward rollout "
         "sources vote"
     ),
     "train": (
         "advantage algorithm answers diagnostics engine evaluate fork leaves pack prompts prune "
-        "report reward rollout run select tempered vote"
+        "ranks report reward rollout run select tempered vote"
     ),
     # Doors in other trainers.
     "hosts": (
@@ -82,7 +83,8 @@ PYTHON = {
     "completion": "",
     "doctor": "demo engine hosts models report train",
     "cli": (
-        "answers checks compare completion demo doctor engine evaluate methods report run train"
+        "answers checks compare completion demo doctor engine evaluate methods ranks report run "
+        "train"
     ),
     "__init__": "",
     "__main__": "cli",

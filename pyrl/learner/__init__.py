@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import replace
 from functools import cache, partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,19 +22,21 @@ from pyrl._core.tree import PackedRows
 from pyrl.attention import use_pyrl_attention
 from pyrl.engine import Dtype
 from pyrl.engine.hf import DTYPES
+from pyrl.engine.sync import digest
 from pyrl.engine.trial import check_learning, has_plain_head
 from pyrl.learner.effects import effects
 from pyrl.learner.momentum import Corrected, Normalized
+from pyrl.learner.needs import check_columns, no_pass
 from pyrl.learner.optimizer import make_optimizer
 from pyrl.learner.reader import Reader
 from pyrl.learner.recompute import recompute_layers
 from pyrl.learner.tally import Tally, averaged
 from pyrl.leaves import Look
 from pyrl.logits.token_stats import Options
-from pyrl.loss.axis import LossState, check_needs
+from pyrl.loss.axis import LossState
 from pyrl.loss.bounds import has_radii
 from pyrl.loss.columns import Columns
-from pyrl.loss.loss import LEARNED, Loss
+from pyrl.loss.loss import Loss
 from pyrl.loss.old_policy import (
     Memory,
     expert_column,
@@ -43,9 +46,10 @@ from pyrl.loss.old_policy import (
     nucleus_level,
     tensors,
 )
-from pyrl.loss.terms import Terms, loss_terms, slots
+from pyrl.loss.terms import Terms, loss_terms
 from pyrl.models.lora import has_adapter, without_adapter
 from pyrl.pack import TokenBatch, gather, pack, pack_given
+from pyrl.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from pyrl.run.config import Run
@@ -89,7 +93,13 @@ def learning_rate(run: Run, step: int, spent: float | None = None) -> float:
 class Learner:
     """Owns a model's optimizer; a gradient is that of the whole mini-batch, however it is cut."""
 
-    def __init__(self, model: PreTrainedModel, initial: PreTrainedModel | None, run: Run) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        initial: PreTrainedModel | None,
+        run: Run,
+        ranks: Ranks = ALONE,
+    ) -> None:
         """`initial` is the frozen reference of a penalty or of a stage; without such a one it is
         not used, nor is it where an adapter trains: the model below is the reference then.
 
@@ -110,8 +120,10 @@ class Learner:
         """What the engine that samples computes in; the trainer sets it."""
         self.sampler_shares = True
         """The engine computes with the learner's own tensors; the trainer sets it."""
+        self.ranks = ranks
         self.memory = Memory()
         self.reader = Reader.of(run)
+        self.reader.parts = ranks.size
         check_columns(self.loss, run)
         check_learning(model)
         self.reader.plain_head = has_plain_head(model)
@@ -156,7 +168,6 @@ class Learner:
         step: int,
         experts: TokenBatch | None = None,
         spent: float | None = None,
-        *,
         replayed: bool = False,
     ) -> dict[str, float]:
         """Optimizer steps over the batch's questions; metrics averaged over them.
@@ -168,6 +179,7 @@ class Learner:
         NonFiniteError before the optimizer step that it would spoil; SamplerMismatchError before
         the first that has moved the weights: until then sampler and learner are the same policy.
         """
+        self.ranks.tell("update", batch, group_N, step, experts, spent, replayed)
         rate = learning_rate(self.run, step, spent)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -190,6 +202,9 @@ class Learner:
             moved = moved or tally.weight > 0
             rows.append(tally.metrics() | {"grad_norm": norm} | told)
         self.optimizer.zero_grad(set_to_none=True)
+        if self.ranks.size > 1:
+            weights = {"sum of all bits": sum(map(digest, self.parameters))}
+            self.ranks.check_same(f"weights after step {step + 1}", weights)
         trained = float((batch.mask_T & (batch.advantage_T != 0)).sum())
         learned = {"learning_rate": rate, "pack/trained": trained}
         return averaged(rows) | learned | cost | self.reader.metrics()
@@ -251,10 +266,10 @@ class Learner:
             return batch, {}
         started = time.monotonic()
         asked = self.loss.asks(self.temperature, state)
-        columns = self._read(self.model, batch, asked)
+        columns = self._read(batch, asked)
         tokens = len(batch.input_I)
         if experts is not None:
-            theirs_T = self._read(self.model, experts, Options())["logprob_T"]
+            theirs_T = self._read(experts)["logprob_T"]
             columns["expert_logprob_T"] = expert_column(batch, experts, theirs_T)
             tokens += len(experts.input_I)
         cost = {"old_logprobs/seconds": time.monotonic() - started, "old_logprobs/tokens": tokens}
@@ -270,20 +285,18 @@ class Learner:
 
         @cache
         def look(name: str) -> NDArray[np.float64]:
-            own = partial(nullcontext, self.model)
-            lend = self.reference if name == "ref_logprob_T" else own
-            if lend is None:
+            frozen = name == "ref_logprob_T"
+            if frozen and self.reference is None:
                 raise ValueError(
                     f"{name}: expected an advantage stage or a selection that names it in `needs`, "
                     f"so that the first model is loaded; there is none"
                 )
-            if lend is own and self.run.old_logprobs == "engine":
+            if not frozen and self.run.old_logprobs == "engine":
                 raise ValueError(no_pass(name, "an advantage stage or a selection"))
             batch = pack(rows, np.zeros(len(rows.label_T)))
             if name == "prompt_logprob_T":
                 return self._of_prompts(batch)
-            with lend() as model:
-                return self._read(model, batch, Options())["logprob_T"]
+            return self.read(batch, frozen)
 
         return look
 
@@ -300,7 +313,7 @@ class Learner:
 
     def logprobs(self, batch: TokenBatch) -> NDArray[np.float64]:
         """Log-probs [T] of the batch by the model as it is now, at the sampling temperature."""
-        return self._read(self.model, batch, Options())["logprob_T"]
+        return self.read(batch)
 
     def _of_prompts(self, batch: TokenBatch) -> NDArray[np.float64]:
         """The mean log-prob of its prompt's tokens but the first for each response token [T]."""
@@ -316,21 +329,33 @@ class Learner:
             [prompt[:1].astype(np.int32) for prompt in place.values()],
             [prompt[1:] for prompt in place.values()],
         )
-        total = np.bincount(asked.leaf_T, self._read(self.model, asked, Options())["logprob_T"])
+        total = np.bincount(asked.leaf_T, self.read(asked))
         mean = dict(zip(place, total / np.diff(asked.token_offset_N1), strict=True))
         return np.repeat([mean.get(prompt.tobytes(), 0.0) for prompt in prompt_N], own_N)
 
+    def read(self, batch: TokenBatch, frozen: bool = False) -> NDArray[np.float64]:
+        """Log-probs [T] by the model as it is now, or by the frozen first one, in passes that are
+        dealt to all processes."""
+        self.ranks.tell("read", batch, frozen)
+        return self._read(batch, frozen=frozen)["logprob_T"]
+
     def _read(
-        self, model: PreTrainedModel, batch: TokenBatch, asked: Options
+        self, batch: TokenBatch, asked: Options | None = None, *, frozen: bool = False
     ) -> dict[str, NDArray[np.float64]]:
         """What a model says of each response token [T], in passes and without a gradient."""
-        read: dict[str, NDArray[np.float64]] = {}
-        for leaf_N in self.reader.passes(batch):
-            with torch.no_grad():
+        asked = asked or Options()
+        lend = self.reference if frozen and self.reference else partial(nullcontext, self.model)
+        own: list[tuple[NDArray[np.int64], dict[str, NDArray[np.floating]]]] = []
+        for leaf_N in self.ranks.deal(self.reader.passes(batch)):
+            with torch.no_grad(), lend() as model:
                 stats = self.reader(model, batch.take(leaf_N), asked)
+            columns = learned_columns(stats, asked.get("kept_share")).items()
             row_T = gather(batch.token_offset_N1, leaf_N)
-            for name, column_T in learned_columns(stats, asked.get("kept_share")).items():
-                read.setdefault(name, np.empty(len(batch.label_T)))[row_T] = column_T.cpu().numpy()
+            own.append((row_T, {name: column_T.cpu().numpy() for name, column_T in columns}))
+        read: dict[str, NDArray[np.float64]] = {}
+        for row_T, found in chain.from_iterable(self.ranks.gather(own)):
+            for name, column_T in found.items():
+                read.setdefault(name, np.empty(len(batch.label_T)))[row_T] = column_T
         return read
 
     def gradient(
@@ -345,10 +370,13 @@ class Learner:
         # The policy that trains is the one that sampled: without dropout or any other noise.
         self.model.eval()
         self.optimizer.zero_grad(set_to_none=True)
-        for leaf_N in self._passes(batch, terms):
+        for leaf_N in self.ranks.deal(self._passes(batch, terms)):
             loss = self._loss(batch.take(leaf_N), terms.take(leaf_N), tally, exact)
             torch.autograd.backward(loss)
-        return tally
+        first, *others = self.ranks.gather(tally)
+        first.join(others)
+        self.ranks.add_gradients(self.parameters)
+        return first
 
     def check(self, tally: Tally, norm: float, *, on_policy: bool) -> None:
         """Raise, and drop the gradient, unless it may change the weights.
@@ -457,36 +485,3 @@ class Learner:
             states[name][part] = tensor.to(named[name], copy=True)
         for name, state in states.items():
             self.optimizer.state[named[name]] = state
-
-
-KNOWN = LEARNED | {
-    *("advantage_T", "logprob_T", "entropy_T", "old_logprob_T", "rollout_logprob_T"),
-    *("ref_logprob_T", "reward_T", "clip_low_T", "clip_high_T", "offset_N1", "group_N"),
-    *("state.entropy", "state.mean_entropy", "state.nucleus_entropy"),
-}
-"""What a run has for the axes of a loss."""
-
-
-def check_columns(loss: Loss, run: Run) -> None:
-    """ValueError names what the loss needs and the run does not have."""
-    try:
-        check_needs(loss.needs, KNOWN)
-        slots(loss)
-    except ValueError as error:
-        raise ValueError(f"loss: a run cannot train with it: {error}") from error
-    if run.old_logprobs == "engine" and loss.learner_needs:
-        raise ValueError(
-            f"old_logprobs: expected 'auto' or 'learner' for this loss, got 'engine': "
-            f"{loss.learner_needs[0]}, beside what the engine reports"
-        )
-    for name in ("old_logprob_T", "prompt_logprob_T"):
-        if run.old_logprobs == "engine" and name in run.algorithm.reads:
-            raise ValueError(no_pass(name, run.algorithm.reads[name]))
-
-
-def no_pass(name: str, choice: str) -> str:
-    """Why a run that makes no pass of the learner cannot have what this choice reads."""
-    return (
-        f"old_logprobs: expected 'auto' or 'learner' (--old-logprobs auto), got 'engine': {choice} "
-        f"needs {name}, which a pass of the learner gives"
-    )

@@ -61,6 +61,8 @@ class Reader:
         self._autocast = bfloat16
         self.plain_head = False
         """The model's logits are its head's product with the last hidden states, and no more."""
+        self.parts = 1
+        """Passes end at these parts of a batch's tokens, so that each process has one."""
         self._rows = self._unique = self._cut = self._passes = self._chunked = 0
         self._disagreeing = self._responses = 0
 
@@ -94,9 +96,12 @@ class Reader:
         size_N = np.bincount(tree_N, weights=tree.added_N[order_N])[tree_N]
         order_N = order_N[np.argsort(-size_N, kind="stable")]
         added_N = tree.added_N[order_N]
+        part_N = (np.cumsum(added_N) - added_N) * self.parts // added_N.sum()
+        part_N = np.maximum.accumulate(np.where(added_N, part_N, 0))
         start, used = 0, 0
         for stop, leaf in enumerate(order_N):
-            if used + added_N[stop] > self._tokens and stop > start:
+            full = used + added_N[stop] > self._tokens or part_N[stop] > part_N[start]
+            if full and stop > start:
                 yield order_N[start:stop]
                 start, used = stop, 0
                 self._cut += int(length_N[leaf] - added_N[stop])

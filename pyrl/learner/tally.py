@@ -63,6 +63,19 @@ class Tally:
         self.tokens += gap.size
         return float(gap.mean())
 
+    def join(self, others: Sequence[Tally]) -> None:
+        """Take in the passes of other processes."""
+        for other in others:
+            self.loss += other.loss
+            self.weight += other.weight
+            self.ratio = max(self.ratio, other.ratio)
+            if other.gap > self.gap:
+                self.gap, self.sampled, self.learned = other.gap, other.sampled, other.learned
+            self.gaps += other.gaps
+            self.tokens += other.tokens
+            for name, total in other.sums.items():
+                self.sums[name] = self.sums.get(name, 0.0) + total
+
     def mean_gap(self) -> float:
         """The mean difference of a token's log-probs; 0 without tokens."""
         return self.gaps / max(1, self.tokens)

@@ -117,6 +117,10 @@ class Run:
     """"auto" (a GPU if there is one), "cpu", "cuda", "cuda:1"..."""
     threads: int | None = None
     """CPU threads; None takes all cores."""
+    processes: int = 1
+    """Processes on this machine that sample and learn together, each with all weights, on a GPU of
+    its own or on a share of the cores; torchrun starts them on several machines. They end with the
+    same weights, up to the order of sums."""
     lora: LoRA = dataclasses.field(default_factory=LoRA)
     """Low-rank adapters in the place of the weights."""
     engine: str = "hf"
@@ -237,6 +241,7 @@ _LEAST = {
     "warmup_steps": 0,
     "tokens_per_pass": 1,
     "threads": 1,
+    "processes": 1,
     "max_rows": 1,
     "save_every": 1,
     "keep_checkpoints": 1,
@@ -291,7 +296,7 @@ def settings(method: str, /, **values: Any) -> Run:
     `model` and `data` may be left to the objects that a Trainer is given. ConfigError names a
     setting that does not exist or cannot have its value; ValueError: there is no such name.
     """
-    where, flat = Path("settings"), dict(_flatten(values))
+    where, flat = Path("settings"), dict(flatten(values))
     registry = Registry(take_plugins(dict(flat), where))
     return _begin(method, registry.method(method), Given(where, None, {}, []), flat)
 
@@ -446,14 +451,15 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected settings `name: value`, got {content!r}")
-    return dict(_flatten(content))
+    return dict(flatten(content))
 
 
-def _flatten(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of nested settings."""
     for key, value in content.items():
         name = f"{prefix}{key}".replace("-", "_")
         if isinstance(value, dict):
-            yield from _flatten(value, f"{name}.")
+            yield from flatten(value, f"{name}.")
         else:
             yield name, value
 

@@ -29,6 +29,7 @@ FREE = frozenset(
         "steps",
         "device",
         "threads",
+        "processes",
         "max_rows",
         "tokens_per_pass",
         "gradient_checkpointing",

@@ -65,8 +65,8 @@ def one_process() -> None:
     size = os.environ.get("WORLD_SIZE", "1")
     if size != "1":
         raise RunError(
-            f"expected one process, got WORLD_SIZE={size}: pyrl runs in one process on one device; "
-            f"start it without torchrun, or with one process"
+            f"expected one process, got WORLD_SIZE={size}: of the commands pyrl train and pyrl "
+            f"demo run in several; start this one without torchrun, or with one process"
         )
 
 

@@ -45,11 +45,10 @@ def record_of(
 
 
 def restore(
-    record: Mapping[str, Any], observer: StepObserver, evaluations: Evaluations, memory: Memory
+    record: Mapping[str, Any], observer: StepObserver, evaluations: Evaluations
 ) -> Unlogged | None:
     """Take over a record; what its step still has to log."""
     observer.load_state_dict(record)
-    memory.load_state_dict(record["loss"])
     evaluations.taken = [Evaluation(**row) for row in record["evaluations"]]
     if (row := record["unlogged"]) is None:
         return None

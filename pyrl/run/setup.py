@@ -19,6 +19,7 @@ from pyrl.answers.reading import StopText, answer_format, check_formats, decoder
 from pyrl.answers.truth import has_truth
 from pyrl.checks import Checked
 from pyrl.engine import Engine
+from pyrl.engine.dealt import Dealt
 from pyrl.engine.launch import ENGINES, Carry, Request
 from pyrl.engine.sync import Shared, digests
 from pyrl.learner import Learner
@@ -26,6 +27,7 @@ from pyrl.leaves import Decode
 from pyrl.models import DTYPES, find_device, load_model, model_location, room
 from pyrl.models.lora import add_adapter, has_adapter, load_adapter
 from pyrl.prompts import Prompt, load_prompts
+from pyrl.ranks import ALONE, Ranks
 from pyrl.reward import check_answers, function_reward
 from pyrl.rollout import make_signals
 from pyrl.run.checkpoint import Checkpoint, CheckpointError
@@ -33,6 +35,7 @@ from pyrl.run.config import Run
 from pyrl.run.directory import find_start
 from pyrl.run.evaluation import TRAINED
 from pyrl.run.expert import Experts
+from pyrl.run.sameness import Told, check_loaded, check_ranks
 from pyrl.run.states import States
 from pyrl.sources import Rows
 
@@ -110,27 +113,32 @@ class Parts:
 
 
 def assemble(
-    run: Run, eval_sets: Mapping[str, Questions] | None = None, given: Given | None = None
+    run: Run,
+    eval_sets: Mapping[str, Questions] | None = None,
+    given: Given | None = None,
+    ranks: Ranks = ALONE,
 ) -> Parts:
     """Load all parts that are not given. `eval_sets` names questions in the place of the run's own.
 
     RunError, CheckpointError, ModelError, DataError, ConfigError or EngineError names a setting or
-    a file that cannot be used; nothing is written.
+    a file that cannot be used, RanksError a process that differs; nothing is written.
     """
     given = given or Given()
+    check_ranks(run, ranks)
     algorithm = _rewarded(run, given)
     states = States(algorithm)
     start = find_start(run)
     if run.threads:
         torch.set_num_threads(run.threads)
-    device = find_device(run.device)
+    device = ranks.device(find_device(run.device))
     model, tokenizer, initial, base = _load(run, start, given)
     initial = None if initial is None else initial.to(device)
-    learner = Learner(model.to(device), initial, run)
+    learner = Learner(model.to(device), initial, run, ranks)
 
     load = _loader(run, model, tokenizer)
     data = run.data if given.prompts is None else Rows(given.prompts)
     prompts = check_answers(algorithm.reward, load(data), run.data)
+    check_loaded(ranks, prompts, model, start)
     experts = Experts(
         algorithm.loss,
         prompts,
@@ -140,14 +148,10 @@ def assemble(
     )
     sets = _eval_sets(run, data, prompts, load, eval_sets)
     form = answer_format(model, tokenizer, data, run.extractor, run.stop, run.answer_after)
-    engine, sync = _engine(run, model, form.eos, prompts[0])
-    learner.sampler_dtype, learner.sampler_shares = engine.dtype, isinstance(sync, Shared)
+    engine, sync = _engine(run, learner, form.eos, prompts[0])
     signals = make_signals(algorithm.fork, algorithm.prune)
     if start:
-        learner.load_state(start.optimizer(), start.counts)
-        if signals is not None:
-            signals.load(start.signals())
-        states.load_state_dict(start.record["states"], start.arrays())
+        _go_on(start, learner, signals, states)
     return Parts(
         algorithm=algorithm,
         states=states,
@@ -167,6 +171,15 @@ def assemble(
         sync=sync,
         signals=signals,
     )
+
+
+def _go_on(start: Checkpoint, learner: Learner, signals: Signals | None, states: States) -> None:
+    """Take over what the checkpoint remembers beside the weights."""
+    learner.load_state(start.optimizer(), start.counts)
+    learner.memory.load_state_dict(start.record["loss"])
+    if signals is not None:
+        signals.load(start.signals())
+    states.load_state_dict(start.record["states"], start.arrays())
 
 
 def _load(
@@ -258,10 +271,12 @@ def _loader(
 
 
 def _engine(
-    run: Run, model: PreTrainedModel, eos: Collection[int], question: Prompt
+    run: Run, learner: Learner, eos: Collection[int], question: Prompt
 ) -> tuple[Engine, Carry]:
+    """This process's engine, of which the learner knows how it computes; at the leader those of
+    all processes as one."""
     request = Request(
-        model=model,
+        model=learner.model,
         source=run.model,
         eos=eos,
         max_rows=run.max_rows,
@@ -269,7 +284,11 @@ def _engine(
         probe_T=question.tokens,
         vllm=run.vllm,
     )
-    return ENGINES[run.engine](request)
+    engine, sync = ENGINES[run.engine](request)
+    learner.sampler_dtype, learner.sampler_shares = engine.dtype, isinstance(sync, Shared)
+    if learner.ranks.leads:
+        return Dealt(engine, learner.ranks), Told(sync, learner.ranks)
+    return engine, sync
 
 
 def _eval_sets(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked_runs import fork_server
 from rich.console import Console
 from short_run import ECHO, SETTINGS, outcome, write_questions
 from tiny_run import make_trainer, tiny, tiny_run
@@ -38,16 +38,6 @@ KILLS = 10
 """For each of the two ways to save: twenty in all."""
 REACH = {1: 0.5, 3: 0.7}
 """Latest kill, as a share of a whole run: far enough that a run gets beyond its next checkpoint."""
-
-PRELOAD = [
-    "pyrl.train",
-    "pyrl.methods",
-    "transformers.models.llama.modeling_llama",
-    "matplotlib.backends.backend_agg",
-    "matplotlib.figure",
-    "rich.console",
-]
-"""What a run imports, so that a process for it starts in a moment."""
 
 
 @pytest.fixture(autouse=True)
@@ -97,25 +87,7 @@ def attempt(options: list[str], connection: Connection) -> None:
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Children are forked off a server that has imported everything once.
-
-    The server looks for modules in its working directory first: it starts away from the source
-    tree, whose pyrl/ has no compiled part after an install from a wheel.
-    """
-    before, directory = os.environ.get("OMP_NUM_THREADS"), Path.cwd()
-    os.environ["OMP_NUM_THREADS"] = "1"
-    os.chdir(tmp_path_factory.mktemp("elsewhere"))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    first = context.Process(target=int)
-    first.start()
-    first.join()
-    os.chdir(directory)
-    if before is None:
-        del os.environ["OMP_NUM_THREADS"]
-    else:
-        os.environ["OMP_NUM_THREADS"] = before
-    return context
+    return fork_server(tmp_path_factory.mktemp("elsewhere"))
 
 
 def run_until(processes: Any, options: list[str], kill_after: float | None) -> float | None:

@@ -1,0 +1,66 @@
+"""Sameness: what the processes of a run must have in common before they begin."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel
+
+from pyrl import _core
+from pyrl.engine.launch import Carry
+from pyrl.engine.sync import digests
+from pyrl.prompts import Prompt
+from pyrl.ranks import Ranks, RanksError
+from pyrl.run.checkpoint import Checkpoint
+from pyrl.run.config import Run, flatten, settings_of
+
+OWN = frozenset({"device", "threads", "processes"})
+"""Settings in which processes may differ."""
+
+
+def check_ranks(run: Run, ranks: Ranks) -> None:
+    """RanksError unless each process can have a question of each step, by the same settings."""
+    if ranks.size > run.prompts_per_step:
+        raise RanksError(
+            f"prompts_per_step: expected at least a question for each of {ranks.size} processes, "
+            f"got {run.prompts_per_step}"
+        )
+    if ranks.size > 1 and run.engine == "vllm":
+        raise RanksError(
+            f"engine: expected 'hf' for {ranks.size} processes, got 'vllm', which ends the group "
+            f"of processes in which it runs and takes the first GPU in each"
+        )
+    settings = dict(flatten(settings_of(run)))
+    own = {name: value for name, value in settings.items() if name not in OWN}
+    ranks.check_same("settings", own | {"pyrl": _core.build_info()["version"]})
+
+
+def check_loaded(
+    ranks: Ranks, prompts: Sequence[Prompt], model: PreTrainedModel, start: Checkpoint | None
+) -> None:
+    """RanksError unless all processes train on the same questions, from the same weights."""
+    if ranks.size > 1:
+        texts = hashlib.sha256()
+        for prompt in prompts:
+            texts.update(f"{prompt.text!r} {prompt.answer!r}".encode())
+            texts.update(prompt.tokens.tobytes())
+        loaded = {
+            "questions": len(prompts),
+            "digest of the questions": texts.hexdigest()[:12],
+            "finished steps": start.step if start else 0,
+            "sum of all bits of the weights": sum(digests(model.state_dict()).values()),
+        }
+        ranks.check_same("data and weights", loaded)
+
+
+class Told:
+    """A sync that the leader makes, and all other processes with it."""
+
+    def __init__(self, sync: Carry, ranks: Ranks) -> None:
+        self._sync, self._ranks = sync, ranks
+
+    def __call__(self, version: int) -> dict[str, float]:
+        """What `sync` tells of this process."""
+        self._ranks.tell("sync", version)
+        return self._sync(version)
