@@ -29,6 +29,7 @@ pyrl: tree-rollout test-time RL. Fork where the model is unsure, vote, learn.
   pyrl eval ...          score a model on questions with answers
   pyrl fit-judger ...    learn from such questions which responses are right by their entropies
   pyrl distil-rules ...  a run's fork and prune rules as small decision trees
+  pyrl serve ...         a server of the Tinker protocol: clients sample and train adapters
   pyrl info              how this installation was built
   pyrl --version         its version
 
@@ -80,6 +81,7 @@ def _command(args: list[str]) -> int:
         "eval": _eval,
         "fit-judger": _fit_judger,
         "distil-rules": _distil_rules,
+        "serve": _serve,
         "info": _info,
     }
     return commands[one_of(args[0], commands, "command")](args[1:])
@@ -242,6 +244,22 @@ def _distil_rules(args: list[str]) -> int:
         settings = tyro.cli(DistilSettings, args=args, prog="pyrl distil-rules")
         lines = [*distil_rules(settings, progress)]
     print(*lines, sep="\n")
+    return 0
+
+
+def _serve(args: list[str]) -> int:
+    from importlib.util import find_spec
+
+    import tyro
+
+    from pyrl.serve.settings import ServeSettings
+
+    settings = tyro.cli(ServeSettings, args=args, prog="pyrl serve")
+    if missing := [name for name in ("starlette", "uvicorn", "peft") if find_spec(name) is None]:
+        raise ImportError(f"pyrl serve needs {', '.join(missing)}; pip install 'pyrl[serve]'")
+    with _loading():
+        from pyrl.serve.server import serve
+    serve(settings)
     return 0
 
 

@@ -77,8 +77,9 @@ PYTHON = {
         "learner leaves logits loss methods pack presets prompts prune report reward "
         "rollout run select train vote"
     ),
+    "serve": "engine learner logits loss models pack run",
     "demo": "algorithm checks evaluate fork loss methods models prune reward run sources",
-    "cli": "answers checks demo engine evaluate methods report run train",
+    "cli": "answers checks demo engine evaluate methods report run serve train",
     "__init__": "",
     "__main__": "cli",
 }
