@@ -63,6 +63,7 @@ class Application:
         routes = [_route(path, self._json(answer)) for path, answer in posts.items()]
         routes += [
             _route("forward_backward", self._forward_backward),
+            _route("sessions/{session}/finish", self._finish),
             _route("healthz", self._health, "GET"),
             _route("get_server_capabilities", self._capabilities, "GET"),
             _route("samplers/{sampler_id}", self._sampler, "GET"),
@@ -134,6 +135,11 @@ class Application:
     async def _heartbeat(self, body: Body) -> Any:
         self._service.sessions.hear(body.text("session_id"))
         return {"type": "session_heartbeat"}
+
+    async def _finish(self, request: Request) -> Response:
+        await self._body(request)
+        self._service.sessions.end(request.path_params["session"])
+        return JSONResponse({})
 
     async def _telemetry(self, body: Body) -> Any:
         """Nothing is kept of it."""

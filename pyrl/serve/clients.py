@@ -14,7 +14,7 @@ TESTED = ("0.25.0", "0.38.0")
 """Releases of the SDK between which this server is tested."""
 SESSIONS = 4096
 """Sessions at most; the one that was silent longest is forgotten for a new one."""
-SILENCE = 600.0
+SILENCE = 120.0
 """Seconds without a heartbeat after which a session's models may be put away."""
 
 
@@ -65,6 +65,10 @@ class Sessions:
             )
         self._heard[session] = time.monotonic()
         self._heard.move_to_end(session)
+
+    def end(self, session: str) -> None:
+        """Its client has said that it leaves."""
+        self._heard.pop(session, None)
 
     def silent(self, session: str) -> bool:
         """Whether the client has left, as far as one can tell."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -121,11 +122,18 @@ def _check_datum(where: str, datum: Datum, choice: Choice, vocabulary: int, posi
         raise RequestError(
             f"{where}: expected token ids in 0..{vocabulary - 1}, got {ids.min()}..{ids.max()}"
         )
-    if (target_T[:-1] != datum.token_I[1:]).any():
+    if datum.inputs[choice.columns[0]][: first_target(datum)].any():
         raise RequestError(
-            f"{where}.loss_fn_inputs.target_tokens: expected the input tokens moved by one place, "
-            f"and one more at the end"
+            f"{where}.loss_fn_inputs.target_tokens: expected the input tokens moved by one place "
+            f"wherever {choice.columns[0]} is not 0"
         )
+
+
+def first_target(datum: Datum) -> int:
+    """The place from which on each target is the next input token; clients fill up those before,
+    which are the prompt's."""
+    other = np.flatnonzero(datum.inputs["target_tokens"][:-1] != datum.token_I[1:])
+    return int(other[-1]) + 1 if other.size else 0
 
 
 def read_batch(policy: Policy, reader: Reader, request: Pass) -> bytes:
@@ -169,20 +177,23 @@ def _read(policy: Policy, reader: Reader, request: Pass) -> tuple[list[NDArray[n
         total += float(out.loss.detach())
         row_T = gather(batch.token_offset_N1, leaf_N)
         logprob_T[row_T] = stats.logprob.detach().float().cpu().numpy()
-    return np.split(logprob_T, batch.token_offset_N1[1:-1]), total
+    own_N = np.split(logprob_T, batch.token_offset_N1[1:-1])
+    first_N = [first_target(datum) for datum in request.data]
+    return [np.pad(own_T, (s, 0)) for own_T, s in zip(own_N, first_N, strict=True)], total
 
 
 def _packed(request: Pass, choice: Choice) -> TokenBatch:
-    """Each text is its first token, which nobody predicts, and a response to it."""
+    """Each text is a prompt and a response: its targets, but those that only fill it up."""
+    pairs = [(datum, first_target(datum)) for datum in request.data]
 
-    def column(name: str) -> NDArray[np.float32]:
-        return np.concatenate([datum.inputs[name] for datum in request.data]).astype(np.float32)
+    def column(name: str) -> NDArray[Any]:
+        return np.concatenate([datum.inputs[name][first:] for datum, first in pairs])
 
     return pack_given(
-        [datum.token_I[:1].astype(np.int32) for datum in request.data],
-        [datum.inputs["target_tokens"].astype(np.int64) for datum in request.data],
-        advantage_T=column(choice.columns[0]).astype(np.float64),
-        logprob_T=column("logprobs") if "logprobs" in choice.columns else None,
+        [datum.token_I[: first + 1].astype(np.int32) for datum, first in pairs],
+        [datum.inputs["target_tokens"][first:].astype(np.int64) for datum, first in pairs],
+        advantage_T=column(choice.columns[0]).astype(np.float32).astype(np.float64),
+        logprob_T=(column("logprobs").astype(np.float32) if "logprobs" in choice.columns else None),
     )
 
 

@@ -77,12 +77,13 @@ def test_a_request_that_is_sent_again_is_done_once(tmp_path: Path) -> None:
 
 def test_a_model_whose_client_has_left_makes_room_and_is_kept_on_disk(tmp_path: Path) -> None:
     served = service(tmp_path, max_models=2)
-    here, gone = served.sessions.new(), "s-gone"
+    here, gone = served.sessions.new(), served.sessions.new()
     served.create([Creation(f"{gone}:train:0", rank=2)])
     served.create([Creation(f"{here}:train:0", rank=2)])
     served._trained[f"{gone}:train:0"].saved = False
+    served.sessions.end(gone)
     served.create([Creation(f"{here}:train:1", rank=2)])
-    with pytest.raises(RequestError, match="s-gone:train:0/weights/unsaved"):
+    with pytest.raises(RequestError, match=f"{gone}:train:0/weights/unsaved"):
         served.known(f"{gone}:train:0")
     with pytest.raises(RequestError, match="fewer than 2 models that clients train"):
         served.create([Creation(f"{here}:train:2", rank=2)])

@@ -198,6 +198,28 @@ def test_requests_add_their_gradients_and_a_custom_loss_is_its_client_s(server: 
     assert told.metrics["loss:sum"] == pytest.approx(3 * first.metrics["loss:sum"], rel=1e-5)
 
 
+def test_targets_that_only_fill_up_the_prompt_take_no_part(server: Server) -> None:
+    training = trainee(server.client())
+    (before, after), still = TEXTS[0], types.AdamParams(learning_rate=0.0)
+    columns = {"advantages": [1.0] * len(after), "logprobs": [-1.0] * len(after)}
+    whole = datum(before, after, **columns)
+    filled = types.Datum(
+        model_input=whole.model_input,
+        loss_fn_inputs={
+            **whole.loss_fn_inputs,
+            "target_tokens": [0] * (len(before) - 1) + after,
+        },
+    )
+    told, norms = [], []
+    for row in (whole, filled):
+        told.append(training.forward_backward([row], "ppo").result().loss_fn_outputs[0])
+        norms.append(training.optim_step(still).result().metrics["grad_norm"])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+    one, other = (list(x["logprobs"].data) for x in told)
+    assert other[: len(before) - 1] == [0.0] * (len(before) - 1)
+    assert other[len(before) - 1 :] == pytest.approx(one[len(before) - 1 :], abs=1e-5)
+
+
 def test_a_saved_state_goes_on_as_if_nothing_had_been_between(server: Server) -> None:
     client = server.client()
     training = trainee(client)

@@ -21,13 +21,13 @@ TOKEN = "tml-test"
 class Server:
     """Runs while it is entered; `output` is where its weights are."""
 
-    def __init__(self, output: Path) -> None:
-        self.output = output
+    def __init__(self, output: Path, model: str = "demo") -> None:
+        self.output, self.model = output, model
 
     def __enter__(self) -> Server:
-        command = [sys.executable, "-m", "pyrl", "serve", "--model", "demo", "--port", "0"]
+        command = [sys.executable, "-m", "pyrl", "serve", "--model", self.model, "--port", "0"]
         self.process = subprocess.Popen(
-            [*command, "--token", TOKEN, "--output", str(self.output)],
+            [*command, "--token", TOKEN, "--output", str(self.output), "--max-models", "64"],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
