@@ -35,6 +35,7 @@ pyrl: tree-rollout test-time RL. Fork where the model is unsure, vote, learn.
   pyrl fit-judger ...    learn from such questions which responses are right by their entropies
   pyrl distil-rules ...  a run's fork and prune rules as small decision trees
   pyrl doctor            whether a run would work here, how fast, and what to do where not
+  pyrl serve ...         a server of the Tinker protocol: clients sample and train adapters
   pyrl info              how this installation was built
   pyrl --version         its version
   pyrl --completion bash
@@ -330,6 +331,22 @@ def _doctor(args: list[str]) -> int:
     return doctor.report()
 
 
+def _serve(args: list[str]) -> int:
+    from importlib.util import find_spec
+
+    import tyro
+
+    from pyrl.serve.settings import ServeSettings
+
+    settings = tyro.cli(ServeSettings, args=args, prog="pyrl serve")
+    if missing := [name for name in ("starlette", "uvicorn", "peft") if find_spec(name) is None]:
+        raise ImportError(f"pyrl serve needs {', '.join(missing)}; pip install 'pyrl[serve]'")
+    with _loading():
+        from pyrl.serve.server import serve
+    serve(settings)
+    return 0
+
+
 def _info(args: list[str]) -> int:
     import tyro
 
@@ -353,6 +370,7 @@ COMMANDS = {
     "fit-judger": _fit_judger,
     "distil-rules": _distil_rules,
     "doctor": _doctor,
+    "serve": _serve,
     "info": _info,
 }
 """Each takes the words that follow its name, and returns the exit code."""

@@ -57,6 +57,7 @@ def command(argv: list[str], capsys: Captured) -> str:
         ),
         (["eval", "--help"], ["--low-temperature FLOAT", "--limit", "Only the first questions."]),
         (["compare", "--help"], ["--budget", "tokens=N", "--seeds INT", "(default: 5)"]),
+        (["serve", "--help"], ["Tinker protocol", "(default: 127.0.0.1)", "--token"]),
         (["info", "--help"], ["How pyrl was built."]),
         (["doctor", "--help"], ["each line is ok, or says what to do", "Exit code 0"]),
     ],
@@ -323,3 +324,13 @@ def test_sigterm_while_nothing_is_saved_ends_a_command_as_ctrl_c_does(
     assert stop.value.code == 130
     assert "pyrl: interrupted; nothing was saved" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_server_without_its_libraries_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["serve", "--model", "demo"])
+    assert stop.value.code == 2
+    assert "needs starlette, uvicorn, peft; pip install 'pyrl[serve]'" in capsys.readouterr().err

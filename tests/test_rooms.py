@@ -78,13 +78,14 @@ PYTHON = {
         "learner leaves logits loss methods pack presets prompts prune report reward "
         "rollout run select train vote"
     ),
+    "serve": "engine learner logits loss models pack run",
     "demo": "algorithm checks evaluate fork loss methods models prune reward run sources",
     "compare": "checks demo engine evaluate report reward run train",
     "completion": "",
     "doctor": "demo engine hosts models report train",
     "cli": (
         "answers checks compare completion demo doctor engine evaluate methods ranks report run "
-        "train"
+        "serve train"
     ),
     "__init__": "",
     "__main__": "cli",

@@ -1,0 +1,28 @@
+"""Tests of the Tinker protocol; they run where its SDK and the extra `serve` are installed."""
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+if find_spec("tinker") is None or find_spec("starlette") is None:
+    collect_ignore_glob = ["test_*.py"]
+else:
+
+    def pytest_configure(config: pytest.Config) -> None:
+        """The SDK warns of names that it renames from release to release."""
+        config.addinivalue_line("filterwarnings", "default")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["object"]:
+    from tinker_server import Server
+
+    with Server(tmp_path_factory.mktemp("served")) as running:
+        yield running
+
+
+@pytest.fixture
+def output(server: "object") -> Path:
+    return server.output  # type: ignore[attr-defined]
