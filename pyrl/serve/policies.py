@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,11 @@ OPTIMIZER = "optimizer.safetensors"
 
 URI = re.compile(r"tinker://([\w:-]+)/(weights|sampler_weights)/(\w[\w.-]{0,127})")
 NAME = re.compile(r"\w[\w.-]{0,127}")
+
+UNNAMED = "session-"
+"""How a folder begins that a client did not name; the number of its sampling session follows."""
+SNAPSHOTS = 16
+"""Unnamed weights of a model that are kept."""
 
 ATTENTION = re.compile(r"att")
 """What the path of a layer of attention has in it; the other layers are the MLP's."""
@@ -113,6 +119,13 @@ class Policies:
             if state:
                 save_file(policy.moments(), part / OPTIMIZER)
         policy.saved = policy.saved or state
+
+    def drop_old(self, uri: str) -> None:
+        """Of the unnamed weights beside these only the newest stay."""
+        folders = [*self.folder(uri).parent.glob(f"{UNNAMED}*")]
+        folders.sort(key=lambda folder: int(folder.name.removeprefix(UNNAMED)))
+        for old in folders[:-SNAPSHOTS]:
+            shutil.rmtree(old)
 
     def load(self, uri: str, *, optimizer: bool) -> Policy:
         """A policy that was saved, with its optimizer if asked for.

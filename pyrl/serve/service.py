@@ -18,7 +18,7 @@ from pyrl.learner.reader import Reader
 from pyrl.models import model_location, room
 from pyrl.serve.body import Body, RequestError
 from pyrl.serve.clients import Sessions
-from pyrl.serve.policies import Policies, Policy, checked_name
+from pyrl.serve.policies import UNNAMED, Policies, Policy, checked_name
 from pyrl.serve.sampling import Request, Samplers
 from pyrl.serve.settings import ServeSettings
 from pyrl.serve.training import Adam, check_pass, optim_step, read_batch
@@ -190,6 +190,7 @@ class Service:
         answer: dict[str, Any] = {"type": "save_weights_for_sampler", "path": work.path}
         if work.sampler is not None:
             self.name_sampler(work.sampler, work.path)
+            self._policies.drop_old(work.path)
             answer |= {"path": None, "sampling_session_id": work.sampler}
         return [answer]
 
@@ -239,10 +240,14 @@ def sampler_writing(body: Body, model_id: str) -> Writing:
     """Weights to sample from: with a name, or for a sampling session."""
     if body.has("path"):
         name = checked_name(body.text("path"))
+        if name.startswith(UNNAMED):
+            raise RequestError(
+                f"path: expected a name that does not begin with {UNNAMED!r}, got {name!r}"
+            )
         path = f"tinker://{model_id}/sampler_weights/{name}"
         return Writing(model_id, path, overwrite=True, state=False)
     number = body.whole("sampling_session_seq_id", least=0, most=1 << 62)
-    path = f"tinker://{model_id}/sampler_weights/session-{number}"
+    path = f"tinker://{model_id}/sampler_weights/{UNNAMED}{number}"
     session = f"{model_id.rpartition(':train:')[0]}:sample:{number}"
     return Writing(model_id, path, overwrite=True, sampler=session, state=False)
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from pyrl.models import load_model
-from pyrl.serve import futures
+from pyrl.serve import futures, policies
 from pyrl.serve.application import Application
-from pyrl.serve.body import RequestError
+from pyrl.serve.body import Body, RequestError
 from pyrl.serve.futures import Futures, Job
-from pyrl.serve.service import Creation, Service
+from pyrl.serve.service import Creation, Service, sampler_writing
 from pyrl.serve.settings import ServeSettings
 
 
@@ -90,3 +90,20 @@ def test_a_model_whose_client_has_left_makes_room_and_is_kept_on_disk(tmp_path: 
     back = f"tinker://{gone}:train:0/weights/unsaved"
     served.create([Creation(f"{here}:train:1", path=back, optimizer=True)])
     assert served.info(f"{here}:train:1")["lora_rank"] == 2
+
+
+def test_only_the_newest_unnamed_weights_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policies, "SNAPSHOTS", 2)
+    served = service(tmp_path)
+    served.create([Creation("s:train:0", rank=2)])
+    served.save([sampler_writing(Body({"path": "mine"}), "s:train:0")])
+    for number in (8, 9, 10):
+        body = Body({"sampling_session_seq_id": number})
+        [told] = served.save([sampler_writing(body, "s:train:0")])
+        assert told["sampling_session_id"] == f"s:sample:{number}"
+    left = sorted(path.name for path in (tmp_path / "s:train:0" / "sampler_weights").iterdir())
+    assert left == ["mine", "session-10", "session-9"]
+    with pytest.raises(RequestError, match="does not begin with 'session-'"):
+        sampler_writing(Body({"path": "session-1"}), "s:train:0")

@@ -7,7 +7,6 @@ questions; the renderer is the cookbook's plain one.
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,9 +17,6 @@ import torch
 from tinker_server import TOKEN, Server
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-if find_spec("tinker_cookbook") is None:
-    pytest.skip("the cookbook is not installed", allow_module_level=True)
 
 
 def write_model(folder: Path) -> str:
