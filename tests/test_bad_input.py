@@ -218,8 +218,10 @@ def test_one_of_several_processes_of_a_launcher(
     questions: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
     said = refused(short(questions, tmp_path / "run"), capsys)
-    assert "expected one process, got WORLD_SIZE=2" in said
+    assert "WORLD_SIZE is 2: expected torchrun's RANK, LOCAL_RANK, LOCAL_WORLD_SIZE beside" in said
     assert not (tmp_path / "run").exists()
     said = refused(["eval", "--model", "demo", "--data", str(questions)], capsys)
     assert "expected one process, got WORLD_SIZE=2" in said

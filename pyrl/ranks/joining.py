@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -45,8 +46,7 @@ def joined(command: Sequence[str], processes: int) -> Iterator[Ranks]:
         return
     with ExitStack() as ends:
         if size > 1:
-            rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-            here = int(os.environ["LOCAL_WORLD_SIZE"])
+            rank, local, here = _place(size)
             dist.init_process_group("gloo", timeout=START)
         else:
             rank, local, size, here = 0, 0, processes, processes
@@ -62,6 +62,18 @@ def joined(command: Sequence[str], processes: int) -> Iterator[Ranks]:
         yield Ranks(rank, size, local, dist.new_group(timeout=WAIT, backend=_backend()))
 
 
+def _place(size: int) -> tuple[int, int, int]:
+    """Number of this process, its number on this machine, and how many there are here."""
+    names = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    if missing := [name for name in names if name not in os.environ]:
+        raise RanksError(
+            f"WORLD_SIZE is {size}: expected torchrun's {', '.join(missing)} beside it; without "
+            f"torchrun, --processes starts several processes"
+        )
+    rank, local, here = (int(os.environ[name]) for name in names)
+    return rank, local, here
+
+
 def _backend() -> str:
     """Objects travel between CPUs, gradients between the devices where they are."""
     return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -71,8 +83,11 @@ def _start(command: Sequence[str], port: int, rank: int, size: int) -> subproces
     """Another process of the run, in the environment that torchrun would give it."""
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     address = {"MASTER_ADDR": HOST, "MASTER_PORT": port}
-    environment = os.environ | {name: str(value) for name, value in (place | address).items()}
-    return subprocess.Popen([sys.executable, "-m", "pyrl", *command], env=environment)
+    # This very package, also where the working directory has a folder of its name.
+    own = [str(Path(__file__).parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    given = place | address | {"PYTHONPATH": os.pathsep.join(filter(None, own))}
+    environment = os.environ | {name: str(value) for name, value in given.items()}
+    return subprocess.Popen([sys.executable, "-P", "-m", "pyrl", *command], env=environment)
 
 
 def _end(others: Sequence[subprocess.Popen[bytes]]) -> None:

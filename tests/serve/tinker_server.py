@@ -25,7 +25,18 @@ class Server:
         self.output, self.model = output, model
 
     def __enter__(self) -> Server:
-        command = [sys.executable, "-m", "pyrl", "serve", "--model", self.model, "--port", "0"]
+        # -P: not the source tree, where it is the working directory.
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "pyrl",
+            "serve",
+            "--model",
+            self.model,
+            "--port",
+            "0",
+        ]
         self.process = subprocess.Popen(
             [*command, "--token", TOKEN, "--output", str(self.output), "--max-models", "64"],
             stdout=subprocess.PIPE,
