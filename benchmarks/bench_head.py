@@ -48,7 +48,7 @@ def variant(learner: Learner, batch: TokenBatch, how: str) -> Variant:
     return Variant(partial(learner.gradient, batch), prepare)
 
 
-def wide(columns: int, how: str) -> Variant:
+def wide(columns: int) -> Variant:
     """One pass of 16,384 tokens over a small model with so many columns."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -69,18 +69,17 @@ def wide(columns: int, how: str) -> Variant:
         old_logprob_T=np.full(ROWS * ANSWER, -10.8, np.float32),
         advantage_T=rng.normal(size=ROWS * ANSWER),
     )
-    return variant(learner_of(LlamaForCausalLM(config), "tree"), batch, how)
+    return variant(learner_of(LlamaForCausalLM(config), "tree"), batch, "chunks")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--memory", nargs=2, metavar=("COLUMNS", "HOW"), help="of one pass")
+    parser.add_argument("--memory", type=int, metavar="COLUMNS", help="of one pass in chunks")
     options = parser.parse_args()
     if options.memory:
-        columns, how = options.memory
-        answer({"bytes": extra_memory(wide(int(columns), how))})
+        answer({"bytes": extra_memory(wide(options.memory))})
         return 0
     print(conditions() + "\n")
     rows, kept = [], []
@@ -93,17 +92,11 @@ def main() -> int:
         seconds = (f"{median(times[how].cpu):.2f}" for how in SMALL)
         rows.append([name, *seconds, f"{cost:.2f} ({gate(cost, most=1.03)})"])
     print(table(["rows share", "chunks s", "whole logits s", "chunks/whole"], rows) + "\n")
-    memory = {
-        how: [in_a_fresh_process(["--memory", str(n), how])["bytes"] for n in COLUMNS]
-        for how in SMALL
-    }
-    growth = memory["chunks"][1] / memory["chunks"][0]
+    memory = [in_a_fresh_process(["--memory", str(n)])["bytes"] for n in COLUMNS]
+    growth = memory[1] / memory[0]
     kept.append(growth <= 1.15)
-    rows = [
-        [how, *(f"{size / 1e6:.0f}" for size in sizes), f"{sizes[1] / sizes[0]:.2f}"]
-        for how, sizes in memory.items()
-    ]
-    rows[0][-1] += f" ({gate(growth, most=1.15)})"
+    sizes = (f"{size / 1e6:.0f}" for size in memory)
+    rows = [["chunks", *sizes, f"{growth:.2f} ({gate(growth, most=1.15)})"]]
     print(table(["logits", *(f"MB, {n:,} columns" for n in COLUMNS), "larger/smaller"], rows))
     return 0 if all(kept) else 1
 
