@@ -4,9 +4,13 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from packaging.version import Version
+
+if TYPE_CHECKING:
+    from tinker_server import Server
 
 if find_spec("tinker") is None or find_spec("starlette") is None:
     collect_ignore_glob = ["test_*.py"]
@@ -25,7 +29,7 @@ else:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["object"]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Server"]:
     from tinker_server import Server
 
     with Server(tmp_path_factory.mktemp("served")) as running:
@@ -33,5 +37,5 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["object"]:
 
 
 @pytest.fixture
-def output(server: "object") -> Path:
-    return server.output  # type: ignore[attr-defined]
+def output(server: "Server") -> Path:
+    return server.output
