@@ -28,6 +28,20 @@ else:
         config.addinivalue_line("filterwarnings", "ignore::ResourceWarning")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def event_loop_of_the_sdk() -> Iterator[None]:
+    """Ends the thread that the SDK leaves running: one that wakes while the interpreter is being
+    taken down ends the process by SIGABRT, now and then."""
+    yield
+    from tinker.lib import internal_client_holder
+
+    loop = internal_client_holder._internal_client_holder_thread_singleton
+    if loop._thread is not None:
+        loop.get_loop().call_soon_threadsafe(loop.get_loop().stop)
+        loop._thread.join(30)
+        assert not loop._thread.is_alive()
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Server"]:
     from tinker_server import Server
