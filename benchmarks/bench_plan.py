@@ -34,7 +34,8 @@ from transformers import (
 
 from pyrl.models import model_location
 from pyrl.report import Progress
-from pyrl.run.config import Run, parse_train
+from pyrl.run.config import Run
+from pyrl.run.parsing import parse_train
 from pyrl.run.plan import plan
 from pyrl.train import Trainer
 

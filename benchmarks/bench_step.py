@@ -37,7 +37,8 @@ from pyrl.learner import Learner
 from pyrl.methods import METHODS
 from pyrl.report import Progress
 from pyrl.rollout import Rollout
-from pyrl.run.config import Run, parse_run
+from pyrl.run.config import Run
+from pyrl.run.parsing import parse_run
 from pyrl.train import Trainer
 
 ROOT = Path(__file__).parent.parent

@@ -22,8 +22,9 @@ from pyrl.loss import KL
 from pyrl.methods import METHODS
 from pyrl.report import Progress
 from pyrl.report.metrics import read_metrics
-from pyrl.run.config import Run, parse_run
+from pyrl.run.config import Run
 from pyrl.run.evaluation import TRAINED
+from pyrl.run.parsing import parse_run
 from pyrl.train import Trainer
 
 CONFIG = Path(__file__).parents[1] / "docs" / "smollm2.yaml"

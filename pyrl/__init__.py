@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pyrl.logits.token_stats import token_stats
     from pyrl.loss.fused import fused_policy_loss, linear_policy_loss
     from pyrl.loss.policy_loss import policy_loss
-    from pyrl.run.config import settings
+    from pyrl.run.parsing import settings
     from pyrl.train import Trainer
 
 __version__: str = build_info()["version"]
@@ -56,7 +56,7 @@ _AT_FIRST_USE = {
     "linear_token_stats": "pyrl.logits.linear_token_stats",
     "policy_loss": "pyrl.loss.policy_loss",
     "sample_tokens": "pyrl.logits.sample_tokens",
-    "settings": "pyrl.run.config",
+    "settings": "pyrl.run.parsing",
     "token_stats": "pyrl.logits.token_stats",
 }
 """Functions and their modules."""

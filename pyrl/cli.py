@@ -128,7 +128,7 @@ def _train(args: list[str]) -> int:
             "\nWith --config FILE it may be left out where the file names it, as run.yaml does."
         )
         return 0 if args else 2
-    from pyrl.run.config import parse_train
+    from pyrl.run.parsing import parse_train
 
     run = parse_train(args)
     with _loading() as progress:
@@ -216,7 +216,7 @@ def _plan(args: list[str]) -> int:
     import rich
     import tyro
 
-    from pyrl.run.config import parse_train
+    from pyrl.run.parsing import parse_train
 
     if not args or args[0].startswith("-"):
         print(

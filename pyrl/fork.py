@@ -123,8 +123,32 @@ class TopEntropy(Flat):
             return []
         (leaf,) = trunk.leaves
         end = max(1, min(trunk.answer(leaf), trunk.forest.length(leaf) - self.mask_tail))
-        positions = trunk.forest.top_entropy(leaf, self.forks, 1, end, self.min_gap)
-        return [Site(leaf, int(at), self.siblings) for at in positions]
+        return [Site(leaf, int(at), self.siblings) for at in self.places(trunk.forest, leaf, end)]
+
+    def places(self, forest: Forest, leaf: int, end: int) -> NDArray[np.int64]:
+        """Where a trunk forks, of the response positions [1, end)."""
+        return forest.top_entropy(leaf, self.forks, 1, end, self.min_gap)
+
+
+@dataclass(frozen=True)
+class RandomTokens(TopEntropy):
+    """The control of ETMR: as many forks at tokens that chance chooses.
+
+    What a signal is worth is what its forks gain over these.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def places(self, forest: Forest, leaf: int, end: int) -> NDArray[np.int64]:
+        # Of the trunk's own seed, so that a run repeats; tokens are drawn from other numbers.
+        random = np.random.default_rng([forest.seed(leaf), 1])
+        chosen: list[int] = []
+        for at in random.permutation(np.arange(1, end)).tolist():
+            if len(chosen) < self.forks and all(
+                abs(at - other) >= self.min_gap for other in chosen
+            ):
+                chosen.append(at)
+        return np.array(sorted(chosen), np.int64)
 
 
 @dataclass(frozen=True)

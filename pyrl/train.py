@@ -34,15 +34,16 @@ from pyrl.report.step import StepObserver, Unlogged, completion_metrics
 from pyrl.reward import FunctionReward, WeightedReward, metrics_of, rewards
 from pyrl.rollout import Rollout, answer_start, derive_seed
 from pyrl.run import checkpoint
-from pyrl.run.config import Run, settings_of
+from pyrl.run.config import Run
 from pyrl.run.directory import claim, keeping_forest, naming
 from pyrl.run.evaluation import Evaluations
 from pyrl.run.interrupt import RESUME, Interrupt
 from pyrl.run.lock import Lock, RunError, one_process
+from pyrl.run.parsing import settings_of
 from pyrl.run.results import write_results
 from pyrl.run.resume import first_words, record_of, restore
 from pyrl.run.setup import Given, Parts, Questions, assemble
-from pyrl.run.spending import Spent, check_tokens, out_of_time, share_spent
+from pyrl.run.spending import Spent, all_spent, check_tokens, share_spent
 from pyrl.select import accepted, lift, of_accepted, rounds, selected, tokens_that_train
 from pyrl.tempered import mixed
 from pyrl.vote import Votes, told
@@ -175,7 +176,7 @@ class Trainer:
         run would exceed its tokens, and nothing has changed."""
         started, cpu = time.monotonic(), time.process_time()
         algorithm, states, sample = self.algorithm, self.states, self.algorithm.sample
-        spent = share_spent(self.run, self.observer.tokens, self.observer.seconds)
+        spent = share_spent(self.run, self.observer)
         progress = self.step / self.run.steps if spent is None else spent
         wanted = self.run.prompts_per_step
         prompts = step_prompts(self.prompts, self.step, wanted, self.run.seed)
@@ -316,7 +317,7 @@ class Trainer:
                     if self.unlogged is not None:
                         self._log(log, self.unlogged)
                     self.interrupt.check()
-                    if self.step == self.run.steps or out_of_time(self.run, self.observer.seconds):
+                    if self.step == self.run.steps or all_spent(self.run, self.observer):
                         break
                     self.progress.step(self.step + 1, self.run.steps)
                     try:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from pyrl._core.tree import Observed, SignalSpec
-from pyrl.fork import EntropyConfidence, EPTree, Flat, OnlineEntropy, TopEntropy
+from pyrl.fork import EntropyConfidence, EPTree, Flat, OnlineEntropy, RandomTokens, TopEntropy
 from pyrl.prune import Doubt, Keep
 
 
@@ -37,6 +37,7 @@ FORKS = st.one_of(
         min_gap=st.integers(0, 3),
         mask_tail=st.integers(0, 4),
     ),
+    st.builds(RandomTokens, min_gap=st.integers(0, 3), mask_tail=st.integers(0, 4)),
     st.builds(
         EPTree,
         forks=st.integers(0, 2),

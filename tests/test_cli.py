@@ -20,7 +20,7 @@ import pyrl
 from pyrl import cli, demo
 from pyrl.answers import VerifierError
 from pyrl.methods import METHODS
-from pyrl.run.config import load_run, parse_run
+from pyrl.run.parsing import load_run, parse_run
 
 Captured = pytest.CaptureFixture[str]
 

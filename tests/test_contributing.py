@@ -12,7 +12,7 @@ from tiny_run import make_trainer, stepped, tiny, tiny_run, weights
 
 from pyrl.engine.launch import ENGINES
 from pyrl.methods.registry import Registry
-from pyrl.run.config import parse_train
+from pyrl.run.parsing import parse_train
 
 PAGE = Path(__file__).resolve().parents[1] / "CONTRIBUTING.md"
 

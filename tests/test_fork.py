@@ -20,6 +20,7 @@ from pyrl.fork import (
     Flat,
     OnlineEntropy,
     Probed,
+    RandomTokens,
     Site,
     TopEntropy,
 )
@@ -84,13 +85,27 @@ def test_etmr_grows_60_leaves_from_12_trunks_at_their_two_most_uncertain_tokens(
         assert positions == top(forest.path(parent).entropy, 2, 30 - 8)
 
 
-def test_forks_keep_their_gap() -> None:
+@pytest.mark.parametrize("rule", [TopEntropy, RandomTokens])
+def test_forks_keep_their_gap(rule: type[TopEntropy]) -> None:
     gap = 5
-    _, forks = recorded(
-        random_toy(end=0.0), prompts(1), fork=TopEntropy(min_gap=gap), votes=60, limit=30
-    )
+    _, forks = recorded(random_toy(end=0.0), prompts(1), fork=rule(min_gap=gap), votes=60, limit=30)
     positions = np.array([at for _, at, _ in forks]).reshape(-1, 2)
     assert (np.diff(positions) >= gap).all()
+
+
+def test_random_forks_are_as_many_at_tokens_that_chance_chooses() -> None:
+    run, forks = recorded(
+        random_toy(end=0.0), prompts(1, 3), fork=RandomTokens(), votes=60, limit=30
+    )
+    assert (run.counts.trunks, run.counts.forks, run.counts.siblings) == (24, 48, 96)
+    places = [at for _, at, _ in forks]
+    assert 1 <= min(places) < max(places) < 30 - 8
+    # Two of 21 tokens for each trunk: evenly spread, and not the most uncertain ones.
+    assert np.mean(places) == pytest.approx(11, abs=4 * np.sqrt(21**2 / 12 / 48))
+    best = [at in top(run.forest.path(parent).entropy, 2, 22) for parent, at, _ in forks]
+    assert np.mean(best) < 0.3
+    again = recorded(random_toy(end=0.0), prompts(1, 3), fork=RandomTokens(), votes=60, limit=30)
+    assert again[1] == forks
 
 
 @pytest.mark.parametrize("fork", [TopEntropy(mask_tail=3), EPTree(mask_tail=3)], ids=repr)

@@ -24,7 +24,7 @@ PACKAGE = [path for path in PYTHON if path.is_relative_to(ROOT / "pyrl")]
 CORE = [path for path in CODE if path.is_relative_to(ROOT / "csrc")]
 
 LOOSE = {
-    "pyrl/run/config.py": "fields are found by name: that is what reading settings is",
+    "pyrl/run/parsing.py": "fields are found by name: that is what reading settings is",
     "pyrl/run/directory.py": "fields are found by name: that is what reading settings is",
 }
 """Files that may read attributes by name."""

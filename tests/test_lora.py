@@ -22,7 +22,8 @@ from pyrl.models import lora as adapters
 from pyrl.models.lora import LoRA, add_adapter, load_adapter, without_adapter
 from pyrl.report.metrics import read_metrics
 from pyrl.run.checkpoint import CheckpointError, write_model
-from pyrl.run.config import Run, parse_train
+from pyrl.run.config import Run
+from pyrl.run.parsing import parse_train
 from pyrl.train import Trainer
 
 TEXT = torch.arange(1, 9)[None]

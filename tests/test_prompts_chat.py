@@ -21,7 +21,7 @@ from pyrl.evaluate import EvalSettings, evaluate_model
 from pyrl.foreign import ForeignError
 from pyrl.models import load_model
 from pyrl.prompts import DataError, Prompt, load_prompts
-from pyrl.run.config import load_run, save_run
+from pyrl.run.parsing import load_run, save_run
 from pyrl.run.setup import assemble
 
 CHAT = (

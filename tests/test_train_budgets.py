@@ -13,7 +13,7 @@ from pyrl.algorithm import Algorithm, Sample
 from pyrl.demo.run import echo, ettrl, ttrl
 from pyrl.methods import METHODS
 from pyrl.report.metrics import MEANING
-from pyrl.run.config import load_run, parse_run, save_run
+from pyrl.run.parsing import load_run, parse_run, save_run
 from pyrl.select import Dynamic, First, Select
 
 

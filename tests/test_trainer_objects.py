@@ -21,7 +21,9 @@ from pyrl.methods import METHODS
 from pyrl.models import load_model
 from pyrl.models.lora import LoRA, add_adapter
 from pyrl.report.metrics import read_metrics
-from pyrl.run.config import ConfigError, Run, parse_run
+from pyrl.run.config import Run
+from pyrl.run.names import ConfigError
+from pyrl.run.parsing import parse_run
 from pyrl.sources import DataError
 
 UNSCORED = {"eval_before": False, "eval_after": False}

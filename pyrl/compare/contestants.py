@@ -19,7 +19,8 @@ from pyrl.demo.run import METHODS as DEMO_METHODS
 from pyrl.demo.run import demo_run
 from pyrl.evaluate import Scoring
 from pyrl.reward import RandomReward, TrueReward
-from pyrl.run.config import Run, parse_run, parse_train, save_run
+from pyrl.run.config import Run
+from pyrl.run.parsing import parse_run, parse_train, save_run
 
 RANDOM, TRUE = "random reward", "true labels"
 CONTROLS = {RANDOM: ("random", RandomReward()), TRUE: ("true", TrueReward())}
@@ -37,6 +38,7 @@ OWN = {
     "output": "pyrl compare gives each run its directory below its --output",
     "resume": "pyrl compare --resume goes on with all runs",
     "total-tokens": "--budget tokens=N is the one of all runs",
+    "total-trained-tokens": "--budget trained=N is the one of all runs",
     "total-seconds": "--budget seconds=N is the one of all runs",
 }
 """Options of a run that a METHOD may not bring."""
@@ -123,7 +125,7 @@ def parse_compare(argv: Sequence[str]) -> Comparison:
     if not specs:
         raise ValueError("expected METHODs before the options of pyrl compare, got none")
     if settings.budget is None:
-        raise ValueError("budget: expected --budget tokens=N or seconds=N, got none")
+        raise ValueError("budget: expected --budget tokens=N, trained=N or seconds=N, got none")
     budget = read_budget(settings.budget)
     contestants = [_contestant(spec, options, settings, budget) for spec in specs]
     if settings.controls:

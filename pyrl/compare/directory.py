@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 
 from pyrl.compare.contestants import Comparison
-from pyrl.run.config import Run, settings_of
+from pyrl.run.config import Run
 from pyrl.run.directory import FREE
 from pyrl.run.lock import LOCK, RunError
+from pyrl.run.parsing import settings_of
 
 PLAN = "compare.yaml"
 ELSEWHERE = FREE - {"steps", "eval_data", "eval_samples"}

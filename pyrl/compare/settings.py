@@ -6,32 +6,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+SPENT = {
+    "tokens": ("total_tokens", "sampled tokens"),
+    "trained": ("total_trained_tokens", "trained tokens"),
+    "seconds": ("total_seconds", "seconds"),
+}
+"""Each kind of budget: the setting of a run, and what it counts."""
+
 
 @dataclass(frozen=True)
 class Budget:
     """What each run may spend in training."""
 
     kind: str
-    """"tokens" that are sampled, or "seconds"."""
+    """"tokens" that are sampled, "trained" tokens, or "seconds"."""
     amount: int
 
     def __str__(self) -> str:
-        return f"{self.amount:,} {'sampled tokens' if self.kind == 'tokens' else 'seconds'}"
+        return f"{self.amount:,} {SPENT[self.kind][1]}"
 
     def of_run(self) -> dict[str, Any]:
         """As settings of a run."""
-        return {f"total_{self.kind}": self.amount}
+        return {SPENT[self.kind][0]: self.amount}
 
 
 def read_budget(text: str) -> Budget:
-    """ "tokens=300000" or "seconds=600"; ValueError names what is wrong."""
+    """ "tokens=300000", "trained=150000" or "seconds=600"; ValueError names what is wrong."""
     kind, _, amount = text.partition("=")
     try:
         number = int(amount.replace("_", ""))
     except ValueError:
         number = 0
-    if kind not in ("tokens", "seconds") or number < 1:
-        raise ValueError(f"budget: expected tokens=N or seconds=N with a whole N, got {text!r}")
+    if kind not in SPENT or number < 1:
+        raise ValueError(
+            f"budget: expected tokens=N, trained=N or seconds=N with a whole N, got {text!r}"
+        )
     return Budget(kind, number)
 
 
@@ -53,8 +62,8 @@ class Settings:
 
     budget: str | None = None
     """What each run may spend: tokens=N (sampled in training: such a comparison repeats bit for bit
-    on a CPU) or seconds=N (of its steps: nothing repeats exactly, and other work on the machine
-    counts)."""
+    on a CPU), trained=N (tokens whose advantage is not zero: no step begins after them) or
+    seconds=N (of its steps: nothing repeats exactly, and other work on the machine counts)."""
     seeds: int = 5
     """Each method runs with the seeds 0, 1, ...; differences are paired by seed and by question."""
     output: Path = Path("runs/compare")

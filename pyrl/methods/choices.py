@@ -25,6 +25,7 @@ from pyrl.fork import (
     Fork,
     OnlineEntropy,
     Probed,
+    RandomTokens,
     TopEntropy,
     WithoutReplacement,
 )
@@ -98,6 +99,7 @@ ADVANTAGES: dict[str, Callable[[], Stage | tuple[Stage, ...]]] = {
 FORKS: dict[str, Callable[[], Fork]] = {
     "flat": Flat,
     "top_entropy": TopEntropy,
+    "random": RandomTokens,
     "ep_tree": EPTree,
     "online_entropy": OnlineEntropy,
     "aepo_agentic": Probed,

@@ -42,6 +42,8 @@ class StepObserver:
         self.equivalence = equivalence
         self.tokens = 0
         """Sampled in training since the run began, pruned ones included."""
+        self.trained = 0
+        """Response tokens with an advantage other than zero."""
         self.seconds = 0.0
         """Time that the steps took."""
         self.flips = FlipCounter()
@@ -50,6 +52,7 @@ class StepObserver:
         """The row of the step, and some of its completions."""
         self.tokens += step.rollout.counts.sampled_tokens
         self.tokens += int(step.shaping.get("temper/tokens", 0))
+        self.trained += int((step.update or {}).get("pack/trained", 0))
         self.seconds += step.seconds
         group_N, reward_N = step.leaves.group_N[step.kept_N], step.reward_N[step.kept_N]
         metrics = (
@@ -81,13 +84,15 @@ class StepObserver:
         """What a checkpoint keeps, as JSON has it."""
         return {
             "tokens": self.tokens,
+            "trained": self.trained,
             "seconds": self.seconds,
             "labels": self.flips.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned."""
-        self.tokens, self.seconds = state["tokens"], state["seconds"]
+        self.tokens, self.trained = state["tokens"], state["trained"]
+        self.seconds = state["seconds"]
         self.flips.load_state_dict(state["labels"])
 
 

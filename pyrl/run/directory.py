@@ -16,9 +16,10 @@ from pyrl.engine import EngineFailure
 from pyrl.prompts import Prompt
 from pyrl.run import checkpoint, log
 from pyrl.run.checkpoint import Checkpoint
-from pyrl.run.config import CHOICES, Run, save_run
+from pyrl.run.config import Run
 from pyrl.run.lock import LOCK, RunError
 from pyrl.run.names import KEYS
+from pyrl.run.parsing import CHOICES, save_run
 
 SETTINGS = "run.yaml"
 

@@ -18,8 +18,8 @@ from pyrl.prompts import step_prompts
 from pyrl.prune import Prune
 from pyrl.report import Progress
 from pyrl.rollout import Rollout, derive_seed
-from pyrl.run.config import load_run
 from pyrl.run.directory import SETTINGS
+from pyrl.run.parsing import load_run
 from pyrl.run.setup import assemble
 
 Decisions = list[tuple[NDArray[np.float64], NDArray[np.bool_]]]

@@ -15,7 +15,7 @@ from pyrl.run import log
 from pyrl.run.checkpoint import Checkpoint
 from pyrl.run.config import Run
 from pyrl.run.evaluation import Evaluations
-from pyrl.run.spending import share_spent
+from pyrl.run.spending import has_total
 from pyrl.run.states import States
 
 
@@ -91,7 +91,7 @@ def first_words(
         yield f"{run.output / name} is gone: the log goes on without the rows of finished steps."
     before = start.record["steps"]
     was, rate = (learning_rate(replace(run, steps=n), start.step) for n in (before, run.steps))
-    if rate != was and start.step < run.steps and share_spent(run, 0, 0) is None:
+    if rate != was and start.step < run.steps and not has_total(run):
         yield (
             f"Resumed with --steps {run.steps} in the place of {before}: the schedule "
             f"{run.schedule!r} spreads over all steps, so that step {start.step + 1} has the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyrl.report.step import StepObserver
 from pyrl.run.config import Run
 from pyrl.run.lock import RunError
 
@@ -22,14 +23,24 @@ def check_tokens(run: Run, before: int, step: int) -> None:
     raise Spent
 
 
-def out_of_time(run: Run, seconds: float) -> bool:
-    """No step begins any more after these seconds of training."""
-    return run.total_seconds is not None and seconds >= run.total_seconds
+def has_total(run: Run) -> bool:
+    """The run ends by what it spends; its steps are one more limit."""
+    return (run.total_tokens, run.total_trained_tokens, run.total_seconds) != (None, None, None)
 
 
-def share_spent(run: Run, tokens: int, seconds: float) -> float | None:
+def all_spent(run: Run, so_far: StepObserver) -> bool:
+    """No step begins any more after these trained tokens, or seconds."""
+    trained, seconds = run.total_trained_tokens, run.total_seconds
+    return (trained is not None and so_far.trained >= trained) or (
+        seconds is not None and so_far.seconds >= seconds
+    )
+
+
+def share_spent(run: Run, so_far: StepObserver) -> float | None:
     """The share of its total that a run has spent, in [0, 1]; None if it has no total."""
-    shares = [] if run.total_tokens is None else [tokens / run.total_tokens]
-    if run.total_seconds is not None:
-        shares.append(min(1.0, seconds / run.total_seconds))
-    return max(shares, default=None)
+    spent_of = (
+        (so_far.tokens, run.total_tokens),
+        (so_far.trained, run.total_trained_tokens),
+        (so_far.seconds, run.total_seconds),
+    )
+    return max((min(1.0, spent / total) for spent, total in spent_of if total), default=None)

@@ -42,7 +42,7 @@ from pyrl.logits.sample_tokens import sample_tokens
 from pyrl.logits.sampling import Exclude, Sampling
 from pyrl.methods import METHODS
 from pyrl.models import room
-from pyrl.run.config import parse_run
+from pyrl.run.parsing import parse_run
 
 
 @dataclass

@@ -14,7 +14,8 @@ from tiny_run import make_trainer, stepped, tiny, tiny_run
 from pyrl import cli
 from pyrl.methods.registry import KINDS, Registry
 from pyrl.methods.ttrl import ttrl
-from pyrl.run.config import Run, load_run, parse_train, save_run
+from pyrl.run.config import Run
+from pyrl.run.parsing import load_run, parse_train, save_run
 
 NEEDED = ["--model", "M", "--data", "D"]
 

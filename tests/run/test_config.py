@@ -10,7 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pyrl.methods import METHODS
-from pyrl.run.config import ConfigError, Run, load_run, method_of, parse_run, save_run
+from pyrl.run.config import Run
+from pyrl.run.names import ConfigError
+from pyrl.run.parsing import load_run, method_of, parse_run, save_run
 
 
 class Fork(Protocol):

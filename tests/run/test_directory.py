@@ -16,8 +16,9 @@ from pyrl.engine import EngineFailure
 from pyrl.forest import Forest
 from pyrl.loss import TIS, ClampedLogp, TopEntropy
 from pyrl.methods import METHODS
-from pyrl.run.config import ConfigError, load_run, parse_run
 from pyrl.run.directory import SETTINGS, RunError, claim, find_start, keeping_forest
+from pyrl.run.names import ConfigError
+from pyrl.run.parsing import load_run, parse_run
 
 
 def test_a_run_resumes_with_the_classes_that_it_began_with(tmp_path: Path) -> None:

@@ -19,8 +19,10 @@ from pyrl.methods.registry import KINDS, Registry, choose
 from pyrl.methods.ttrl import ttrl
 from pyrl.presets import PRESETS
 from pyrl.reward import TrueReward
-from pyrl.run.config import ConfigError, Run, load_run, parse_train
+from pyrl.run.config import Run
 from pyrl.run.directory import RunError, claim, find_start
+from pyrl.run.names import ConfigError
+from pyrl.run.parsing import load_run, parse_train
 from pyrl.vote import Weighted
 
 NEEDED = ["--model", "M", "--data", "D"]

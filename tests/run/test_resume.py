@@ -30,7 +30,7 @@ from pyrl.report import Progress
 from pyrl.report.metrics import read_metrics
 from pyrl.rollout import Rollout
 from pyrl.run import checkpoint, results
-from pyrl.run.config import parse_run
+from pyrl.run.parsing import parse_run
 from pyrl.train import Trainer
 
 STEPS = 6

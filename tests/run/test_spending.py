@@ -11,13 +11,15 @@ import pytest
 from short_run import outcome
 from tiny_run import quiet, tiny_run
 
+from pyrl.answers import Exact
 from pyrl.evaluate import Scoring
 from pyrl.report import read_metrics
 from pyrl.report.question_scores import read_question_scores, save_question_scores
+from pyrl.report.step import StepObserver
 from pyrl.run.config import Run
 from pyrl.run.evaluation import TRAINED
 from pyrl.run.lock import RunError
-from pyrl.run.spending import out_of_time, share_spent
+from pyrl.run.spending import all_spent, share_spent
 from pyrl.train import Trainer
 
 SCORING = Scoring(samples=3, max_tokens=21)
@@ -104,19 +106,52 @@ def test_a_run_that_ended_by_its_steps_goes_on_to_its_total(whole: Run, tmp_path
 def test_a_total_below_one_step_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"total_tokens: expected .* got 3: the first step samples"):
         train(endless(tmp_path, total_tokens=3))
-    for name in ("total_tokens", "total_seconds"):
+    for name in ("total_tokens", "total_trained_tokens", "total_seconds"):
         with pytest.raises(ValueError, match=f"{name}: expected >"):
             endless(tmp_path, **{name: 0})
 
 
 def test_no_step_begins_after_the_seconds(tmp_path: Path) -> None:
     run = endless(tmp_path, total_seconds=1e-6, eval_before=False)
-    assert not out_of_time(run, 0.0)
-    assert out_of_time(run, 1e-6)
     assert train(run).step == 1
-    assert share_spent(run, 5, 0.5e-6) == 0.5
-    assert share_spent(replace(run, total_tokens=10), 7, 0.5e-6) == 0.7
-    assert share_spent(tiny_run(tmp_path), 5, 1.0) is None
+
+
+def test_no_step_begins_after_the_trained_tokens(whole: Run, tmp_path: Path) -> None:
+    rows = read_metrics(whole.output / "metrics.jsonl")[1:]
+    trained = [
+        int(tokens) for row in rows if isinstance(tokens := row["pack/trained"], int | float)
+    ]
+    assert len(trained) == STEPS
+    assert min(trained[:2]) > 0
+    first = replace(whole, total_tokens=None, eval_before=False)
+    for total, steps in ((trained[0], 1), (trained[0] + 1, 2)):
+        run = replace(first, total_trained_tokens=total, output=tmp_path / str(total))
+        assert train(run).step == steps
+    assert read_metrics(run.output / "metrics.jsonl")[2]["learning_rate"] == pytest.approx(
+        1e-6 * (1 - trained[0] / total)
+    )
+    # Killed after its first step, it still knows what that has trained.
+    again = replace(run, output=tmp_path / "again", steps=1)
+    assert train(again).step == 1
+    assert train(replace(again, steps=1000, resume=True)).step == 2
+    last = "checkpoint-2/model.safetensors"
+    assert (again.output / last).read_bytes() == (run.output / last).read_bytes()
+
+
+def test_the_share_that_is_spent_is_the_largest(tmp_path: Path) -> None:
+    so_far = StepObserver(Exact())
+    so_far.tokens, so_far.trained, so_far.seconds = 7, 6, 0.5
+    run = tiny_run(tmp_path)
+    assert share_spent(run, so_far) is None
+    assert not all_spent(run, so_far)
+    run = replace(run, total_seconds=1.0)
+    assert share_spent(run, so_far) == 0.5
+    assert not all_spent(run, so_far)
+    assert share_spent(replace(run, total_trained_tokens=10), so_far) == 0.6
+    assert share_spent(replace(run, total_trained_tokens=10, total_tokens=10), so_far) == 0.7
+    assert share_spent(replace(run, total_trained_tokens=4), so_far) == 1.0
+    assert all_spent(replace(run, total_trained_tokens=6), so_far)
+    assert all_spent(replace(run, total_seconds=0.5), so_far)
 
 
 def test_scores_by_question_are_those_of_the_report(whole: Run) -> None:

@@ -17,8 +17,9 @@ from pyrl.demo.run import ttrl
 from pyrl.learner import Learner
 from pyrl.leaves import collect
 from pyrl.methods.registry import Registry
-from pyrl.run.config import Run, parse_train
+from pyrl.run.config import Run
 from pyrl.run.directory import claim
+from pyrl.run.parsing import parse_train
 from pyrl.run.states import States
 from pyrl.train import Trainer
 
