@@ -229,6 +229,7 @@ class Evaluator:
                     greedy=bool(greedy_G[group]),
                     right=tuple(right_GN[group].tolist()),
                     answers=answers.answer_N[own],
+                    classes=tuple(class_N.tolist()),
                     distinct=len(np.unique(class_N[class_N >= 0])),
                     label=label_G[group],
                     label_right=bool(right_G[group]),

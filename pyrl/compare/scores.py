@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +17,8 @@ BySeed = Sequence[Sequence[QuestionScore]]
 
 
 def metrics(by_seed: BySeed) -> dict[str, NDArray[np.float64]]:
-    """[S, Q] of each metric: greedy, pass@1, maj@n, and pass@k for k = 2, 4, 8... up to n samples.
+    """[S, Q] of each metric: greedy, pass@1, and maj@k and pass@k for k = 4, 8... up to n samples
+    (pass@2 too: a majority of two is the first of them).
 
     ValueError: the questions of two seeds differ.
     """
@@ -26,8 +29,10 @@ def metrics(by_seed: BySeed) -> dict[str, NDArray[np.float64]]:
     found = {
         "greedy": _of(by_seed, [[q.greedy for q in scores] for scores in by_seed]),
         "pass@1": right_SQ / n,
-        f"maj@{n}": _of(by_seed, [[q.label_right for q in scores] for scores in by_seed]),
     }
+    for k in powers[1:]:
+        found[f"maj@{k}"] = np.array([[majority_at(k, q) for q in scores] for scores in by_seed])
+    found[f"maj@{n}"] = _of(by_seed, [[q.label_right for q in scores] for scores in by_seed])
     for k in dict.fromkeys([*powers, n]):
         found[f"pass@{k}"] = pass_at(k, n)[right_SQ]
     return found
@@ -43,11 +48,44 @@ def pass_at(k: int, n: int) -> NDArray[np.float64]:
     return np.array([1 - math.comb(n - c, k) / math.comb(n, k) for c in range(n + 1)])
 
 
+def majority_at(k: int, score: QuestionScore) -> float:
+    """Without bias, whether the majority of k of the n samples is right."""
+    marked = [*zip(score.classes, score.right, strict=True)]
+    wrong = Counter(kind for kind, right in marked if not right and kind >= 0)
+    unread = score.classes.count(-1)
+    return _majority_right(k, sum(score.right), tuple(sorted(wrong.values())), unread)
+
+
+@cache
+def _majority_right(k: int, right: int, wrong: tuple[int, ...], unread: int) -> float:
+    """The share of all draws of k samples in which the right ones are the most.
+
+    `wrong`: how many samples have each wrong answer; `unread`: how many have none, and no vote. The
+    first answer of a tie is the label: of a tie with t others right in one of t + 1 orders.
+    """
+    won = 0.0
+    for drawn in range(1, min(k, right) + 1):
+        # Draws of the wrong answers, none more often than the right one, by size and ties.
+        ways = {(0, 0): 1}
+        for count in wrong:
+            longer: dict[tuple[int, int], int] = defaultdict(int)
+            for (size, ties), many in ways.items():
+                for more in range(min(count, drawn, k - drawn - size) + 1):
+                    longer[size + more, ties + (more == drawn)] += many * math.comb(count, more)
+            ways = longer
+        won += math.comb(right, drawn) * sum(
+            many * math.comb(unread, k - drawn - size) / (ties + 1)
+            for (size, ties), many in ways.items()
+        )
+    return won / math.comb(right + sum(wrong) + unread, k)
+
+
 def shown(names: Sequence[str]) -> list[str]:
-    """The metrics that tables show: of pass@k the middle and the last one."""
+    """The metrics that tables show: of maj@k the last one, of pass@k the middle one too."""
+    majorities = [name for name in names if name.startswith("maj@")]
     several = [name for name in names if name.startswith("pass@") and name != "pass@1"]
-    middle = several[(len(several) - 1) // 2 :]
-    return [name for name in names if name not in several or name in (middle[0], several[-1])]
+    kept = (majorities[-1], several[(len(several) - 1) // 2], several[-1]) if several else names
+    return [name for name in names if name not in (*majorities, *several) or name in kept]
 
 
 def check_same(first: BySeed, second: BySeed, what: str) -> None:

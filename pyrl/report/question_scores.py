@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1
+FORMAT = 2
 """What a file of these scores has in it."""
 
 
@@ -26,6 +26,8 @@ class QuestionScore:
     """Which samples are right; one whose comparison ran out of time is not."""
     answers: tuple[str | None, ...]
     """What was read from each sample; None if nothing could be."""
+    classes: tuple[int, ...]
+    """Of each sample: answers that say the same have the same number, -1 is none."""
     distinct: int
     """How many different answers these are."""
     label: str | None
@@ -65,5 +67,5 @@ def read_question_scores(path: Path) -> dict[str, list[QuestionScore]]:
 
 
 def _score(fields: Mapping[str, Any]) -> QuestionScore:
-    lists = {name: tuple(fields[name]) for name in ("right", "answers")}
+    lists = {name: tuple(fields[name]) for name in ("right", "answers", "classes")}
     return QuestionScore(**{**fields, **lists})

@@ -224,7 +224,7 @@ AFTER = "runs/few/seed-1/scores/after.json"
     ("harm", "said"),
     [
         (change("compare.yaml", "format: 1", "format: 7"), "of format 1, got format 7: another"),
-        (change(AFTER, '"format": 1', '"format": 3'), "scores of format 1, got format 3: another"),
+        (change(AFTER, '"format": 2', '"format": 3'), "scores of format 2, got format 3: another"),
         (change(AFTER, '"question": 2', '"question": 5'), "expected the same questions of few and"),
         (change(AFTER, "]}", ""), "after.json: expected the scores of questions, got JSONDecode"),
         (lambda output: (output / AFTER).unlink(), "expected the scores of a finished run, found"),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 import pytest
 
 from pyrl.compare.history import collapse
-from pyrl.compare.scores import check_same, metrics, pass_at, shown
+from pyrl.compare.scores import check_same, majority_at, metrics, pass_at, shown
 from pyrl.compare.transitions import transitions
 from pyrl.report.question_scores import QuestionScore
 
@@ -19,8 +19,8 @@ def answered(question: int, right: str, label_right: bool | None = None) -> Ques
     flags = tuple(digit == "1" for digit in right)
     label = sum(flags) * 2 > len(flags) if label_right is None else label_right
     return QuestionScore(
-        question, f"{question}=", flags[0], flags, tuple(right), 2, "1" if label else "0", label,
-        0.5, 8.0,
+        question, f"{question}=", flags[0], flags, tuple(right), tuple(map(int, right)), 2,
+        "1" if label else "0", label, 0.5, 8.0,
     )  # fmt: skip
 
 
@@ -30,6 +30,21 @@ def test_pass_at_k_is_that_of_all_draws_of_k_samples() -> None:
             flags = [1] * c + [0] * (n - c)
             draws = [max(drawn) for drawn in combinations(flags, k)]
             assert pass_at(k, n)[c] == pytest.approx(np.mean(draws))
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize(
+    "classes", [(1, 1, 0, 2, 2, -1), (1, 0, 2, 3, -1, -1), (0, 0, 0, 2, 2, 2), (1, 1, 0, 0, 2, 2)]
+)
+def test_maj_at_k_is_that_of_all_draws_of_k_samples(k: int, classes: tuple[int, ...]) -> None:
+    score = replace(
+        answered(0, "000000"), right=tuple(kind == 1 for kind in classes), classes=classes
+    )
+    labels = []
+    for drawn in permutations(classes, k):
+        read = [kind for kind in drawn if kind >= 0]
+        labels.append(max(read, key=read.count) if read else None)  # of a tie the first
+    assert majority_at(k, score) == pytest.approx(np.mean([label == 1 for label in labels]))
 
 
 def test_metrics_are_arrays_of_seeds_and_questions() -> None:
@@ -43,9 +58,9 @@ def test_metrics_are_arrays_of_seeds_and_questions() -> None:
     assert found["pass@1"].tolist() == [[0.75, 0.25], [0.75, 0]]
     assert found["maj@4"].tolist() == [[1, 0], [1, 0]]
     assert found["pass@4"].tolist() == [[1, 1], [1, 0]]
-    assert shown(["greedy", "pass@1", "maj@16", *(f"pass@{k}" for k in (2, 4, 8, 16))]) == [
-        "greedy", "pass@1", "maj@16", "pass@4", "pass@16"
-    ]  # fmt: skip
+    several = [f"{name}@{k}" for name in ("maj", "pass") for k in (2, 4, 8, 16)]
+    some = ["greedy", "pass@1", "maj@16", "pass@4", "pass@16"]
+    assert shown(["greedy", "pass@1", *several]) == some
     assert shown(list(metrics([[answered(0, "1")]]))) == ["greedy", "pass@1", "maj@1"]
 
 

@@ -178,9 +178,9 @@ def test_scores_by_question_are_those_of_the_report(whole: Run) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"format": 0, "sets": {}}', "expected scores of format 1, got format 0"),
-        ('{"format": 1, "sets": {"a": [{"que', "expected the scores of questions, got JSONDecode"),
-        ('{"format": 1, "sets": {"a": [{"question": 3}]}}', "scores of questions, got KeyError"),
+        ('{"format": 0, "sets": {}}', "expected scores of format 2, got format 0"),
+        ('{"format": 2, "sets": {"a": [{"que', "expected the scores of questions, got JSONDecode"),
+        ('{"format": 2, "sets": {"a": [{"question": 3}]}}', "scores of questions, got KeyError"),
         ("[]", "expected the scores of questions, got TypeError"),
     ],
 )
