@@ -37,6 +37,7 @@ from pyrl.run.names import (
     Plugins,
     check_owners,
     first_pass,
+    flatten,
     make_choices,
     owned,
     take_names,
@@ -67,6 +68,9 @@ class Run:
     """Go on from the last checkpoint in the output directory."""
     steps: int = 80
     """Training steps: each samples, votes and updates once."""
+    ahead: bool = False
+    """Sample the next step in a second thread while this one's update runs: a step learns from the
+    policy of exactly one step before, which its loss corrects for, and the engine has a copy."""
     total_tokens: int | None = None
     """Tokens that all steps may sample: the run ends before the first step that would exceed them.
     The learning rate then falls with the tokens that are spent, and --steps is one more limit."""
@@ -452,16 +456,6 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected settings `name: value`, got {content!r}")
     return dict(flatten(content))
-
-
-def flatten(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of nested settings."""
-    for key, value in content.items():
-        name = f"{prefix}{key}".replace("-", "_")
-        if isinstance(value, dict):
-            yield from flatten(value, f"{name}.")
-        else:
-            yield name, value
 
 
 def _apply(run: Run, settings: Mapping[str, Any], path: Path, registry: Registry) -> Run:
