@@ -1,11 +1,11 @@
-"""Sampling ahead of the learner, with an engine that is made slow: one table for docs/scale.md.
+"""Sampling ahead of the learner, with both made slow: one table for docs/scale.md.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_ahead.py
 
-TTRL on the demo. The engine sleeps after each of its steps, as long as the first run says, so that
-sampling takes the given shares of the time of scoring and learning; a sleep leaves the processor to
-the learner, as a sampler on other hardware does. Idle is the share of a step in which the learner
-waits for samples. Medians over the steps after the first two.
+`pyrl demo ttrl_unique`, whose update sleeps until it has taken the given seconds, and whose engine
+sleeps after each of its steps until it samples in the given shares of them: each stands for its own
+hardware, and what is measured is what pyrl adds. Idle is the share of a step in which the learner
+has no samples. Medians over the steps after the first two.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rich.console import Console
 
 from pyrl.demo.run import demo_run
 from pyrl.engine import Sampled
-from pyrl.engine.hf import HFEngine
+from pyrl.logits.sampling import Sampling
 from pyrl.report import Progress
 from pyrl.report.metrics import Row
 from pyrl.run.config import Run
@@ -34,29 +34,51 @@ FIRST = 2
 """Steps that are not counted: the first one has nothing ahead of it."""
 
 
+STEPS = 20
+"""Steps of the engine in the trees of a step: tokens of the longest response, about."""
+
+
 @dataclass
 class Pace:
-    """What an engine sleeps after each of its steps, and how many it has made."""
+    """Keeps a call from ending before its turn."""
 
-    seconds: float = 0.0
-    steps: int = 0
+    seconds: float
+    """Between two turns."""
+    turn: float = 0.0
+
+    def begin(self) -> None:
+        self.turn = time.monotonic()
+
+    def wait(self) -> None:
+        self.turn += self.seconds
+        time.sleep(max(0.0, self.turn - time.monotonic()))
 
 
-def stepped(run: Run, pace: Pace) -> list[Row]:
-    """The rows of the counted steps of a run whose engine has this pace."""
+def stepped(run: Run, learning: float, sampling: float) -> list[Row]:
+    """The rows of the counted steps of a run that learns and samples in so many seconds."""
     with Progress(console=Console(file=StringIO())) as progress:
         trainer = Trainer(run, progress)
-        engine = trainer.sampler.engine
-        assert isinstance(engine, HFEngine)
-        sample = engine.step
+        engine, learner = trainer.sampler.engine, trainer.learner
+        start, sample, update = engine.start, engine.step, learner.update
+        of_engine, of_learner = Pace(sampling / STEPS), Pace(learning)
+
+        def started(distribution: Sampling) -> None:
+            start(distribution)
+            of_engine.begin()
 
         def slow() -> Sampled:
             sampled = sample()
-            pace.steps += len(sampled.branch_B) > 0
-            time.sleep(pace.seconds)
+            of_engine.wait()
             return sampled
 
-        vars(engine)["step"] = slow
+        def updated(*given: Any, **named: Any) -> dict[str, float]:
+            of_learner.begin()
+            found = update(*given, **named)
+            of_learner.wait()
+            return found
+
+        vars(engine).update(start=started, step=slow)
+        vars(learner)["update"] = updated
         rows = [trainer.observe(trainer.train_step()) for _ in range(run.steps)]
         trainer.close()
     return rows[FIRST:]
@@ -70,25 +92,22 @@ def middle(rows: Sequence[Row], *names: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--learning", type=float, default=3.0)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 0.8, 1.0, 1.5])
     options = parser.parse_args()
     with TemporaryDirectory() as folder:
         base = replace(
-            demo_run("ttrl", output=Path(folder) / "run", seed=0), steps=options.steps, save_trees=0
+            demo_run("ttrl_unique", output=Path(folder) / "run", seed=0),
+            steps=options.steps,
+            save_trees=0,
         )
-        pace = Pace()
-        rows = stepped(base, pace)
-        per_step = pace.steps / options.steps
-        sampling = middle(rows, "timing/sampling")
-        learning = middle(rows, "timing/updating", "timing/scoring")
-        print(f"sampling {sampling:.2f} s, scoring and learning {learning:.2f} s a step\n")
         print("| sampling / learning | step (s) | ahead (s) | ratio | idle | idle, ahead |")
         print("|---:|---:|---:|---:|---:|---:|")
         for share in options.shares:
-            seconds = max(0.0, share * learning - sampling) / per_step
-            alone = stepped(base, Pace(seconds))
-            ahead = stepped(replace(base, ahead=True), Pace(seconds))
+            seconds = options.learning, share * options.learning
+            alone = stepped(base, *seconds)
+            ahead = stepped(replace(base, ahead=True), *seconds)
             times = [middle(found, "step_time") for found in (alone, ahead)]
             idle = median(
                 float(row["timing/sampling"] or 0) / float(row["step_time"] or 1) for row in alone
