@@ -148,7 +148,7 @@ class Rollout:
                 f"expected at least one prompt and one vote, got {len(prompts)} and {votes}"
             )
         self.engine, self.fork, self.prune, self.signals = engine, fork, prune, signals
-        self.votes, self.limit, self.seed = votes, limit, seed
+        self.votes, self.limit, self.seed, self.sampling = votes, limit, seed, sampling
         self.even, self.allowance, self.poll, self.stop = even, allowance, poll, stop
         self.answer_start, self.on_tokens = answer_start, on_tokens
         self.forest = Forest()
@@ -176,10 +176,10 @@ class Rollout:
         many leaves will be missing is known before the end."""
         self.counts = Counts()
         self.limits = Limits(allowance, poll, votes, self.forest, self.budgets, self.counts)
-        engine.start(sampling)
 
     def extend(self, prompts: Sequence[NDArray[np.int32]]) -> None:
         """Further prompts, after those that have their leaves: `run` goes on with their trees."""
+        self.engine.start(self.sampling)  # since the last run a sync may have had its probe
         self.prompts += prompts
         self.budgets += [Budget(self.votes, self.prune.respawns(self.votes)) for _ in prompts]
         for prompt in prompts:

@@ -13,9 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pyrl._core.tree import Signals
 from pyrl.advantage import advantages
-from pyrl.algorithm import Algorithm
 from pyrl.answers import Answers, classify
 from pyrl.diagnostics import Updated, diagnose
 from pyrl.engine import EngineFailure
@@ -23,7 +21,7 @@ from pyrl.evaluate import Evaluator, Scoring
 from pyrl.fork import Flat
 from pyrl.leaves import Leaves, Scored, collect, score
 from pyrl.pack import TokenBatch, pack
-from pyrl.prompts import Prompt, other_prompts, step_prompts
+from pyrl.prompts import Prompt, other_prompts
 from pyrl.prune import Keep
 from pyrl.ranks import ALONE, Ranks
 from pyrl.report import Alarms, MetricsLog, Phases, Progress, Report
@@ -32,7 +30,7 @@ from pyrl.report.metrics import Row, read_metrics
 from pyrl.report.saved_trees import save_trees
 from pyrl.report.step import StepObserver, Unlogged, completion_metrics
 from pyrl.reward import FunctionReward, WeightedReward, metrics_of, rewards
-from pyrl.rollout import Rollout, answer_start, derive_seed
+from pyrl.rollout import Rollout
 from pyrl.run import checkpoint
 from pyrl.run.config import Run
 from pyrl.run.directory import claim, keeping_forest, naming
@@ -42,7 +40,9 @@ from pyrl.run.lock import Lock, RunError, one_process
 from pyrl.run.parsing import settings_of
 from pyrl.run.results import write_results
 from pyrl.run.resume import first_words, record_of, restore
+from pyrl.run.sampling import Sampled, Sampler
 from pyrl.run.setup import Given, Parts, Questions, assemble
+from pyrl.run.snapshot import check_sampled
 from pyrl.run.spending import Spent, all_spent, check_tokens, share_spent
 from pyrl.select import accepted, lift, of_accepted, rounds, selected, tokens_that_train
 from pyrl.tempered import mixed
@@ -76,6 +76,8 @@ class Step:
     seconds: float
     cpu_seconds: float | None = None
     """Of all threads of this process; None: not measured."""
+    staleness: int | None = None
+    """Steps between the weights that sampled and those that learn; None: none is sampled ahead."""
 
 
 class Trainer:
@@ -140,6 +142,7 @@ class Trainer:
         self.algorithm, self.prompts, self.experts = parts.algorithm, parts.prompts, parts.experts
         self.model, self.tokenizer, self.learner = parts.model, parts.tokenizer, parts.learner
         self.engine, self.sync, self.signals = parts.engine, parts.sync, parts.signals
+        self.sampler = Sampler(run, parts, lambda tokens: self._on_tokens(tokens))
         self.states, self.base = parts.states, parts.base
         self.decode, self.extractor, self.stop = parts.decode, parts.extractor, parts.stop
         self.equivalence = parts.equivalence
@@ -160,12 +163,13 @@ class Trainer:
             parts.eval_sets,
             scoring or Scoring(sample.temperature, run.eval_samples, max_tokens=sample.max_tokens),
             self.progress,
+            self._free_engine,
         )
         self.step = 0
         """Finished training steps."""
         self.unlogged: Unlogged | None = Unlogged({}, ())
         """What the last finished step still has to log."""
-        self.sketches = self.signals.save() if self.signals else b""
+        self.sketches = self.sampler.sketches()
         """The signals at the end of that step; sampling moves them on."""
         if parts.start:
             self.step = parts.start.step
@@ -175,32 +179,22 @@ class Trainer:
         """Sample, vote, reward, update and sync once. RunError names questions with NaN; Spent: the
         run would exceed its tokens, and nothing has changed."""
         started, cpu = time.monotonic(), time.process_time()
-        algorithm, states, sample = self.algorithm, self.states, self.algorithm.sample
+        algorithm, states, ahead = self.algorithm, self.states, self.run.ahead
         spent = share_spent(self.run, self.observer)
         progress = self.step / self.run.steps if spent is None else spent
-        wanted = self.run.prompts_per_step
-        prompts = step_prompts(self.prompts, self.step, wanted, self.run.seed)
         phase = Phases(self.progress)
+        got = self._sample(phase, progress)
+        prompts, leaves, answers, votes = got.prompts, got.leaves, got.answers, got.votes
+        reward_N, sync = got.reward_N, got.sync
         with naming(f"step {self.step + 1}", prompts):
-            rollout = self._rollout(prompts, algorithm, self.signals)
-            reward_N = np.empty(0)
-            for left in reversed(range(1 + rounds(algorithm.select))):
-                phase("sampling")
-                with keeping_forest(self.run.output, rollout.forest, self.step + 1):
-                    forest = rollout.run()
-                check_tokens(self.run, self.observer.tokens, rollout.counts.sampled_tokens)
-                phase("scoring")
-                leaves = collect(forest, self.decode, progress=progress, limit=sample.max_tokens)
-                answers = classify(leaves, self.extractor, self.equivalence)
-                votes = algorithm.vote(leaves, answers)
-                asked = leaves, answers, votes, prompts
-                reward_N = rewards(algorithm.reward, *asked, states.reward, reward_N)
-                accepted_G = accepted(algorithm.select, leaves, reward_N)
-                if not left or not self._sample_others(rollout, prompts, accepted_G):
-                    break
-            kept_N = selected(algorithm.select, leaves, sample.train, states.select, reward_N)
+            kept_N = selected(
+                algorithm.select, leaves, algorithm.sample.train, states.select, reward_N
+            )
             earned = self._told(leaves, answers, votes, reward_N, kept_N)
-            kept_N, refusing = of_accepted(algorithm.select, leaves, kept_N, accepted_G, wanted)
+            wanted = self.run.prompts_per_step
+            kept_N, refusing = of_accepted(algorithm.select, leaves, kept_N, got.accepted_G, wanted)
+            if ahead:
+                self.sampler.begin(self.step + 1)
             phase("updating")
             kept = leaves.take(kept_N)
             scored = score(kept, reward_N[kept_N], self.learner.before(kept.rows))
@@ -211,13 +205,14 @@ class Trainer:
             update, done = None, dict[str, float]()
             if algorithm.reward.usable(answers, votes, reward_N):
                 own = pack(kept.rows, advantage_T, scored.reward_N, train_T)
-                update, done = self._update(prompts, leaves, scored, own, spent)
-            phase("syncing")
+                update, done = self._update(got, scored, own, spent)
             self.step += 1
-            sync = self.sync(self.step)
+            if not ahead:
+                phase("syncing")
+                sync = self.sync(self.step)
         return Step(
             prompts=prompts,
-            rollout=rollout,
+            rollout=got.rollout,
             leaves=leaves,
             answers=answers,
             votes=votes,
@@ -230,7 +225,39 @@ class Trainer:
             timing=phase.metrics(),
             seconds=time.monotonic() - started,
             cpu_seconds=time.process_time() - cpu,
+            staleness=got.staleness if ahead else None,
         )
+
+    def _sample(self, phase: Phases, progress: float) -> Sampled:
+        """The step's samples with their rewards; ahead of the learner, those that have grown."""
+        algorithm, state, sync = self.algorithm, self.states.reward, dict[str, float]()
+        phase("waiting" if self.run.ahead else "sampling")
+        trees, snapshot = self.sampler.take(self.step)
+        prompts, rollout = trees.prompts, trees.rollout
+        if self.run.ahead:
+            phase("syncing")
+            sync = self.sync(self.step)
+        reward_N = np.empty(0)
+        with naming(f"step {self.step + 1}", prompts):
+            for left in reversed(range(1 + rounds(algorithm.select))):
+                check_tokens(self.run, self.observer.tokens, rollout.counts.sampled_tokens)
+                phase("scoring")
+                limit = algorithm.sample.max_tokens
+                leaves = collect(rollout.forest, self.decode, progress=progress, limit=limit)
+                if snapshot is not None and not reward_N.size:
+                    check_sampled(self.learner, snapshot, leaves)
+                answers = classify(leaves, self.extractor, self.equivalence)
+                votes = algorithm.vote(leaves, answers)
+                asked = leaves, answers, votes, prompts
+                reward_N = rewards(algorithm.reward, *asked, state, reward_N)
+                accepted_G = accepted(algorithm.select, leaves, reward_N)
+                if not left or not self._sample_others(rollout, prompts, accepted_G):
+                    break
+                phase("sampling")
+                with keeping_forest(self.run.output, rollout.forest, self.step + 1):
+                    rollout.run()
+        staleness = 0 if snapshot is None else self.step - snapshot.version
+        return Sampled(prompts, rollout, *asked[:3], reward_N, accepted_G, staleness, sync)
 
     def _told(
         self,
@@ -249,17 +276,12 @@ class Trainer:
         )
 
     def _update(
-        self,
-        prompts: Sequence[Prompt],
-        leaves: Leaves,
-        scored: Scored,
-        own: TokenBatch,
-        spent: float | None,
+        self, got: Sampled, scored: Scored, own: TokenBatch, spent: float | None
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Learn from a step's rows: metrics of the optimizer, and of what stands around it."""
-        batch, found = self._temper(prompts, leaves, own, scored.group_N)
-        experts = self.experts(prompts)
-        update = self.learner.update(batch, scored.group_N, self.step, experts, spent)
+        batch, found = self._temper(got.prompts, got.leaves, own, scored.group_N)
+        experts, stale = self.experts(got.prompts), got.staleness > 0
+        update = self.learner.update(batch, scored.group_N, self.step, experts, spent, stale=stale)
         stages, states = self.algorithm.advantage, self.states.advantage
         found |= diagnose(self.run.diagnostics, Updated(stages, states, scored, own, self.learner))
         return update | self._replay(own, scored, spent), found
@@ -288,7 +310,10 @@ class Trainer:
             claim(self.run)
             for sentence in self.first_words:
                 self.progress.alarm(sentence)
-            self._steps()
+            try:
+                self._steps()
+            finally:
+                self.sampler.drop()
             return write_results(
                 replace(self.run, steps=self.step),
                 self.model,
@@ -326,6 +351,7 @@ class Trainer:
                         break
                     metrics = self.observe(step)
                     self._call_back(step, metrics)
+                self.sampler.drop()
                 scored = self.evaluations.finished
                 if not scored:
                     # It was not known to be the last: the total is spent, or there are now fewer.
@@ -355,7 +381,7 @@ class Trainer:
             self.progress.alarm(f"Step {self.step}: {self._no_update(step)}")
         if self.run.save_trees:
             save_trees(self.run.output, self.step, step, self.run.save_trees, self.learner.after)
-        self.sketches = self.signals.save() if self.signals else b""
+        self.sketches = self.sampler.sketches()
         self.states.check()
         return self.unlogged.metrics
 
@@ -380,10 +406,12 @@ class Trainer:
                 self.base,
             ),
             self.run.keep_checkpoints,
+            snapshot.weights if (snapshot := self.sampler.snapshot) else None,
         )
 
     def close(self) -> None:
         """Give back the directory, and what the engine holds: vLLM runs one in a process."""
+        self.sampler.drop()
         self.lock.release()
         self.engine.close()
 
@@ -424,7 +452,7 @@ class Trainer:
         factor, sample = temper.factor(entropy), self.algorithm.sample
         heated = replace(sample, temperature=sample.temperature * factor, stop_when_decided=False)
         plain = replace(self.algorithm, sample=heated, fork=Flat(), prune=Keep())
-        rollout = self._rollout(asked, plain, None, 1)
+        rollout = self.sampler.rollout(asked, plain, None, self.step, 1)
         other = collect(rollout.run(), self.decode, progress=leaves.progress, limit=leaves.limit)
         answers = classify(other, self.extractor, self.equivalence)
         votes = self.algorithm.vote(other, answers)
@@ -446,34 +474,6 @@ class Trainer:
             "temper/tokens": float(rollout.counts.sampled_tokens),
         }
 
-    def _rollout(
-        self,
-        prompts: Sequence[Prompt],
-        algorithm: Algorithm,
-        signals: Signals | None,
-        *place: int,
-    ) -> Rollout:
-        """Trees of this method; `place` gives other draws than the step's own."""
-        sample = algorithm.sample
-        return Rollout(
-            self.engine,
-            [prompt.tokens for prompt in prompts],
-            votes=sample.votes,
-            limit=sample.max_tokens,
-            sampling=sample.sampling(),
-            fork=algorithm.fork,
-            prune=algorithm.prune,
-            signals=signals,
-            seed=derive_seed(self.run.seed, self.step, *place),
-            even=sample.even,
-            allowance=sample.allowance(),
-            poll=algorithm.poll(self.decode, self.extractor, self.equivalence),
-            stop=self.stop,
-            answer_start=lambda tokens: answer_start(tokens, self.tokenizer),
-            on_tokens=self._on_tokens,
-            remembered=self.run.save_trees,
-        )
-
     def _sample_others(
         self, rollout: Rollout, prompts: list[Prompt], accepted_G: NDArray[np.bool_]
     ) -> bool:
@@ -486,6 +486,12 @@ class Trainer:
         prompts += others
         rollout.extend([prompt.tokens for prompt in others])
         return bool(others)
+
+    def _free_engine(self) -> None:
+        """Before an evaluation: trees that grow ahead have the engine, and older weights."""
+        self.sampler.wait()
+        if self.engine.weight_version() != self.step:
+            self.sync(self.step)
 
     def _on_tokens(self, tokens: int) -> None:
         self.progress.tokens(tokens)

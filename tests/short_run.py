@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 TIMINGS = (
-    *("step_time", "cpu_time", "seconds", "seconds of training", "old_logprobs/seconds", "log"),
+    *(
+        "step_time",
+        "cpu_time",
+        "ahead/idle",
+        "seconds",
+        "seconds of training",
+        "old_logprobs/seconds",
+        "log",
+    ),
 )
 """What differs between equal runs; `log` has digests of rows with their timings."""
 

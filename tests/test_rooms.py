@@ -69,7 +69,7 @@ PYTHON = {
         "sources vote"
     ),
     "train": (
-        "advantage algorithm answers diagnostics engine evaluate fork leaves pack prompts prune "
+        "advantage answers diagnostics engine evaluate fork leaves pack prompts prune "
         "ranks report reward rollout run select tempered vote"
     ),
     # Doors in other trainers.

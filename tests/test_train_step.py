@@ -67,15 +67,15 @@ def test_a_sampler_that_keeps_one_stale_tensor_stops_the_run(tmp_path: Path) -> 
     trainer = make_trainer(tiny_run(tmp_path))
     stale = copy.deepcopy(trainer.model)
     eos = {int(trainer.tokenizer.eos_token_id)}
-    trainer.engine = HFEngine(stale, eos, max_rows=trainer.run.max_rows)
+    trainer.sampler.engine = HFEngine(stale, eos, max_rows=trainer.run.max_rows)
     trainer.train_step()
     name = "model.layers.0.mlp.down_proj.weight"
     old = stale.get_parameter(name).detach().clone()
     stale.load_state_dict(trainer.model.state_dict())
-    trainer.engine.load_weights(None, 1)
+    trainer.sampler.engine.load_weights(None, 1)
     trainer.train_step()  # all tensors are those of the learner
     stale.load_state_dict(trainer.model.state_dict() | {name: 0.5 * old})
-    trainer.engine.load_weights(None, 2)
+    trainer.sampler.engine.load_weights(None, 2)
     before = weights(trainer)
     with pytest.raises(SamplerMismatchError, match="sampler has the learner's weights"):
         trainer.train_step()

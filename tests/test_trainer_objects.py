@@ -114,7 +114,7 @@ def test_callbacks_and_several_rewards(tmp_path: Path, monkeypatch: pytest.Monke
         **objects(run),
     )
     moves: list[object] = []
-    monkeypatch.setattr(Learner, "update", lambda *_: moves.append(None))
+    monkeypatch.setattr(Learner, "update", lambda *_, **__: moves.append(None))
     assert unknown.train_step().update is None
     assert not moves
 

@@ -154,6 +154,8 @@ class Demo:
     """Optimizer updates that share the samples of a step; the default is the demo's own number."""
     resume: bool = False
     """Go on from the last checkpoint in the output directory."""
+    ahead: bool = False
+    """Sample the next step while this one's update runs (`pyrl train --ahead`)."""
     processes: int = 1
     """Processes that sample and learn together; torchrun starts them as well."""
     names: Annotated[Names, tyro.conf.arg(name="")] = field(default_factory=Names)
@@ -176,6 +178,7 @@ def parse_demo(argv: Sequence[str]) -> Run:
         names=demo.names,
         plugin=demo.plugin,
         resume=demo.resume,
+        ahead=demo.ahead,
         processes=demo.processes,
         steps=run.steps if demo.steps is None else demo.steps,
     )

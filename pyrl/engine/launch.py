@@ -7,6 +7,7 @@ Importing this file imports no engine.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,8 @@ class Request:
     probe_T: NDArray[np.int32]
     """Token ids of some question, for a probe after each sync."""
     vllm: VLLMOptions = field(default_factory=VLLMOptions)
+    ahead: bool = False
+    """The engine samples while the learner updates, so that it needs weights of its own."""
 
 
 Carry = Callable[[int], dict[str, float]]
@@ -44,10 +47,16 @@ Carry = Callable[[int], dict[str, float]]
 
 
 def hf(request: Request) -> tuple[Engine, Carry]:
-    """transformers, with the learner's own weights."""
+    """transformers, with the learner's own weights; ahead of the learner with a copy of those that
+    train."""
     from pyrl.engine.hf import HFEngine
-    from pyrl.engine.sync import Shared
+    from pyrl.engine.sync import Copied, Shared
 
+    if request.ahead:
+        frozen = {id(p): p for p in request.model.parameters() if not p.requires_grad}
+        copy = deepcopy(request.model, frozen)
+        beside = HFEngine(copy, request.eos, max_rows=request.max_rows)
+        return beside, Copied(beside, request.model, copy)
     engine = HFEngine(request.model, request.eos, max_rows=request.max_rows)
     return engine, Shared(engine)
 

@@ -49,6 +49,24 @@ class Shared:
         return {}
 
 
+class Copied:
+    """The sync of an engine in this process whose model is a copy: the weights that train."""
+
+    def __init__(self, engine: Engine, model: PreTrainedModel, copy: PreTrainedModel) -> None:
+        """`model` is the learner's, `copy` the engine's."""
+        self._engine = engine
+        both = zip(model.parameters(), copy.parameters(), strict=True)
+        self._pairs = [(own, its) for own, its in both if own.requires_grad]
+
+    def __call__(self, version: int) -> dict[str, float]:
+        """Copy them on the device."""
+        with torch.no_grad():
+            for own, its in self._pairs:
+                its.copy_(own)
+        self._engine.load_weights(None, version)
+        return {}
+
+
 class Sync:
     """Carries all weights of `model` to an engine that has its own, and probes it.
 

@@ -30,6 +30,7 @@ from pyrl.learner.needs import check_columns, no_pass
 from pyrl.learner.optimizer import make_optimizer
 from pyrl.learner.reader import Reader
 from pyrl.learner.recompute import recompute_layers
+from pyrl.learner.schedule import learning_rate
 from pyrl.learner.tally import Tally, averaged
 from pyrl.leaves import Look
 from pyrl.logits.token_stats import Options
@@ -73,21 +74,6 @@ class NonFiniteError(FloatingPointError):
 
 class SamplerMismatchError(ValueError):
     """The tokens were sampled by another policy than the one that is about to learn from them."""
-
-
-def learning_rate(run: Run, step: int, spent: float | None = None) -> float:
-    """The rate of a step (from 0): a linear warm-up, then the schedule down to its end.
-
-    `spent`: the share of its total that a run has spent, and with it the place in the schedule;
-    None: the steps after the warm-up say it.
-    """
-    if step < run.warmup_steps:
-        return run.learning_rate * (step + 1) / run.warmup_steps
-    done = (step - run.warmup_steps) / max(1, run.steps - run.warmup_steps)
-    done = done if spent is None else spent
-    rest = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
-    end = 1.0 if run.schedule == "constant" else run.min_learning_rate
-    return run.learning_rate * (end + (1 - end) * rest[run.schedule])
 
 
 class Learner:
@@ -139,10 +125,17 @@ class Learner:
 
     @property
     def looks(self) -> bool:
-        """Whether the old policy's log-probs are the learner's, and not those of the engine."""
+        """Whether the learner reads the samples before an update, and not the engine alone."""
         if self.run.old_logprobs != "auto":
             return self.run.old_logprobs == "learner"
+        if self.run.ahead:
+            return bool(self.loss.learner_needs)
         return bool(self.loss.learner_needs) or self.loss.follows_signs or self._samples_differ
+
+    @property
+    def _is_old(self) -> bool:
+        """The old policy is the learner's before the update, and no older one that sampled."""
+        return self.looks and (self.loss.compares_sampler or not self.run.ahead)
 
     @property
     def _samples_differ(self) -> bool:
@@ -158,7 +151,7 @@ class Learner:
         """Fields of the loss that can do nothing in this run, in which no ratio leaves 1."""
         updates = min(self.run.algorithm.updates_per_step, self.run.prompts_per_step)
         to_rollout = self.loss.ratio.to == "rollout" and self.loss.trust == "ratio"
-        moves = self._samples_differ and (to_rollout or not self.looks)
+        moves = self.run.ahead or (self._samples_differ and (to_rollout or not self.looks))
         return [] if updates > 1 or moves else self.loss.off_policy_parts
 
     def update(
@@ -169,6 +162,7 @@ class Learner:
         experts: TokenBatch | None = None,
         spent: float | None = None,
         replayed: bool = False,
+        stale: bool = False,
     ) -> dict[str, float]:
         """Optimizer steps over the batch's questions; metrics averaged over them.
 
@@ -176,6 +170,7 @@ class Learner:
         `group_N` [N] is the question of each leaf: a mini-batch never splits one. `experts` has an
         expert's response to each of them, in their order. `replayed`: earlier policies sampled, so
         one update takes all, with the log-probs that they reported, and no step remembers it.
+        `stale`: an earlier policy sampled, which `pyrl.run.snapshot` has compared with the sampler.
         NonFiniteError before the optimizer step that it would spoil; SamplerMismatchError before
         the first that has moved the weights: until then sampler and learner are the same policy.
         """
@@ -195,9 +190,9 @@ class Learner:
         rows: list[dict[str, float]] = []
         moved = replayed
         for part in parts:
-            tally = self.gradient(part, state, exact=self.looks and not moved)
+            tally = self.gradient(part, state, exact=self._is_old and not moved)
             norm = float(nn.utils.clip_grad_norm_(self.parameters, self.run.clip_grad_norm))
-            self.check(tally, norm, on_policy=not moved)
+            self.check(tally, norm, on_policy=not (moved or stale))
             told = self._step(part, state, norm)
             moved = moved or tally.weight > 0
             rows.append(tally.metrics() | {"grad_norm": norm} | told)
@@ -267,6 +262,8 @@ class Learner:
         started = time.monotonic()
         asked = self.loss.asks(self.temperature, state)
         columns = self._read(batch, asked)
+        if not self._is_old:
+            del columns["old_logprob_T"]
         tokens = len(batch.input_I)
         if experts is not None:
             theirs_T = self._read(experts)["logprob_T"]
@@ -378,16 +375,22 @@ class Learner:
         self.ranks.add_gradients(self.parameters)
         return first
 
+    def tolerances(self, tokens: int) -> tuple[float, float]:
+        """By how much the log-probs of one policy may differ between sampler and learner (nats): of
+        a token, and in the mean of so many."""
+        dtypes = (self.run.dtype, self.sampler_dtype)
+        largest = max(TOLERANCE[dtype] for dtype in dtypes)
+        # One token at its limit is no reason to stop, also where there are few tokens.
+        mean = max(MEAN_TOLERANCE[dtype] for dtype in dtypes) + largest / max(1, tokens)
+        return largest, mean
+
     def check(self, tally: Tally, norm: float, *, on_policy: bool) -> None:
         """Raise, and drop the gradient, unless it may change the weights.
 
         NonFiniteError: loss or norm is no number; SamplerMismatchError: the log-probs
         of the sampler and of the learner differ, which are the same policy until it has moved.
         """
-        dtypes = (self.run.dtype, self.sampler_dtype)
-        tolerance = max(TOLERANCE[dtype] for dtype in dtypes)
-        # One token at its limit is no reason to stop, also where there are few tokens.
-        mean = max(MEAN_TOLERANCE[dtype] for dtype in dtypes) + tolerance / max(1, tally.tokens)
+        tolerance, mean = self.tolerances(tally.tokens)
         finite = math.isfinite(tally.loss) and math.isfinite(norm)
         if finite and not (on_policy and (tally.gap > tolerance or tally.mean_gap() > mean)):
             return

@@ -34,6 +34,34 @@ def check_columns(loss: Loss, run: Run) -> None:
     for name in ("old_logprob_T", "prompt_logprob_T"):
         if run.old_logprobs == "engine" and name in run.algorithm.reads:
             raise ValueError(no_pass(name, run.algorithm.reads[name]))
+    check_ahead(run)
+
+
+def check_ahead(run: Run) -> None:
+    """ValueError unless the method of a run that samples ahead learns rightly from the samples of
+    an older policy; it names what does not."""
+    if not run.ahead:
+        return
+    algorithm = run.algorithm
+    loss = algorithm.loss
+    if algorithm.temper.share:
+        raise ValueError(
+            f"ahead: expected temper.share 0, got {algorithm.temper.share}: answers at another "
+            f"temperature are sampled while the engine grows the trees of the next step"
+        )
+    if loss.compares_sampler:
+        return
+    if loss.ratio.of == "one":
+        raise ValueError(
+            "ahead: expected a loss that weighs a token by how much more probable it has become "
+            "since it was sampled (a ratio of policies, or a factor such as TIS), got "
+            "loss.ratio.of 'one' without such a factor"
+        )
+    if run.old_logprobs == "learner":
+        raise ValueError(
+            "ahead: expected old_logprobs 'auto' with this loss, got 'learner': its ratio would be "
+            "to the policy before the update, and not to the older one that sampled"
+        )
 
 
 def no_pass(name: str, choice: str) -> str:

@@ -178,14 +178,18 @@ class Loss:
         return [*self.terms_needs, *self.token_needs]
 
     @property
+    def compares_sampler(self) -> bool:
+        """The policy before the update and the one that sampled are two, and compared."""
+        return {"old_logprob_T", "rollout_logprob_T"} <= {need.name for need in self.needs}
+
+    @property
     def learner_needs(self) -> list[Need]:
         """What only a pass of the learner over the samples can give, before it updates.
 
         The engine that sampled has one log-prob of a token, so a loss that compares it with the
         old policy's needs the learner's too.
         """
-        both = {"old_logprob_T", "rollout_logprob_T"} <= {need.name for need in self.needs}
-        names = LEARNED | {"rollout_logprob_T"} if both else LEARNED
+        names = LEARNED | {"rollout_logprob_T"} if self.compares_sampler else LEARNED
         return [need for need in self.needs if need.name in names]
 
     @property

@@ -64,6 +64,7 @@ class StepObserver:
             | tree_metrics(step.rollout.forest, step.leaves, step.rollout)
             | self._votes(step)
             | dict(step.timing)
+            | ({} if step.staleness is None else ahead_metrics(step.timing, step.staleness))
             | ({} if step.cpu_seconds is None else {"cpu_time": step.cpu_seconds})
             | {"step_time": step.seconds, "num_tokens": self.tokens}
         )
@@ -94,6 +95,15 @@ class StepObserver:
         self.tokens, self.trained = state["tokens"], state["trained"]
         self.seconds = state["seconds"]
         self.flips.load_state_dict(state["labels"])
+
+
+def ahead_metrics(timing: Mapping[str, float], staleness: int) -> dict[str, float]:
+    """Of a run that samples ahead: `idle`, the share of the step in which the learner waited for
+    trees, and `staleness`, the steps between the weights that sampled and those that learn."""
+    return {
+        "ahead/idle": timing["timing/waiting"] / max(sum(timing.values()), 1e-9),
+        "ahead/staleness": float(staleness),
+    }
 
 
 def completion_metrics(leaves: Leaves) -> dict[str, float]:

@@ -27,6 +27,7 @@ STATE = "pyrl.json"
 OPTIMIZER = "optimizer.safetensors"
 SIGNALS = "signals.bin"
 STATES = "states.safetensors"
+SAMPLER = "sampler.safetensors"
 FORMAT = 2
 """What the record of a checkpoint has in it; 1 had no states of choices, and no number."""
 SEAL = "sha256"
@@ -60,6 +61,12 @@ class Checkpoint:
         """The arrays that choices of the method remember, by their places."""
         return load_arrays(self.path / STATES)
 
+    def sampler(self) -> dict[str, Tensor]:
+        """The trained weights that sample the step after this one; none of a run that does not
+        sample ahead."""
+        path = self.path / SAMPLER
+        return load_file(path) if path.exists() else {}
+
 
 def place(directory: Path, step: int) -> Path:
     """Where the checkpoint of a step is."""
@@ -76,6 +83,7 @@ def save(
     arrays: Mapping[str, NDArray[Any]],
     record: Mapping[str, Any],
     keep: int,
+    sampler: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write `directory/checkpoint-STEP` whole or not at all; only the newest `keep` stay.
 
@@ -96,6 +104,8 @@ def save(
         )
         (folder / SIGNALS).write_bytes(signals)
         save_arrays(dict(arrays), folder / STATES)
+        if sampler:
+            save_file(dict(sampler), folder / SAMPLER)
         files = {name: _digest(path) for name, path in _files(folder).items()}
         (folder / STATE).write_text(_sealed({**state, "files": files}))
     for old in _checkpoints(directory)[:-keep]:

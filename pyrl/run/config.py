@@ -39,6 +39,9 @@ class Run:
     """Go on from the last checkpoint in the output directory."""
     steps: int = 80
     """Training steps: each samples, votes and updates once."""
+    ahead: bool = False
+    """Sample the next step in a second thread while this one's update runs: a step learns from the
+    policy of exactly one step before, which its loss corrects for, and the engine has a copy."""
     total_tokens: int | None = None
     """Tokens that all steps may sample: the run ends before the first step that would exceed them.
     The learning rate then falls with the tokens that are spent, and --steps is one more limit."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -55,6 +55,8 @@ class Evaluations:
     """Questions, some of which may have no true answer: these are left out."""
     scoring: Scoring
     progress: Progress
+    ready: Callable[[], object] = lambda: None
+    """Called before anything is sampled: the engine is free then, and has the weights to score."""
     taken: list[Evaluation] = field(default_factory=list)
     """Scores before and after training."""
 
@@ -121,6 +123,7 @@ class Evaluations:
         for name in names:
             if prompts := self.asked(name):
                 self.progress.phase(f"evaluating {name}")
+                self.ready()
                 with naming(f"evaluation of {name} after step {step}", prompts):
                     scores.append(self.evaluator(name, model, prompts, how))
         return scores

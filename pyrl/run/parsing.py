@@ -32,6 +32,7 @@ from pyrl.run.names import (
     Names,
     check_owners,
     first_pass,
+    flatten,
     make_choices,
     owned,
     take_names,
@@ -239,16 +240,6 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected settings `name: value`, got {content!r}")
     return dict(flatten(content))
-
-
-def flatten(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of nested settings."""
-    for key, value in content.items():
-        name = f"{prefix}{key}".replace("-", "_")
-        if isinstance(value, dict):
-            yield from flatten(value, f"{name}.")
-        else:
-            yield name, value
 
 
 def _apply(run: Run, settings: Mapping[str, Any], path: Path, registry: Registry) -> Run:

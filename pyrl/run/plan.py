@@ -79,6 +79,10 @@ def _plan(run: Run, prompt_tokens: int, device: str) -> Plan:
             for m in model.modules()
             if type(m) is nn.Linear and m.weight.numel() >= SMALLEST
         )
+    if run.ahead:
+        always["weights of the engine"] = gradients
+        if device == "cpu":  # beside a GPU they are in the host's memory
+            always["weights of the last sync"] = gradients
     length = prompt_tokens + sample.max_tokens
     prompts = 1 if run.pack == "tree" else sample.train
     tokens = run.prompts_per_step * (prompts * prompt_tokens + sample.train * sample.max_tokens)

@@ -14,7 +14,8 @@ from pyrl.prompts import Prompt
 from pyrl.ranks import Ranks, RanksError
 from pyrl.run.checkpoint import Checkpoint
 from pyrl.run.config import Run
-from pyrl.run.parsing import flatten, settings_of
+from pyrl.run.names import flatten
+from pyrl.run.parsing import settings_of
 
 OWN = frozenset({"device", "threads", "processes"})
 """Settings in which processes may differ."""
@@ -31,6 +32,11 @@ def check_ranks(run: Run, ranks: Ranks) -> None:
         raise RanksError(
             f"engine: expected 'hf' for {ranks.size} processes, got 'vllm', which ends the group "
             f"of processes in which it runs and takes the first GPU in each"
+        )
+    if ranks.size > 1 and run.ahead:
+        raise RanksError(
+            f"ahead: expected one process, got {ranks.size}: they sample and learn together, in "
+            f"turns"
         )
     settings = dict(flatten(settings_of(run)))
     own = {name: value for name, value in settings.items() if name not in OWN}

@@ -21,7 +21,7 @@ from pyrl.checks import Checked
 from pyrl.engine import Engine
 from pyrl.engine.dealt import Dealt
 from pyrl.engine.launch import ENGINES, Carry, Request
-from pyrl.engine.sync import Shared, digests
+from pyrl.engine.sync import Copied, Shared, digests
 from pyrl.learner import Learner
 from pyrl.leaves import Decode
 from pyrl.models import DTYPES, find_device, load_model, model_location, room
@@ -283,9 +283,16 @@ def _engine(
         dtype=run.weights if run.dtype == "float32" else run.dtype,
         probe_T=question.tokens,
         vllm=run.vllm,
+        ahead=run.ahead,
     )
     engine, sync = ENGINES[run.engine](request)
-    learner.sampler_dtype, learner.sampler_shares = engine.dtype, isinstance(sync, Shared)
+    learner.sampler_dtype, learner.sampler_shares = engine.dtype, isinstance(sync, Shared | Copied)
+    if run.ahead and isinstance(sync, Shared):
+        engine.close()
+        raise ValueError(
+            f"ahead: expected an engine with weights of its own, got {run.engine!r}, which samples "
+            f"with the learner's while they change"
+        )
     if learner.ranks.leads:
         return Dealt(engine, learner.ranks), Told(sync, learner.ranks)
     return engine, sync

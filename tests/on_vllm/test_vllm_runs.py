@@ -20,6 +20,7 @@ from pyrl.methods import METHODS
 from pyrl.models.lora import LoRA
 from pyrl.reward import RandomReward
 from pyrl.run.config import Run
+from pyrl.run.directory import claim
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +136,28 @@ def test_the_learner_s_own_log_probs_differ_from_those_of_vllm(
     assert 0 < float((factor_T - 1).abs().max()) < 1e-3
     assert metrics["old_logprobs/tokens"] > 0
     assert metrics["sampling/importance_sampling_ratio/max"] == 1.0
+
+
+def test_ahead_of_the_learner_an_older_version_samples_and_a_resumed_run_draws_it_again(
+    tmp_path: Path, model: Path
+) -> None:
+    run = replace(run_of(tmp_path, model, "ttrl"), ahead=True, learning_rate=1e-5)
+    trainer = make_trainer(run)
+    claim(run)
+    taken = []
+    for number in range(3):
+        step = trainer.train_step()
+        trainer.observe(step)
+        paths = [step.rollout.forest.path(leaf) for leaf in step.leaves.leaf_N.tolist()]
+        assert {v for path in paths for v in path.version.tolist()} == {max(0, number - 1)}
+        taken.append(step.leaves.rows.label_T.tolist())
+        if number == 1:
+            trainer.unlogged = None
+            trainer.save()
+    trainer.close()
+    again = make_trainer(replace(run, resume=True))
+    assert again.step == 2
+    step = again.train_step()
+    again.close()
+    assert step.staleness == 1
+    assert step.leaves.rows.label_T.tolist() == taken[2]

@@ -82,7 +82,7 @@ def test_a_run_with_states_that_was_killed_goes_on_bit_for_bit(
     claim(run)
     first.save()
 
-    def killed(*given: Any) -> None:
+    def killed(*given: Any, **named: Any) -> None:
         raise Killed
 
     with monkeypatch.context() as patch:
@@ -166,7 +166,7 @@ def test_the_first_model_is_there_for_those_that_name_it_alone(tmp_path: Path) -
     trainer = make_trainer(run)
     assert trainer.learner.reference is None
     asked = trainer.prompts[:1]
-    forest = trainer._rollout(asked, trainer.algorithm, trainer.signals).run()
+    forest = trainer.sampler.rollout(asked, trainer.algorithm, trainer.signals, trainer.step).run()
     look = trainer.learner.before(collect(forest, trainer.decode).rows)
     with pytest.raises(ValueError, match=r"ref_logprob_T: expected an advantage stage or a sel"):
         look("ref_logprob_T")

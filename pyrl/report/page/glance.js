@@ -114,7 +114,7 @@ function voted(run) {
 }
 
 function costs(run) {
-  const parts = ["sampling", "scoring", "updating", "syncing"].map((name) => [
+  const parts = ["sampling", "scoring", "updating", "syncing", "waiting"].map((name) => [
     name,
     mean(run, `timing/${name}`) ?? 0,
   ]);

@@ -91,6 +91,7 @@ SECTIONS = (
                     ("updating", "timing/updating"),
                     ("scoring", "timing/scoring"),
                     ("syncing", "timing/syncing"),
+                    ("waiting", "timing/waiting"),
                 ),
             ),
             Panel(
