@@ -295,6 +295,7 @@ class Trainer:
                 self.evaluations,
                 self.observer,
                 self.changed,
+                self.learner.weights(),
             )
 
     @property
@@ -379,6 +380,7 @@ class Trainer:
                 self.base,
             ),
             self.run.keep_checkpoints,
+            self.learner.weights(),
         )
 
     def close(self) -> None:

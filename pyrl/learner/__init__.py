@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -29,10 +28,10 @@ from pyrl.learner.momentum import Corrected, Normalized
 from pyrl.learner.needs import check_columns, no_pass
 from pyrl.learner.optimizer import make_optimizer
 from pyrl.learner.reader import Reader
-from pyrl.learner.recompute import recompute_layers
+from pyrl.learner.recompute import layers, recompute_layers
 from pyrl.learner.tally import Tally, averaged
 from pyrl.leaves import Look
-from pyrl.logits.token_stats import Options
+from pyrl.logits.token_stats import Options, TokenStats
 from pyrl.loss.axis import LossState
 from pyrl.loss.bounds import has_radii
 from pyrl.loss.columns import Columns
@@ -50,6 +49,7 @@ from pyrl.loss.terms import Terms, loss_terms
 from pyrl.models.lora import has_adapter, without_adapter
 from pyrl.pack import TokenBatch, gather, pack, pack_given
 from pyrl.ranks import ALONE, Ranks
+from pyrl.ranks.sharded import Held, Sharded, like, number, whole
 
 if TYPE_CHECKING:
     from pyrl.run.config import Run
@@ -64,7 +64,7 @@ temperature of 1, a learner in bfloat16 is off by 0.027 in the mean and 0.28 at 
 by 1e-5 and 6e-5. Noise in one of the passes is off at every token."""
 
 
-Reference = Callable[[], AbstractContextManager[PreTrainedModel]]
+Found = TypeVar("Found")
 
 
 class NonFiniteError(FloatingPointError):
@@ -90,6 +90,18 @@ def learning_rate(run: Run, step: int, spent: float | None = None) -> float:
     return run.learning_rate * (end + (1 - end) * rest[run.schedule])
 
 
+class _Below(Held):
+    """The model without its adapter, in the same parts."""
+
+    def __init__(self, policy: Held) -> None:
+        super().__init__(policy.model)
+        self._policy, self.sharded = policy, policy.sharded
+
+    def __call__(self, use: Callable[[PreTrainedModel], Found]) -> Found:
+        with without_adapter(self.model):
+            return self._policy(use)
+
+
 class Learner:
     """Owns a model's optimizer; a gradient is that of the whole mini-batch, however it is cut."""
 
@@ -109,13 +121,6 @@ class Learner:
         self.model, self.run = model, run
         self.loss: Loss = run.algorithm.loss
         self.temperature: float = run.algorithm.sample.temperature
-        self.reference: Reference | None = None
-        """Lends the frozen model."""
-        if run.algorithm.has_reference and has_adapter(model):
-            self.reference = partial(without_adapter, model)
-        elif run.algorithm.has_reference and initial is not None:
-            use_pyrl_attention(initial)
-            self.reference = partial(nullcontext, initial)
         self.sampler_dtype = self.dtype
         """What the engine that samples computes in; the trainer sets it."""
         self.sampler_shares = True
@@ -129,8 +134,20 @@ class Learner:
         self.reader.plain_head = has_plain_head(model)
         if run.gradient_checkpointing:
             recompute_layers(model)
+        self.policy = self._held(model)
+        self.reference: Held | None = None
+        """The frozen model."""
+        if run.algorithm.has_reference and has_adapter(model):
+            self.reference = _Below(self.policy)
+        elif run.algorithm.has_reference and initial is not None:
+            use_pyrl_attention(initial)
+            self.reference = self._held(initial)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.parameters, run)
+
+    def _held(self, model: PreTrainedModel) -> Held:
+        """The model in whole, or this process's part of it."""
+        return Sharded(model, layers(model), self.ranks) if self.run.shard else Held(model)
 
     @property
     def dtype(self) -> Dtype:
@@ -196,13 +213,13 @@ class Learner:
         moved = replayed
         for part in parts:
             tally = self.gradient(part, state, exact=self.looks and not moved)
-            norm = float(nn.utils.clip_grad_norm_(self.parameters, self.run.clip_grad_norm))
+            norm = number(nn.utils.clip_grad_norm_(self.parameters, self.run.clip_grad_norm))
             self.check(tally, norm, on_policy=not moved)
             told = self._step(part, state, norm)
             moved = moved or tally.weight > 0
             rows.append(tally.metrics() | {"grad_norm": norm} | told)
         self.optimizer.zero_grad(set_to_none=True)
-        if self.ranks.size > 1:
+        if self.ranks.size > 1 and not self.policy.sharded:
             weights = {"sum of all bits": sum(map(digest, self.parameters))}
             self.ranks.check_same(f"weights after step {step + 1}", weights)
         trained = float((batch.mask_T & (batch.advantage_T != 0)).sum())
@@ -344,11 +361,13 @@ class Learner:
     ) -> dict[str, NDArray[np.float64]]:
         """What a model says of each response token [T], in passes and without a gradient."""
         asked = asked or Options()
-        lend = self.reference if frozen and self.reference else partial(nullcontext, self.model)
+        model = self.reference if frozen and self.reference else self.policy
         own: list[tuple[NDArray[np.int64], dict[str, NDArray[np.floating]]]] = []
         for leaf_N in self.ranks.deal(self.reader.passes(batch)):
-            with torch.no_grad(), lend() as model:
-                stats = self.reader(model, batch.take(leaf_N), asked)
+            if leaf_N is None:
+                self._idle(model)
+                continue
+            stats = self._stats(model, batch.take(leaf_N), asked)
             columns = learned_columns(stats, asked.get("kept_share")).items()
             row_T = gather(batch.token_offset_N1, leaf_N)
             own.append((row_T, {name: column_T.cpu().numpy() for name, column_T in columns}))
@@ -357,6 +376,16 @@ class Learner:
             for name, column_T in found.items():
                 read.setdefault(name, np.empty(len(batch.label_T)))[row_T] = column_T
         return read
+
+    @torch.no_grad()
+    def _stats(self, model: Held, batch: TokenBatch, asked: Options | None = None) -> TokenStats:
+        return model(lambda read: self.reader(read, batch, asked))
+
+    @torch.no_grad()
+    def _idle(self, model: Held) -> None:
+        """Take part in a pass of other processes, which gather their weights from all."""
+        if model.sharded:
+            model(self.reader.nothing)
 
     def gradient(
         self, batch: TokenBatch, state: LossState | None = None, *, exact: bool = False
@@ -371,11 +400,16 @@ class Learner:
         self.model.eval()
         self.optimizer.zero_grad(set_to_none=True)
         for leaf_N in self.ranks.deal(self._passes(batch, terms)):
-            loss = self._loss(batch.take(leaf_N), terms.take(leaf_N), tally, exact)
-            torch.autograd.backward(loss)
+            if leaf_N is None:
+                loss = self._no_loss()
+            else:
+                loss = self._loss(batch.take(leaf_N), terms.take(leaf_N), tally, exact)
+            if loss is not None:
+                torch.autograd.backward(loss)
         first, *others = self.ranks.gather(tally)
         first.join(others)
-        self.ranks.add_gradients(self.parameters)
+        if not self.policy.sharded:  # each pass has added its own
+            self.ranks.add_gradients(self.parameters)
         return first
 
     def check(self, tally: Tally, norm: float, *, on_policy: bool) -> None:
@@ -435,8 +469,7 @@ class Learner:
     def _loss(self, batch: TokenBatch, terms: Terms, tally: Tally, exact: bool) -> Tensor:
         reference = None
         if self.reference is not None and self.loss.has_reference:
-            with torch.no_grad(), self.reference() as frozen:
-                reference = self.reader(frozen, batch).logprob
+            reference = self._stats(self.reference, batch).logprob
         columns = tensors(loss_columns(batch), self.model.device)
         given: Columns = {
             "rollout_logprob_T": columns["rollout_logprob_T"],
@@ -446,23 +479,48 @@ class Learner:
         }
         if not exact:
             given["old_logprob_T"] = columns["old_logprob_T"]
-        out, stats = self.reader.loss(self.model, batch, self.loss, terms, given)
-        tally.add(out, stats, batch, terms)
-        return out.loss
+
+        def loss(model: PreTrainedModel) -> Tensor:
+            out, stats = self.reader.loss(model, batch, self.loss, terms, given)
+            tally.add(out, stats, batch, terms)
+            return out.loss
+
+        return self.policy(loss)
+
+    def _no_loss(self) -> Tensor | None:
+        """The same passes as for a loss, where this process has none to compute."""
+        if self.reference is not None and self.loss.has_reference:
+            self._idle(self.reference)
+        return self.policy(self.reader.nothing) if self.policy.sharded else None
+
+    def gather(self) -> None:
+        """Have all weights in this process, and in all others."""
+        self.ranks.tell("gather")
+        self.policy.gather()
+
+    def weights(self) -> dict[str, Tensor] | None:
+        """All weights, for a file, where the model has parts of them."""
+        self.ranks.tell("weights")
+        return self.policy.weights()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """The optimizer's tensors and step counts by parameter name, for a checkpoint."""
+        self.ranks.tell("state")
+        self.policy.part()
         names = {id(p): n for n, p in self.model.named_parameters()}
+        keep = not self.ranks.rank
         tensors: dict[str, Tensor] = {}
         counts: dict[str, float] = {}
         for parameter, state in self.optimizer.state.items():
             name = names[id(parameter)]
             counts[name] = float(state["step"])
-            tensors |= {f"{name}.{part}": state[part] for part in state if part != "step"}
+            parts = {part: whole(state[part], keep=keep) for part in state if part != "step"}
+            tensors |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
         return tensors, counts
 
     def load_state(self, tensors: Mapping[str, Tensor], counts: Mapping[str, float]) -> None:
         """Take over what `state` returned; ValueError if it is of another model."""
+        self.policy.part()
         named = dict(self.model.named_parameters())
         unknown = sorted(set(counts) - set(named))
         if unknown:
@@ -482,6 +540,6 @@ class Learner:
                     f"optimizer state: {key}: expected shape {tuple(named[name].shape)}, "
                     f"got {tuple(tensor.shape)}"
                 )
-            states[name][part] = tensor.to(named[name], copy=True)
+            states[name][part] = like(tensor, named[name])
         for name, state in states.items():
             self.optimizer.state[named[name]] = state

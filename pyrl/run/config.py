@@ -121,6 +121,9 @@ class Run:
     """Processes on this machine that sample and learn together, each with all weights, on a GPU of
     its own or on a share of the cores; torchrun starts them on several machines. They end with the
     same weights, up to the order of sums."""
+    shard: bool = False
+    """Split weights, gradients and the optimizer's state over the processes (FSDP2, `fully_shard`):
+    each has all weights only while it samples, and one layer's at a time while it learns."""
     lora: LoRA = dataclasses.field(default_factory=LoRA)
     """Low-rank adapters in the place of the weights."""
     engine: str = "hf"
