@@ -312,5 +312,16 @@ def shown(run: Run, room: Room) -> tuple[Table, Table | None]:
     return table, less
 
 
+def too_large(run: Run, error: torch.OutOfMemoryError) -> str:
+    """What torch says of a GPU without memory, beside what the plan says of the run."""
+    room = Room(gpu=1.0)
+    peak = plan(run, room.prompt_tokens, room.device).peak
+    said = str(error).partition(". GPU")[0]
+    return (
+        f"{said}: expected a GPU with {_gigabytes(peak)} GB for this run by `pyrl plan` (with "
+        f"questions of {room.prompt_tokens} tokens), which also says by which options it is smaller"
+    )
+
+
 def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f}"
