@@ -120,7 +120,7 @@ def test_two_processes_with_half_of_the_weights_learn_as_one_with_all(
     assert found.pop("bytes") <= 0.51 * expected.pop("bytes")
     assert found.keys() == expected.keys()
     # Of bfloat16 each process draws how its own part is rounded: one neighbour or the other.
-    tolerance = 2**-6 if name == "bfloat16" else 1e-9
+    tolerance = 2**-5 if name == "bfloat16" else 1e-9
     for key, tensor in expected.items():
         difference = float((found[key].double() - tensor.double()).abs().max())
         assert difference <= tolerance * float(tensor.double().abs().max()), key
@@ -141,7 +141,7 @@ def test_a_run_with_weights_in_parts_ends_as_one_process(
     one: dict[str, Any], split: dict[str, Any]
 ) -> None:
     rows = [dict(row) for row in split["metrics"]]
-    told = [row.pop(name) for row in rows for name in [*row] if name.startswith("attention_entropy/")]
+    told = [row.pop(name) for row in rows for name in [*row] if "attention_entropy" in name]
     assert len(told) > STEPS
     assert_same({**split, "metrics": rows}, one)
 
