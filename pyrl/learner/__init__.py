@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import replace
 from functools import cache
 from itertools import chain
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,12 +23,15 @@ from pyrl.engine import Dtype
 from pyrl.engine.hf import DTYPES
 from pyrl.engine.sync import digest
 from pyrl.engine.trial import check_learning, has_plain_head
+from pyrl.learner.below import Below
 from pyrl.learner.effects import effects
+from pyrl.learner.moments import load_moments, moments
 from pyrl.learner.momentum import Corrected, Normalized
 from pyrl.learner.needs import check_columns, no_pass
 from pyrl.learner.optimizer import make_optimizer
 from pyrl.learner.reader import Reader
 from pyrl.learner.recompute import layers, recompute_layers
+from pyrl.learner.schedule import learning_rate
 from pyrl.learner.tally import Tally, averaged
 from pyrl.leaves import Look
 from pyrl.logits.token_stats import Options, TokenStats
@@ -46,10 +49,10 @@ from pyrl.loss.old_policy import (
     tensors,
 )
 from pyrl.loss.terms import Terms, loss_terms
-from pyrl.models.lora import has_adapter, without_adapter
+from pyrl.models.lora import has_adapter
 from pyrl.pack import TokenBatch, gather, pack, pack_given
 from pyrl.ranks import ALONE, Ranks
-from pyrl.ranks.sharded import Held, Sharded, like, number, whole
+from pyrl.ranks.sharded import Held, Sharded, number
 
 if TYPE_CHECKING:
     from pyrl.run.config import Run
@@ -64,42 +67,12 @@ temperature of 1, a learner in bfloat16 is off by 0.027 in the mean and 0.28 at 
 by 1e-5 and 6e-5. Noise in one of the passes is off at every token."""
 
 
-Found = TypeVar("Found")
-
-
 class NonFiniteError(FloatingPointError):
     """A loss or gradient is NaN or infinite; the update was not made."""
 
 
 class SamplerMismatchError(ValueError):
     """The tokens were sampled by another policy than the one that is about to learn from them."""
-
-
-def learning_rate(run: Run, step: int, spent: float | None = None) -> float:
-    """The rate of a step (from 0): a linear warm-up, then the schedule down to its end.
-
-    `spent`: the share of its total that a run has spent, and with it the place in the schedule;
-    None: the steps after the warm-up say it.
-    """
-    if step < run.warmup_steps:
-        return run.learning_rate * (step + 1) / run.warmup_steps
-    done = (step - run.warmup_steps) / max(1, run.steps - run.warmup_steps)
-    done = done if spent is None else spent
-    rest = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
-    end = 1.0 if run.schedule == "constant" else run.min_learning_rate
-    return run.learning_rate * (end + (1 - end) * rest[run.schedule])
-
-
-class _Below(Held):
-    """The model without its adapter, in the same parts."""
-
-    def __init__(self, policy: Held) -> None:
-        super().__init__(policy.model)
-        self._policy, self.sharded = policy, policy.sharded
-
-    def __call__(self, use: Callable[[PreTrainedModel], Found]) -> Found:
-        with without_adapter(self.model):
-            return self._policy(use)
 
 
 class Learner:
@@ -138,7 +111,7 @@ class Learner:
         self.reference: Held | None = None
         """The frozen model."""
         if run.algorithm.has_reference and has_adapter(model):
-            self.reference = _Below(self.policy)
+            self.reference = Below(self.policy)
         elif run.algorithm.has_reference and initial is not None:
             use_pyrl_attention(initial)
             self.reference = self._held(initial)
@@ -507,39 +480,9 @@ class Learner:
         """The optimizer's tensors and step counts by parameter name, for a checkpoint."""
         self.ranks.tell("state")
         self.policy.part()
-        names = {id(p): n for n, p in self.model.named_parameters()}
-        keep = not self.ranks.rank
-        tensors: dict[str, Tensor] = {}
-        counts: dict[str, float] = {}
-        for parameter, state in self.optimizer.state.items():
-            name = names[id(parameter)]
-            counts[name] = float(state["step"])
-            parts = {part: whole(state[part], keep=keep) for part in state if part != "step"}
-            tensors |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
-        return tensors, counts
+        return moments(self.optimizer, self.model, keep=not self.ranks.rank)
 
     def load_state(self, tensors: Mapping[str, Tensor], counts: Mapping[str, float]) -> None:
         """Take over what `state` returned; ValueError if it is of another model."""
         self.policy.part()
-        named = dict(self.model.named_parameters())
-        unknown = sorted(set(counts) - set(named))
-        if unknown:
-            raise ValueError(
-                f"optimizer state: expected parameters of the model, got {unknown[:3]}"
-            )
-        states: dict[str, dict[str, Tensor]] = {
-            name: {"step": torch.tensor(count)} for name, count in counts.items()
-        }
-        for key, tensor in tensors.items():
-            name, _, part = key.rpartition(".")
-            if not tensor.ndim:  # a number
-                states[name][part] = tensor.clone()
-                continue
-            if tensor.shape != named[name].shape:
-                raise ValueError(
-                    f"optimizer state: {key}: expected shape {tuple(named[name].shape)}, "
-                    f"got {tuple(tensor.shape)}"
-                )
-            states[name][part] = like(tensor, named[name])
-        for name, state in states.items():
-            self.optimizer.state[named[name]] = state
+        load_moments(self.optimizer, self.model, tensors, counts)

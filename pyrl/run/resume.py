@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from pyrl.learner import learning_rate
+from pyrl.learner.schedule import learning_rate
 from pyrl.loss.old_policy import Memory
 from pyrl.prompts import Prompt, repeating_steps
 from pyrl.report import Completion, Evaluation
