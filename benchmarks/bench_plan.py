@@ -5,8 +5,8 @@
 Models of three families with random weights and the tokenizer of SmolLM2, whose answers never end:
 each trains for two steps of TTRL, 4 questions with 8 answers of 64 tokens, in a process of its own,
 in which freed memory goes back to the system at once. "measured" is the largest resident memory
-beyond what was resident before the model was loaded. Exit code 1 if a plan is off by more than a
-tenth.
+beyond what was resident before the model was loaded; of several processes, that of the first. Exit
+code 1 if a plan is off by more than a tenth.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import json
 import os
 import sys
 import tempfile
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -33,8 +32,8 @@ from transformers import (
 )
 
 from pyrl.models import model_location
+from pyrl.ranks.joining import joined
 from pyrl.report import Progress
-from pyrl.run.config import Run
 from pyrl.run.parsing import parse_train
 from pyrl.run.plan import plan
 from pyrl.train import Trainer
@@ -72,13 +71,15 @@ OPTIONS = {
     "recomputed": ["--gradient-checkpointing"],
     "bfloat16": ["--weights", "bfloat16"],
     "LoRA 16": ["--lora.rank", "16"],
+    "in 2 parts": ["--processes", "2", "--shard"],
+    "in 4 parts": ["--processes", "4", "--shard"],
 }
 PROMPT = 64
 DIGITS = " 7"
 """Two tokens."""
 
 
-def run_of(name: str, options: str, folder: Path) -> Run:
+def command_of(name: str, options: str, folder: Path) -> list[str]:
     config = MODELS[name]
     model = folder / "model"
     tokenizer = AutoTokenizer.from_pretrained(str(model_location("smollm2")))
@@ -98,21 +99,23 @@ def run_of(name: str, options: str, folder: Path) -> Run:
     given += ["--output", str(folder / "run"), "--steps", "2", "--prompts-per-step", "4"]
     given += ["--sample.votes", "8", "--sample.train", "8", "--sample.max-tokens", "64"]
     given += ["--updates-per-step", "1", "--loss.kl.coef", "0", "--threads", "1"]
-    return parse_train(["ttrl", *given, "--loggers", *OPTIONS[options]])
+    return ["train", "ttrl", *given, "--extractor", "whole", "--loggers", *OPTIONS[options]]
 
 
 def measured(name: str, options: str, folder: Path) -> dict[str, int]:
-    run = run_of(name, options, folder)
+    command = command_of(name, options, folder)
+    run = parse_train(command[1:])
     # What is imported once is no part of a model.
     import_module("peft")
 
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
-    with Progress(console=Console(quiet=True)) as progress:
-        trainer = Trainer(replace(run, extractor="whole"), progress)
+    with joined(command, run.processes) as ranks, Progress(console=Console(quiet=True)) as progress:
+        trainer = Trainer(run, progress, ranks=ranks)
         for _ in range(2):
             step = trainer.train_step()
         trainer.close()
+        ranks.tell("end")
     assert step.update is not None
     assert step.leaves.length_N.min() == 64
     return {"peak": resident("VmHWM") - before}
@@ -133,7 +136,8 @@ def main() -> int:
     for name in options.models:
         for chosen in OPTIONS:
             with tempfile.TemporaryDirectory() as folder:
-                planned = plan(run_of(name, chosen, Path(folder)), PROMPT, "cpu").peak
+                run = parse_train(command_of(name, chosen, Path(folder))[1:])
+                planned = plan(run, PROMPT, "cpu").peak
                 found = in_a_fresh_process(["--variant", name, chosen, folder])["peak"]
             off = planned / found - 1
             kept.append(abs(off) <= 0.1)

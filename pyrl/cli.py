@@ -49,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run a command and exit.
 
     Exit codes: 0; 1 if the doctor says that no run works here; 2 for bad input; 3 for an engine or
-    a process that failed; 4 for a run that ended and in which no step updated the model; 130 after
-    Ctrl-C or SIGTERM.
+    a process that failed, also for want of memory; 4 for a run that ended and in which no step
+    updated the model; 130 after Ctrl-C or SIGTERM.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "--version"):
@@ -143,9 +143,12 @@ def _run(
     eval_sets: Mapping[str, str] | None = None,
 ) -> int:
     """Lead the run, or follow where another process leads it; the exit code."""
+    from torch import OutOfMemoryError
+
     from pyrl.ranks import RankLost, RanksError
     from pyrl.ranks.joining import follow_signals, joined
     from pyrl.run.following import follow
+    from pyrl.run.plan import too_large
     from pyrl.train import Trainer
 
     if _rank():
@@ -158,6 +161,9 @@ def _run(
             trainer = Trainer(run, progress, scoring=scoring, eval_sets=eval_sets, ranks=ranks)
             report = trainer.train()
             ranks.tell("end")
+    except OutOfMemoryError as error:
+        print(f"{_name()}: {too_large(run, error)}", file=sys.stderr)
+        return 3
     except (RankLost, RanksError) as error:
         if not _rank():  # the others know no more of it
             print(f"pyrl: {error}", file=sys.stderr)

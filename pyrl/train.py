@@ -321,6 +321,7 @@ class Trainer:
                 self.evaluations,
                 self.observer,
                 self.changed,
+                self.learner.weights(),
             )
 
     @property
@@ -406,6 +407,7 @@ class Trainer:
                 self.base,
             ),
             self.run.keep_checkpoints,
+            self.learner.weights(),
             snapshot.weights if (snapshot := self.sampler.snapshot) else None,
         )
 

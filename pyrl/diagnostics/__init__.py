@@ -35,6 +35,7 @@ def _flips(step: Updated) -> dict[str, float]:
 
 
 def _attention(step: Updated) -> dict[str, float]:
+    step.learner.gather()
     return attention_entropy(step.learner.model, step.batch)
 
 

@@ -6,14 +6,14 @@ It shares the learner's weights, and is the reference for the other engines.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pyrl.engine import NO_TOKENS, RUNNING, STOPPED, TRUNCATED, Branches, Dtype, Sampled, Work
@@ -79,16 +79,26 @@ class HFEngine:
     through `.data`, which PyTorch does not count, is there a RuntimeError where it would be missed.
 
     `eos`: token ids that end a response. `max_rows`: rows of the running batch; further branches
-    wait, forks before new prompts.
+    wait, forks before new prompts. `gather` brings the weights together where processes have parts
+    of them; it is called before they are used.
 
     Raises ModelError for a model that it cannot sample from, by `pyrl.engine.trial`.
     """
 
     def __init__(
-        self, model: PreTrainedModel, eos: Collection[int], *, max_rows: int = 256
+        self,
+        model: PreTrainedModel,
+        eos: Collection[int],
+        *,
+        max_rows: int = 256,
+        gather: Callable[[], None] | None = None,
     ) -> None:
         if max_rows < 1:
             raise ValueError(f"max_rows: expected at least 1, got {max_rows}")
+        self._gather = gather or (lambda: None)
+        # Weights that come and go are not kept in another layout beside it.
+        self._linears = PackedLinears(nn.Module() if gather else model)
+        self._gather()
         check_sampling(model)
         self._model = model
         self._decoder = model.get_decoder()
@@ -108,7 +118,6 @@ class HFEngine:
         self._orphans: list[_Branch] = []  # aborted, but their last token is still to be computed
         self._forked: OrderedDict[int, _Branch] = OrderedDict()
         self._submitted: OrderedDict[int, _Branch] = OrderedDict()
-        self._linears = PackedLinears(model)
 
     @property
     def dtype(self) -> Dtype:
@@ -180,6 +189,7 @@ class HFEngine:
         if self._torn:
             raise RuntimeError("step: the last one failed half-way; abort all branches first")
         self._torn = True
+        self._gather()
         # Inference mode instead of no_grad would poison buffers that the learner also uses.
         with torch.no_grad(), self._linears.active():
             self._decode()

@@ -37,6 +37,9 @@ class Request:
     """What the learner computes in."""
     probe_T: NDArray[np.int32]
     """Token ids of some question, for a probe after each sync."""
+    gather: Callable[[], None] | None = None
+    """Brings the model's weights together where each process has a part of them; None: it has all.
+    An engine that shares them calls it before it uses them."""
     vllm: VLLMOptions = field(default_factory=VLLMOptions)
     ahead: bool = False
     """The engine samples while the learner updates, so that it needs weights of its own."""
@@ -57,7 +60,7 @@ def hf(request: Request) -> tuple[Engine, Carry]:
         copy = deepcopy(request.model, frozen)
         beside = HFEngine(copy, request.eos, max_rows=request.max_rows)
         return beside, Copied(beside, request.model, copy)
-    engine = HFEngine(request.model, request.eos, max_rows=request.max_rows)
+    engine = HFEngine(request.model, request.eos, max_rows=request.max_rows, gather=request.gather)
     return engine, Shared(engine)
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -24,16 +23,18 @@ from pyrl.engine import Dtype
 from pyrl.engine.hf import DTYPES
 from pyrl.engine.sync import digest
 from pyrl.engine.trial import check_learning, has_plain_head
+from pyrl.learner.below import Below
 from pyrl.learner.effects import effects
+from pyrl.learner.moments import load_moments, moments
 from pyrl.learner.momentum import Corrected, Normalized
 from pyrl.learner.needs import check_columns, no_pass
 from pyrl.learner.optimizer import make_optimizer
 from pyrl.learner.reader import Reader
-from pyrl.learner.recompute import recompute_layers
+from pyrl.learner.recompute import layers, recompute_layers
 from pyrl.learner.schedule import learning_rate
 from pyrl.learner.tally import Tally, averaged
 from pyrl.leaves import Look
-from pyrl.logits.token_stats import Options
+from pyrl.logits.token_stats import Options, TokenStats
 from pyrl.loss.axis import LossState
 from pyrl.loss.bounds import has_radii
 from pyrl.loss.columns import Columns
@@ -48,9 +49,10 @@ from pyrl.loss.old_policy import (
     tensors,
 )
 from pyrl.loss.terms import Terms, loss_terms
-from pyrl.models.lora import has_adapter, without_adapter
+from pyrl.models.lora import has_adapter
 from pyrl.pack import TokenBatch, gather, pack, pack_given
 from pyrl.ranks import ALONE, Ranks
+from pyrl.ranks.sharded import Held, Sharded, number
 
 if TYPE_CHECKING:
     from pyrl.run.config import Run
@@ -63,9 +65,6 @@ MEAN_TOLERANCE = {"float64": 1e-3, "float32": 1e-3, "float16": 0.02, "bfloat16":
 """The same for the mean over the tokens of an update. With SmolLM2-135M, 1,366 tokens at a
 temperature of 1, a learner in bfloat16 is off by 0.027 in the mean and 0.28 at most, one in float32
 by 1e-5 and 6e-5. Noise in one of the passes is off at every token."""
-
-
-Reference = Callable[[], AbstractContextManager[PreTrainedModel]]
 
 
 class NonFiniteError(FloatingPointError):
@@ -95,13 +94,6 @@ class Learner:
         self.model, self.run = model, run
         self.loss: Loss = run.algorithm.loss
         self.temperature: float = run.algorithm.sample.temperature
-        self.reference: Reference | None = None
-        """Lends the frozen model."""
-        if run.algorithm.has_reference and has_adapter(model):
-            self.reference = partial(without_adapter, model)
-        elif run.algorithm.has_reference and initial is not None:
-            use_pyrl_attention(initial)
-            self.reference = partial(nullcontext, initial)
         self.sampler_dtype = self.dtype
         """What the engine that samples computes in; the trainer sets it."""
         self.sampler_shares = True
@@ -115,8 +107,20 @@ class Learner:
         self.reader.plain_head = has_plain_head(model)
         if run.gradient_checkpointing:
             recompute_layers(model)
+        self.policy = self._held(model)
+        self.reference: Held | None = None
+        """The frozen model."""
+        if run.algorithm.has_reference and has_adapter(model):
+            self.reference = Below(self.policy)
+        elif run.algorithm.has_reference and initial is not None:
+            use_pyrl_attention(initial)
+            self.reference = self._held(initial)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.parameters, run)
+
+    def _held(self, model: PreTrainedModel) -> Held:
+        """The model in whole, or this process's part of it."""
+        return Sharded(model, layers(model), self.ranks) if self.run.shard else Held(model)
 
     @property
     def dtype(self) -> Dtype:
@@ -191,13 +195,13 @@ class Learner:
         moved = replayed
         for part in parts:
             tally = self.gradient(part, state, exact=self._is_old and not moved)
-            norm = float(nn.utils.clip_grad_norm_(self.parameters, self.run.clip_grad_norm))
+            norm = number(nn.utils.clip_grad_norm_(self.parameters, self.run.clip_grad_norm))
             self.check(tally, norm, on_policy=not (moved or stale))
             told = self._step(part, state, norm)
             moved = moved or tally.weight > 0
             rows.append(tally.metrics() | {"grad_norm": norm} | told)
         self.optimizer.zero_grad(set_to_none=True)
-        if self.ranks.size > 1:
+        if self.ranks.size > 1 and not self.policy.sharded:
             weights = {"sum of all bits": sum(map(digest, self.parameters))}
             self.ranks.check_same(f"weights after step {step + 1}", weights)
         trained = float((batch.mask_T & (batch.advantage_T != 0)).sum())
@@ -341,11 +345,13 @@ class Learner:
     ) -> dict[str, NDArray[np.float64]]:
         """What a model says of each response token [T], in passes and without a gradient."""
         asked = asked or Options()
-        lend = self.reference if frozen and self.reference else partial(nullcontext, self.model)
+        model = self.reference if frozen and self.reference else self.policy
         own: list[tuple[NDArray[np.int64], dict[str, NDArray[np.floating]]]] = []
         for leaf_N in self.ranks.deal(self.reader.passes(batch)):
-            with torch.no_grad(), lend() as model:
-                stats = self.reader(model, batch.take(leaf_N), asked)
+            if leaf_N is None:
+                self._idle(model)
+                continue
+            stats = self._stats(model, batch.take(leaf_N), asked)
             columns = learned_columns(stats, asked.get("kept_share")).items()
             row_T = gather(batch.token_offset_N1, leaf_N)
             own.append((row_T, {name: column_T.cpu().numpy() for name, column_T in columns}))
@@ -354,6 +360,16 @@ class Learner:
             for name, column_T in found.items():
                 read.setdefault(name, np.empty(len(batch.label_T)))[row_T] = column_T
         return read
+
+    @torch.no_grad()
+    def _stats(self, model: Held, batch: TokenBatch, asked: Options | None = None) -> TokenStats:
+        return model(lambda read: self.reader(read, batch, asked))
+
+    @torch.no_grad()
+    def _idle(self, model: Held) -> None:
+        """Take part in a pass of other processes, which gather their weights from all."""
+        if model.sharded:
+            model(self.reader.nothing)
 
     def gradient(
         self, batch: TokenBatch, state: LossState | None = None, *, exact: bool = False
@@ -368,11 +384,16 @@ class Learner:
         self.model.eval()
         self.optimizer.zero_grad(set_to_none=True)
         for leaf_N in self.ranks.deal(self._passes(batch, terms)):
-            loss = self._loss(batch.take(leaf_N), terms.take(leaf_N), tally, exact)
-            torch.autograd.backward(loss)
+            if leaf_N is None:
+                loss = self._no_loss()
+            else:
+                loss = self._loss(batch.take(leaf_N), terms.take(leaf_N), tally, exact)
+            if loss is not None:
+                torch.autograd.backward(loss)
         first, *others = self.ranks.gather(tally)
         first.join(others)
-        self.ranks.add_gradients(self.parameters)
+        if not self.policy.sharded:  # each pass has added its own
+            self.ranks.add_gradients(self.parameters)
         return first
 
     def tolerances(self, tokens: int) -> tuple[float, float]:
@@ -438,8 +459,7 @@ class Learner:
     def _loss(self, batch: TokenBatch, terms: Terms, tally: Tally, exact: bool) -> Tensor:
         reference = None
         if self.reference is not None and self.loss.has_reference:
-            with torch.no_grad(), self.reference() as frozen:
-                reference = self.reader(frozen, batch).logprob
+            reference = self._stats(self.reference, batch).logprob
         columns = tensors(loss_columns(batch), self.model.device)
         given: Columns = {
             "rollout_logprob_T": columns["rollout_logprob_T"],
@@ -449,42 +469,37 @@ class Learner:
         }
         if not exact:
             given["old_logprob_T"] = columns["old_logprob_T"]
-        out, stats = self.reader.loss(self.model, batch, self.loss, terms, given)
-        tally.add(out, stats, batch, terms)
-        return out.loss
+
+        def loss(model: PreTrainedModel) -> Tensor:
+            out, stats = self.reader.loss(model, batch, self.loss, terms, given)
+            tally.add(out, stats, batch, terms)
+            return out.loss
+
+        return self.policy(loss)
+
+    def _no_loss(self) -> Tensor | None:
+        """The same passes as for a loss, where this process has none to compute."""
+        if self.reference is not None and self.loss.has_reference:
+            self._idle(self.reference)
+        return self.policy(self.reader.nothing) if self.policy.sharded else None
+
+    def gather(self) -> None:
+        """Have all weights in this process, and in all others."""
+        self.ranks.tell("gather")
+        self.policy.gather()
+
+    def weights(self) -> dict[str, Tensor] | None:
+        """All weights, for a file, where the model has parts of them."""
+        self.ranks.tell("weights")
+        return self.policy.weights()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """The optimizer's tensors and step counts by parameter name, for a checkpoint."""
-        names = {id(p): n for n, p in self.model.named_parameters()}
-        tensors: dict[str, Tensor] = {}
-        counts: dict[str, float] = {}
-        for parameter, state in self.optimizer.state.items():
-            name = names[id(parameter)]
-            counts[name] = float(state["step"])
-            tensors |= {f"{name}.{part}": state[part] for part in state if part != "step"}
-        return tensors, counts
+        self.ranks.tell("state")
+        self.policy.part()
+        return moments(self.optimizer, self.model, keep=not self.ranks.rank)
 
     def load_state(self, tensors: Mapping[str, Tensor], counts: Mapping[str, float]) -> None:
         """Take over what `state` returned; ValueError if it is of another model."""
-        named = dict(self.model.named_parameters())
-        unknown = sorted(set(counts) - set(named))
-        if unknown:
-            raise ValueError(
-                f"optimizer state: expected parameters of the model, got {unknown[:3]}"
-            )
-        states: dict[str, dict[str, Tensor]] = {
-            name: {"step": torch.tensor(count)} for name, count in counts.items()
-        }
-        for key, tensor in tensors.items():
-            name, _, part = key.rpartition(".")
-            if not tensor.ndim:  # a number
-                states[name][part] = tensor.clone()
-                continue
-            if tensor.shape != named[name].shape:
-                raise ValueError(
-                    f"optimizer state: {key}: expected shape {tuple(named[name].shape)}, "
-                    f"got {tuple(tensor.shape)}"
-                )
-            states[name][part] = tensor.to(named[name], copy=True)
-        for name, state in states.items():
-            self.optimizer.state[named[name]] = state
+        self.policy.part()
+        load_moments(self.optimizer, self.model, tensors, counts)

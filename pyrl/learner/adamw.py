@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from pyrl.ranks.sharded import local
 
 CHUNK = 1 << 20
 """Elements that are in float32 at a time."""
@@ -22,7 +25,8 @@ class RoundingAdamW(torch.optim.Optimizer):
     An update is mostly smaller than half the distance to the next bfloat16, so that rounding to the
     nearest would drop it. Here a number goes up with a probability of what it lies above the lower
     neighbour, so that sums are right in the mean (arXiv:2010.06192). The draws are fixed by `seed`,
-    the step and the place of the parameter: a run that goes on repeats them.
+    the step and the place of the parameter: a run that goes on repeats them. Of a weight in parts
+    each process draws for its own.
     """
 
     def __init__(
@@ -58,12 +62,14 @@ class RoundingAdamW(torch.optim.Optimizer):
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         state["step"] += 1
         step, (beta1, beta2) = int(state["step"]), group["betas"]
-        entropy = np.random.SeedSequence([self._seed, step, place])
+        drawer = [parameter.device_mesh.get_local_rank()] if isinstance(parameter, DTensor) else []
+        entropy = np.random.SeedSequence([self._seed, step, place, *drawer])
         generator = torch.Generator(parameter.device)
         generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
         rate = group["lr"] / (1 - beta1**step)
         kept = parameter, state["exp_avg"], state["exp_avg_sq"]
-        parts = [tensor.view(-1).split(CHUNK) for tensor in (grad.contiguous(), *kept)]
+        own = [local(tensor).view(-1) for tensor in (grad.contiguous(), *kept)]
+        parts = [torch.split(tensor, CHUNK) for tensor in own]
         for g, w, m, v in zip(*parts, strict=True):
             gradient, weight = g.float(), w.float()
             first = m.float().lerp_(gradient, 1 - beta1)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyrl.ranks.sharded import number
+
 
 class Normalized(torch.optim.Optimizer):
     """w -= lr d / |d| with d = decay d + (1 - decay) g over all weights; the first d is g.
@@ -43,7 +45,7 @@ class Normalized(torch.optim.Optimizer):
                 state["step"] = torch.tensor(0.0)
                 state["momentum"] = gradient.clone()
             state["step"] += 1
-            square += float(state["momentum"].double().square().sum())
+            square += number(state["momentum"].double().square().sum())
         norm = math.sqrt(square)
         for group, weight, _ in moving:
             scale = group["lr"] / norm if norm else 0.0
@@ -83,7 +85,7 @@ class LookAhead(Normalized):
         for group, weight, _ in self._moving():
             momentum, scale = self._last(weight)
             ahead = scale * group["decay"] / (1 - group["decay"])
-            square += float(momentum.double().square().sum()) * ahead**2
+            square += number(momentum.double().square().sum()) * ahead**2
         return math.sqrt(square)
 
 
@@ -128,5 +130,5 @@ class Corrected(Normalized):
             if weight.grad is not None:
                 product = gradient - weight.grad
                 self._last(weight)[0].add_(product)
-                square += float(product.double().square().sum())
+                square += number(product.double().square().sum())
         return math.sqrt(square)

@@ -163,6 +163,15 @@ class Reader:
         given["nucleus_entropy_T"] = stats.nucleus_entropy
         return policy_loss(stats.logprob, stats.entropy, loss=loss, terms=terms, **given), stats
 
+    def nothing(self, model: PreTrainedModel) -> Tensor:
+        """Zero, from a pass over one token through all of the model; its gradient is zero."""
+        token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+        layout = Layout.of_rows(np.array([1]))
+        with self._autocasting(model):
+            inputs = {"input_ids": token, "position_ids": token, "use_cache": False}
+            logits: Tensor = model(**inputs, layout=layout).logits
+        return 0.0 * logits.float().sum()
+
     def _autocasting(self, model: PreTrainedModel) -> AbstractContextManager[object]:
         return torch.autocast(model.device.type, torch.bfloat16, enabled=self._autocast)
 

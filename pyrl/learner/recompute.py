@@ -7,11 +7,17 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pyrl.models.loading import ModelError
+
+
+def layers(model: PreTrainedModel) -> list[nn.Module]:
+    """Those that transformers marks as ones that can be computed alone; none in some models."""
+    return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
 
 
 def recompute_layers(model: PreTrainedModel) -> None:
@@ -20,12 +26,11 @@ def recompute_layers(model: PreTrainedModel) -> None:
     transformers does so in training mode only, in which many models add noise to what they
     compute. ModelError for a model whose layers are not marked as ones that can be recomputed.
     """
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-    if not layers:
+    if not (found := layers(model)):
         raise ModelError(
             f"gradient_checkpointing: {type(model).__name__} has no layers that can be recomputed"
         )
-    for layer in layers:
+    for layer in found:
         layer.__dict__["forward"] = partial(_recomputed, layer.forward)
 
 

@@ -8,9 +8,10 @@ what one process would have; only the sum of a gradient has another order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, TypeVar
 
 import torch
@@ -58,13 +59,13 @@ class Ranks:
     def tell(self, call: str, *arguments: Any) -> None:
         """Have the other processes make a call; nothing where this one does not lead."""
         if self.leads:
-            with _noticing():
+            with noticing():
                 dist.broadcast_object_list([(call, arguments)], src=0, group=self.group)
 
     def hear(self) -> tuple[str, tuple[Any, ...]]:
         """The next call that the leader tells of, and its arguments."""
         heard: list[Any] = [None]
-        with _noticing():
+        with noticing():
             dist.broadcast_object_list(heard, src=0, group=self.group)
         call, arguments = heard[0]
         return call, arguments
@@ -74,7 +75,7 @@ class Ranks:
         if self.size == 1:
             return [own]
         values: list[Any] = [None] * self.size
-        with _noticing():
+        with noticing():
             dist.gather_object(own, values if self.leads else None, dst=0, group=self.group)
         return values if self.leads else []
 
@@ -83,13 +84,14 @@ class Ranks:
         if self.size == 1:
             return [own]
         values: list[Any] = [None] * self.size
-        with _noticing():
+        with noticing():
             dist.all_gather_object(values, own, group=self.group)
         return values
 
-    def deal(self, items: Iterable[Value]) -> Iterator[Value]:
-        """This process's share of them: every `size`-th."""
-        return (item for place, item in enumerate(items) if place % self.size == self.rank)
+    def deal(self, items: Iterable[Value]) -> Iterator[Value | None]:
+        """This process's share of them: every `size`-th. None where only others have one more."""
+        for share in zip_longest(*[iter(items)] * self.size):
+            yield share[self.rank]
 
     def add_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Sum each parameter's gradient over the processes, the same bits in all of them.
@@ -104,7 +106,7 @@ class Ranks:
             if any(has):
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-                with _noticing():
+                with noticing():
                     dist.all_reduce(parameter.grad, group=self.group)
 
     def check_same(self, what: str, own: Mapping[str, object]) -> None:
@@ -126,11 +128,13 @@ ALONE = Ranks()
 
 
 @contextmanager
-def _noticing() -> Iterator[None]:
-    """RankLost for what torch.distributed says when a connection ends."""
+def noticing(of: Callable[[RuntimeError], bool] = lambda error: True) -> Iterator[None]:
+    """RankLost for what torch.distributed says when a connection ends; `of` knows such errors."""
     try:
         yield
     except RuntimeError as error:
+        if isinstance(error, RankLost) or not of(error):
+            raise
         raise RankLost(
             "expected all processes of the run to go on, at least one has ended; the same command "
             "with --resume goes on after the last checkpoint"

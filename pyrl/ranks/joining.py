@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from pyrl.ranks import ALONE, Ranks, RanksError
+from pyrl.ranks import ALONE, Ranks, RanksError, noticing
 
 HOST = "127.0.0.1"
 
@@ -59,7 +59,14 @@ def joined(command: Sequence[str], processes: int) -> Iterator[Ranks]:
             )
         ends.callback(dist.destroy_process_group)
         torch.set_num_threads(max(1, torch.get_num_threads() // here))
-        yield Ranks(rank, size, local, dist.new_group(timeout=WAIT, backend=_backend()))
+        ranks = Ranks(rank, size, local, dist.new_group(timeout=WAIT, backend=_backend()))
+        with noticing(_of_connections):
+            yield ranks
+
+
+def _of_connections(error: RuntimeError) -> bool:
+    """What FSDP's exchange says when a process has ended, whoever waits for it."""
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
 def _place(size: int) -> tuple[int, int, int]:

@@ -83,12 +83,14 @@ def save(
     arrays: Mapping[str, NDArray[Any]],
     record: Mapping[str, Any],
     keep: int,
+    weights: Mapping[str, Tensor] | None = None,
     sampler: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write `directory/checkpoint-STEP` whole or not at all; only the newest `keep` stay.
 
     A run repeats its steps exactly, so one of the same step that is already there keeps its
-    weights and gets the new record. Raises CheckpointError; earlier checkpoints stay valid.
+    weights and gets the new record. `weights`: those of the model, which has parts of them. Raises
+    CheckpointError; earlier checkpoints stay valid.
     """
     target = place(directory, step)
     state = {"format": FORMAT, "step": step, "record": record, "counts": optimizer[1]}
@@ -98,7 +100,7 @@ def save(
             _replace_text(target / STATE, _sealed({**state, "files": files}))
         return target
     with replacing(target) as folder:
-        write_model(folder, model, tokenizer)
+        write_model(folder, model, tokenizer, weights)
         save_file(
             {k: v.detach().contiguous().cpu() for k, v in optimizer[0].items()}, folder / OPTIMIZER
         )
@@ -116,14 +118,22 @@ def save(
     return target
 
 
-def write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """What `AutoModelForCausalLM.from_pretrained(folder)` and its tokenizer need."""
+def write_model(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """What `AutoModelForCausalLM.from_pretrained(folder)` and its tokenizer need.
+
+    `weights`: all of them by name, where the model has parts of them; None: as it has them.
+    """
     # The attention that pyrl registers is not part of the model: a reader need not have pyrl.
     implementation = model.config._attn_implementation
     model.config._attn_implementation = None
     try:
         with quiet_progress():
-            model.save_pretrained(folder)
+            model.save_pretrained(folder, state_dict=weights)
     finally:
         model.config._attn_implementation = implementation
     # tokenizers reports a failed write by a bare Exception, a copy by an OSError.

@@ -84,9 +84,8 @@ class Run:
     tokens_per_pass: int = 16_384
     """Tokens in one forward and backward pass: the memory knob. It does not change the result."""
     weights: Literal["float32", "bfloat16"] = "float32"
-    """Element type of the weights, of their gradients and of the optimizer's moments. bfloat16: 8
-    bytes a parameter in the place of 16, updates rounded at random; passes are in bfloat16 then,
-    and an adapter stays in float32."""
+    """Element type of weights, gradients and moments. bfloat16: 8 bytes a parameter in the place of
+    16, updates rounded at random, and passes in bfloat16; an adapter stays in float32."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Element type of the forward and backward pass over float32 weights."""
     gradient_checkpointing: bool = False
@@ -96,9 +95,10 @@ class Run:
     threads: int | None = None
     """CPU threads; None takes all cores."""
     processes: int = 1
-    """Processes on this machine that sample and learn together, each with all weights, on a GPU of
-    its own or on a share of the cores; torchrun starts them on several machines. They end with the
-    same weights, up to the order of sums."""
+    """Processes on this machine that sample and learn together, each on a GPU of its own or a share
+    of the cores; torchrun starts those of several machines. They end as one, up to rounding."""
+    shard: bool = False
+    """Split weights, gradients and the optimizer's state over the processes (FSDP2)."""
     lora: LoRA = dataclasses.field(default_factory=LoRA)
     """Low-rank adapters in the place of the weights."""
     engine: str = "hf"

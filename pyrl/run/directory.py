@@ -31,6 +31,7 @@ FREE = frozenset(
         "device",
         "threads",
         "processes",
+        "shard",
         "max_rows",
         "tokens_per_pass",
         "gradient_checkpointing",

@@ -21,6 +21,9 @@ def follow(run: Run, ranks: Ranks, eval_sets: Mapping[str, Questions] | None = N
         "read": parts.learner.read,
         "update": parts.learner.update,
         "sync": parts.sync,
+        "gather": parts.learner.gather,
+        "weights": parts.learner.weights,
+        "state": parts.learner.state,
     }
     while True:
         call, arguments = ranks.hear()

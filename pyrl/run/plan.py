@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from pyrl.engine.kv_cache import Prefill
 from pyrl.engine.packed_linear import SMALLEST
 from pyrl.learner.adamw import CHUNK
 from pyrl.learner.reader import LARGE_LOGITS, SMALL_LOGITS
+from pyrl.learner.recompute import layers
 from pyrl.logits.lm_head import chunk_rows
 from pyrl.loss.fused import is_local
 from pyrl.models import load_config
@@ -69,11 +71,12 @@ def _plan(run: Run, prompt_tokens: int, device: str) -> Plan:
     model, sample = _without_memory(run), run.algorithm.sample
     parameters = list(model.parameters())
     trained = [p for p in parameters if p.requires_grad]
-    weights, gradients = _bytes(parameters), _bytes(trained)
-    always = {"weights": weights, "optimizer": 2 * gradients}
+    parts = run.processes if run.shard else 1
+    weights, gradients = _bytes(parameters), ceil(_bytes(trained) / parts)
+    always = {"weights": ceil(weights / parts), "optimizer": 2 * gradients}
     if run.algorithm.has_reference and run.lora.rank is None:
-        always["reference model"] = weights
-    if device == "cpu" and run.weights == "float32":
+        always["reference model"] = always["weights"]
+    if device == "cpu" and run.weights == "float32" and not run.shard:
         always["weights in the sampler's layout"] = sum(
             4 * m.weight.numel()
             for m in model.modules()
@@ -87,24 +90,27 @@ def _plan(run: Run, prompt_tokens: int, device: str) -> Plan:
     prompts = 1 if run.pack == "tree" else sample.train
     tokens = run.prompts_per_step * (prompts * prompt_tokens + sample.train * sample.max_tokens)
     update = tokens // min(run.algorithm.updates_per_step, run.prompts_per_step)
+    update = ceil(update / run.processes)
     asked = min(run.tokens_per_pass, update)
     rows = _rows(run, prompt_tokens, asked)
     head = model.get_output_embeddings().weight
     pass_tokens = len(rows.input_J)
     # The head's gradient comes first, while all is still kept; further passes find all gradients.
     beside = gradients if asked < update else _bytes([head] if head.requires_grad else [])
-    branches = min(run.max_rows, run.prompts_per_step * sample.votes)
-    largest = max(p.numel() for p in trained)
+    branches = min(run.max_rows, ceil(run.prompts_per_step / run.processes) * sample.votes)
+    largest = ceil(max(p.numel() for p in trained) / parts)
     if trained[0].dtype == torch.bfloat16:  # stepped in chunks
         largest = min(CHUNK, largest)
     return Plan(
         always,
         {
-            "sampling": {
+            "sampling": ({"all weights": weights} if run.shard else {})
+            | {
                 "keys and values": branches * length * _cached(model),
                 "logits of a draw": branches * head.shape[0] * head.dtype.itemsize,
             },
-            "gradient": {
+            "gradient": (_gathered(model) if run.shard else {})
+            | {
                 "gradients": beside,
                 "activations": _activations(model, run, rows),
                 "logits": _logits(run, head, len(rows.label_U), device),
@@ -133,13 +139,28 @@ def smaller(run: Run, prompt_tokens: int, device: str) -> dict[str, Plan]:
     least = prompt_tokens + run.algorithm.sample.max_tokens
     rows = max(1, min(run.max_rows, run.algorithm.sample.votes))
     steps = {f"--tokens-per-pass {least}": {"tokens_per_pass": least}}
-    steps |= {f"--max-rows {rows}": {"max_rows": rows}} | LESS
+    steps |= {f"--max-rows {rows}": {"max_rows": rows}}
+    steps |= {"--shard": {"shard": True}} if run.processes > 1 else {}
+    steps |= LESS
     plans = {}
     for options, settings in steps.items():
         if any(getattr(run, name) != value for name, value in settings.items()):
             run = replace(run, **settings)
             plans[options] = plan(run, prompt_tokens, device)
     return plans
+
+
+def _gathered(model: PreTrainedModel) -> dict[str, int]:
+    """What a pass has in whole of a model in parts: all that is in no layer, a layer, and the next
+    one, which is on its way; the gradients of the same."""
+    inside = [list(layer.parameters()) for layer in layers(model)]
+    known = {id(parameter) for layer in inside for parameter in layer}
+    held = [parameter for parameter in model.parameters() if id(parameter) not in known]
+    held += 2 * max(inside, key=_bytes, default=[])
+    return {
+        "gathered weights": _bytes(held),
+        "their gradients": _bytes(parameter for parameter in held if parameter.requires_grad),
+    }
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
@@ -293,6 +314,17 @@ def shown(run: Run, room: Room) -> tuple[Table, Table | None]:
         fits = [] if room.gpu is None else ["yes" if room.fits(other) else "no"]
         less.add_row(options, _gigabytes(other.peak), *fits)
     return table, less
+
+
+def too_large(run: Run, error: torch.OutOfMemoryError) -> str:
+    """What torch says of a GPU without memory, beside what the plan says of the run."""
+    room = Room(gpu=1.0)
+    peak = plan(run, room.prompt_tokens, room.device).peak
+    said = str(error).partition(". GPU")[0]
+    return (
+        f"{said}: expected a GPU with {_gigabytes(peak)} GB for this run by `pyrl plan` (with "
+        f"questions of {room.prompt_tokens} tokens), which also says by which options it is smaller"
+    )
 
 
 def _gigabytes(size: int) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pyrl.models import load_model
@@ -24,11 +26,12 @@ def write_results(
     evaluations: Evaluations,
     observer: StepObserver,
     changed: bool,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Report:
     """Write the trained model, the report (.html, .md, .json) and curves.png, each whole or not at
-    all."""
+    all. `weights`: those of the model, which has parts of them."""
     with replacing(run.output / "model") as folder:
-        write_model(folder, model, tokenizer)
+        write_model(folder, model, tokenizer, weights)
         if run.lora.merge and has_adapter(model):
             whole = load_model(str(folder))[0]
             shutil.rmtree(folder)

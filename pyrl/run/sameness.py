@@ -5,11 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from transformers import PreTrainedModel
-
 from pyrl import _core
 from pyrl.engine.launch import Carry
-from pyrl.engine.sync import digests
 from pyrl.prompts import Prompt
 from pyrl.ranks import Ranks, RanksError
 from pyrl.run.checkpoint import Checkpoint
@@ -23,6 +20,16 @@ OWN = frozenset({"device", "threads", "processes"})
 
 def check_ranks(run: Run, ranks: Ranks) -> None:
     """RanksError unless each process can have a question of each step, by the same settings."""
+    if run.shard and ranks.size == 1:
+        raise RanksError(
+            "shard: expected several processes that weights are split over, by --processes or "
+            "torchrun, got 1"
+        )
+    if run.shard and run.engine != "hf":
+        raise RanksError(
+            f"engine: expected 'hf' with --shard, which gathers the weights while it samples, "
+            f"got {run.engine!r}"
+        )
     if ranks.size > run.prompts_per_step:
         raise RanksError(
             f"prompts_per_step: expected at least a question for each of {ranks.size} processes, "
@@ -44,9 +51,10 @@ def check_ranks(run: Run, ranks: Ranks) -> None:
 
 
 def check_loaded(
-    ranks: Ranks, prompts: Sequence[Prompt], model: PreTrainedModel, start: Checkpoint | None
+    ranks: Ranks, prompts: Sequence[Prompt], bits: int, start: Checkpoint | None
 ) -> None:
-    """RanksError unless all processes train on the same questions, from the same weights."""
+    """RanksError unless all processes train on the same questions, from weights whose bits have the
+    same sum."""
     if ranks.size > 1:
         texts = hashlib.sha256()
         for prompt in prompts:
@@ -56,7 +64,7 @@ def check_loaded(
             "questions": len(prompts),
             "digest of the questions": texts.hexdigest()[:12],
             "finished steps": start.step if start else 0,
-            "sum of all bits of the weights": sum(digests(model.state_dict()).values()),
+            "sum of all bits of the weights": bits,
         }
         ranks.check_same("data and weights", loaded)
 

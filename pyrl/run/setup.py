@@ -133,12 +133,13 @@ def assemble(
     device = ranks.device(find_device(run.device))
     model, tokenizer, initial, base = _load(run, start, given)
     initial = None if initial is None else initial.to(device)
+    bits = sum(digests(model.state_dict()).values()) if ranks.size > 1 else 0
     learner = Learner(model.to(device), initial, run, ranks)
 
     load = _loader(run, model, tokenizer)
     data = run.data if given.prompts is None else Rows(given.prompts)
     prompts = check_answers(algorithm.reward, load(data), run.data)
-    check_loaded(ranks, prompts, model, start)
+    check_loaded(ranks, prompts, bits, start)
     experts = Experts(
         algorithm.loss,
         prompts,
@@ -282,6 +283,7 @@ def _engine(
         max_rows=run.max_rows,
         dtype=run.weights if run.dtype == "float32" else run.dtype,
         probe_T=question.tokens,
+        gather=learner.policy.gather if learner.policy.sharded else None,
         vllm=run.vllm,
         ahead=run.ahead,
     )

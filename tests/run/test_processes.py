@@ -2,95 +2,29 @@
 
 from __future__ import annotations
 
-import math
 import os
 import random
 import signal
-import socket
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from forked_runs import fork_server
-from numpy.typing import NDArray
-from safetensors.numpy import load
-from short_run import ECHO, SETTINGS, outcome, write_questions
+from ranked_runs import ROUNDING, STEPS, Job, assert_same, flat
+from short_run import SETTINGS, outcome, write_questions
 from tiny_run import tiny_run
 
-from pyrl import cli
 from pyrl.ranks import Ranks, RanksError
 from pyrl.ranks.joining import joined
 from pyrl.run.lock import RunError
 from pyrl.run.sameness import check_ranks
 from pyrl.train import Trainer
 
-STEPS = 5
-ROUNDING = 1e-6
-"""Of float32 weights after these steps: gradients are sums in another order."""
-
 Options = Callable[..., list[str]]
-
-
-@dataclass
-class Job:
-    """The ranks of a run, as torchrun starts them."""
-
-    ranks: list[Any]
-    said: list[Path]
-
-    def end(self) -> list[int]:
-        """Wait for all of them; their exit codes."""
-        for rank in self.ranks:
-            rank.join(60)
-        return [rank.exitcode for rank in self.ranks]
-
-
-def rank_main(command: list[str], place: dict[str, str], said: Path, folder: Path) -> None:
-    os.environ.update(place)
-    os.chdir(folder)
-    with said.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        cli.main(command)
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Job]:
-    context = fork_server(tmp_path_factory.mktemp("elsewhere"))
-
-    def started(*commands: list[str], folders: Sequence[Path] = ()) -> Job:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-        size, folder = str(len(commands)), tmp_path_factory.mktemp("said")
-        sizes = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-        job = Job([], [folder / str(rank) for rank in range(len(commands))])
-        for rank, command in enumerate(commands):
-            place = address | sizes | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            where = (job.said[rank], folders[rank] if folders else folder)
-            process = context.Process(target=rank_main, args=(command, place, *where))
-            process.start()
-            job.ranks.append(process)
-        return job
-
-    return started
-
-
-@pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory) -> Options:
-    questions = write_questions(tmp_path_factory.mktemp("data") / "questions.jsonl")
-
-    def given(output: Path, *more: str) -> list[str]:
-        where = ["--data", str(questions), "--output", str(output), "--steps", str(STEPS)]
-        # A distance from the first model, which reads it, and two updates a step.
-        loss = ["--loss.kl.coef", "0.1", "--updates-per-step", "2"]
-        return ["train", "echo", *SETTINGS, *ECHO, *where, *loss, "--save-every", "1", *more]
-
-    return given
 
 
 @pytest.fixture(scope="module")
@@ -104,32 +38,7 @@ def two(
     return outcome(output, STEPS)
 
 
-def weights(found: dict[str, Any]) -> NDArray[np.float64]:
-    tensors = load(found["model.safetensors"])
-    return np.concatenate([tensors[name].ravel() for name in sorted(tensors)]).astype(np.float64)
-
-
-def numbers(row: dict[str, float | None]) -> dict[str, float]:
-    """Of a step, without that of tokens that passes read again: there are more passes."""
-    found = {name: math.nan if value is None else value for name, value in row.items()}
-    return found | {"pack/repeated": 0.0}
-
-
-def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Weights and all numbers of two runs are the same, up to rounding."""
-    distance = np.linalg.norm(weights(found) - weights(expected))
-    assert distance <= ROUNDING * np.linalg.norm(weights(expected))
-    for row, other in zip(found["metrics"], expected["metrics"], strict=True):
-        assert numbers(row) == pytest.approx(numbers(other), rel=1e-4, abs=1e-5, nan_ok=True)
-    assert found["completions"] == expected["completions"]
-    assert found["report"]["evaluations"] == expected["report"]["evaluations"]
-
-
-def test_two_processes_end_as_one(
-    start: Callable[..., Job], options: Options, two: dict[str, Any], tmp_path: Path
-) -> None:
-    assert start(options(tmp_path / "run")).end() == [0]
-    one = outcome(tmp_path / "run", STEPS)
+def test_two_processes_end_as_one(one: dict[str, Any], two: dict[str, Any]) -> None:
     assert one["model"] != two["model"]  # sums have another order
     assert_same(two, one)
 
@@ -138,13 +47,13 @@ def test_two_processes_train_an_adapter_as_one(
     start: Callable[..., Job], options: Options, tmp_path: Path
 ) -> None:
     found = []
-    for count in (1, 2):
-        output = tmp_path / str(count)
-        command = options(output, "--lora.rank", "4", "--no-eval-before", "--no-eval-after")
+    for count, more in ((1, []), (2, []), (2, ["--shard"])):
+        output = tmp_path / str(len(found))
+        command = options(output, "--lora.rank", "4", "--no-eval-before", "--no-eval-after", *more)
         assert start(*[[*command, "--steps", "2"]] * count).end() == [0] * count
-        tensors = load((output / "checkpoint-2" / "adapter_model.safetensors").read_bytes())
-        found.append(np.concatenate([tensors[name].ravel() for name in sorted(tensors)]))
-    assert np.linalg.norm(found[0] - found[1]) <= ROUNDING * np.linalg.norm(found[0])
+        found.append(flat((output / "checkpoint-2" / "adapter_model.safetensors").read_bytes()))
+    for other in found[1:]:
+        assert np.linalg.norm(other - found[0]) <= ROUNDING * np.linalg.norm(found[0])
 
 
 def test_whichever_process_is_killed_all_end_and_a_resumed_run_has_the_same_bits(
@@ -154,7 +63,7 @@ def test_whichever_process_is_killed_all_end_and_a_resumed_run_has_the_same_bits
     for killed, step in ((1, dice.randint(1, 2)), (0, dice.randint(3, 4))):
         more = ["--resume"] if output.exists() else []
         job = start(*[options(output, *more)] * 2)
-        wait_for(output / f"checkpoint-{step}", job)
+        job.wait_for(output / f"checkpoint-{step}")
         time.sleep(dice.uniform(0, 0.1))
         job.ranks[killed].kill()
         codes = job.end()
@@ -172,20 +81,13 @@ def test_ctrl_c_reaches_all_and_one_process_goes_on(
 ) -> None:
     output = tmp_path / "run"
     job = start(*[options(output)] * 2)
-    wait_for(output / "checkpoint-1", job)
+    job.wait_for(output / "checkpoint-1")
     for rank in job.ranks:
         os.kill(rank.pid, signal.SIGINT)
     assert job.end() == [130, 3]
     assert "--resume to go on after the last finished step" in job.said[0].read_text()
     assert start(options(output, "--resume")).end() == [0]
     assert_same(outcome(output, STEPS), two)
-
-
-def wait_for(path: Path, job: Job) -> None:
-    """Until the run has written it."""
-    while not path.exists():
-        assert job.ranks[0].is_alive(), job.said[0].read_text()
-        time.sleep(0.005)
 
 
 def test_other_settings_in_one_process_are_named(
