@@ -295,12 +295,13 @@ class Trainer:
                 self.evaluations,
                 self.observer,
                 self.changed,
+                self.learner.publish(),
             )
 
     @property
     def changed(self) -> bool:
         """A step of this run, or of what it goes on from, has updated the weights."""
-        return bool(self.learner.optimizer.state)
+        return self.learner.changed
 
     def _steps(self) -> None:
         """The steps that are missing."""
@@ -377,6 +378,7 @@ class Trainer:
                 self.states,
                 self.unlogged,
                 self.base,
+                self.learner.keep(self.step),
             ),
             self.run.keep_checkpoints,
         )

@@ -27,7 +27,12 @@ from pyrl.engine.trial import check_learning, has_plain_head
 from pyrl.learner.effects import effects
 from pyrl.learner.momentum import Corrected, Normalized
 from pyrl.learner.needs import check_columns, no_pass
-from pyrl.learner.optimizer import make_optimizer
+from pyrl.learner.optimizer import (
+    learning_rate,
+    load_optimizer_state,
+    make_optimizer,
+    optimizer_state,
+)
 from pyrl.learner.reader import Reader
 from pyrl.learner.recompute import recompute_layers
 from pyrl.learner.tally import Tally, averaged
@@ -75,21 +80,6 @@ class SamplerMismatchError(ValueError):
     """The tokens were sampled by another policy than the one that is about to learn from them."""
 
 
-def learning_rate(run: Run, step: int, spent: float | None = None) -> float:
-    """The rate of a step (from 0): a linear warm-up, then the schedule down to its end.
-
-    `spent`: the share of its total that a run has spent, and with it the place in the schedule;
-    None: the steps after the warm-up say it.
-    """
-    if step < run.warmup_steps:
-        return run.learning_rate * (step + 1) / run.warmup_steps
-    done = (step - run.warmup_steps) / max(1, run.steps - run.warmup_steps)
-    done = done if spent is None else spent
-    rest = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
-    end = 1.0 if run.schedule == "constant" else run.min_learning_rate
-    return run.learning_rate * (end + (1 - end) * rest[run.schedule])
-
-
 class Learner:
     """Owns a model's optimizer; a gradient is that of the whole mini-batch, however it is cut."""
 
@@ -125,12 +115,27 @@ class Learner:
         self.reader = Reader.of(run)
         self.reader.parts = ranks.size
         check_columns(self.loss, run)
+        self._own(model)
+
+    def _own(self, model: PreTrainedModel) -> None:
+        """Make the model ready to be read and updated."""
         check_learning(model)
         self.reader.plain_head = has_plain_head(model)
-        if run.gradient_checkpointing:
+        if self.run.gradient_checkpointing:
             recompute_layers(model)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(self.parameters, run)
+        self.optimizer = make_optimizer(self.parameters, self.run)
+
+    @property
+    def changed(self) -> bool:
+        """The weights have been updated, by this learner or before its state was saved."""
+        return bool(self.optimizer.state)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the losses of tokens are computed."""
+        device: torch.device = self.model.device
+        return device
 
     @property
     def dtype(self) -> Dtype:
@@ -181,8 +186,6 @@ class Learner:
         """
         self.ranks.tell("update", batch, group_N, step, experts, spent, replayed)
         rate = learning_rate(self.run, step, spent)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         seed = (self.run.seed << 32) + step
         progress = step / self.run.steps if spent is None else spent
         updates = self.run.algorithm.updates_per_step
@@ -196,22 +199,23 @@ class Learner:
         moved = replayed
         for part in parts:
             tally = self.gradient(part, state, exact=self.looks and not moved)
-            norm = float(nn.utils.clip_grad_norm_(self.parameters, self.run.clip_grad_norm))
-            self.check(tally, norm, on_policy=not moved)
-            told = self._step(part, state, norm)
+            told = self._move(part, state, tally, rate, on_policy=not moved)
             moved = moved or tally.weight > 0
-            rows.append(tally.metrics() | {"grad_norm": norm} | told)
-        self.optimizer.zero_grad(set_to_none=True)
+            rows.append(tally.metrics() | told)
         if self.ranks.size > 1:
             weights = {"sum of all bits": sum(map(digest, self.parameters))}
             self.ranks.check_same(f"weights after step {step + 1}", weights)
         trained = float((batch.mask_T & (batch.advantage_T != 0)).sum())
         learned = {"learning_rate": rate, "pack/trained": trained}
-        return averaged(rows) | learned | cost | self.reader.metrics()
+        return averaged(rows) | learned | cost | self._has_read()
 
-    def _step(self, batch: TokenBatch, state: LossState, norm: float) -> dict[str, float]:
-        """Step the optimizer along the gradient of the batch, which had this norm before it was
-        clipped; what it tells."""
+    def _move(
+        self, batch: TokenBatch, state: LossState, tally: Tally, rate: float, *, on_policy: bool
+    ) -> dict[str, float]:
+        """Step the optimizer along the gradient of the batch, clipped, unless `check` raises; what
+        it tells."""
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.run.clip_grad_norm))
+        self.check(tally, norm, on_policy=on_policy)
 
         def again() -> None:
             self.gradient(batch, state)
@@ -220,11 +224,15 @@ class Learner:
                 if parameter.grad is not None:
                     parameter.grad.mul_(clip)
 
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         if isinstance(self.optimizer, Corrected):
             self.optimizer.step(again)
         else:
             self.optimizer.step()
-        return self.optimizer.told if isinstance(self.optimizer, Normalized) else {}
+        self.optimizer.zero_grad(set_to_none=True)
+        told = self.optimizer.told if isinstance(self.optimizer, Normalized) else {}
+        return {"grad_norm": norm, **told}
 
     def mini_batches(
         self,
@@ -379,7 +387,7 @@ class Learner:
         return first
 
     def check(self, tally: Tally, norm: float, *, on_policy: bool) -> None:
-        """Raise, and drop the gradient, unless it may change the weights.
+        """Raise unless the gradient may change the weights.
 
         NonFiniteError: loss or norm is no number; SamplerMismatchError: the log-probs
         of the sampler and of the learner differ, which are the same policy until it has moved.
@@ -391,7 +399,7 @@ class Learner:
         finite = math.isfinite(tally.loss) and math.isfinite(norm)
         if finite and not (on_policy and (tally.gap > tolerance or tally.mean_gap() > mean)):
             return
-        self.optimizer.zero_grad(set_to_none=True)
+        self._drop_gradient()
         if not finite:
             raise NonFiniteError(
                 f"expected a finite loss and gradient, got loss {tally.loss} and gradient norm "
@@ -406,14 +414,26 @@ class Learner:
             f"sampler has the learner's weights, temperature and precision"
         )
 
+    def _has_read(self) -> dict[str, float]:
+        """What has been read since the last call, by the names of pyrl.report.metrics."""
+        return self.reader.metrics()
+
+    def _drop_gradient(self) -> None:
+        """Let no later step see the gradient of this batch."""
+        self.optimizer.zero_grad(set_to_none=True)
+
     def _passes(self, batch: TokenBatch, terms: Terms) -> Iterator[NDArray[np.int64]]:
-        """Passes over the leaves that have a gradient: zero advantage alone gives none."""
+        """Passes over the leaves that have a gradient."""
+        used_N = self._used(batch, terms)
+        for leaf_N in self.reader.passes(batch.take(used_N)):
+            yield used_N[leaf_N]
+
+    def _used(self, batch: TokenBatch, terms: Terms) -> NDArray[np.int64]:
+        """The leaves that have a gradient: zero advantage alone gives none."""
         used_T = terms.weight_T != 0
         if self.loss.needs_advantage:
             used_T = used_T & (terms.advantage_T != 0)
-        used_N = np.unique(batch.leaf_T[used_T.cpu().numpy()])
-        for leaf_N in self.reader.passes(batch.take(used_N)):
-            yield used_N[leaf_N]
+        return np.unique(batch.leaf_T[used_T.cpu().numpy()])
 
     def _terms(self, batch: TokenBatch, state: LossState | None) -> Terms:
         """What a token's loss takes from the whole mini-batch, from the policy that sampled it."""
@@ -425,7 +445,7 @@ class Learner:
             group_N = torch.from_numpy(np.unique(batch.group_N, return_inverse=True)[1])
         return loss_terms(
             self.loss,
-            tensors(columns, self.model.device),
+            tensors(columns, self.device),
             mask_T=loss_mask(self.loss, batch),
             offset_N1=torch.from_numpy(batch.token_offset_N1),
             group_N=group_N,
@@ -437,7 +457,7 @@ class Learner:
         if self.reference is not None and self.loss.has_reference:
             with torch.no_grad(), self.reference() as frozen:
                 reference = self.reader(frozen, batch).logprob
-        columns = tensors(loss_columns(batch), self.model.device)
+        columns = tensors(loss_columns(batch), self.device)
         given: Columns = {
             "rollout_logprob_T": columns["rollout_logprob_T"],
             "ref_logprob_T": reference,
@@ -452,36 +472,18 @@ class Learner:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """The optimizer's tensors and step counts by parameter name, for a checkpoint."""
-        names = {id(p): n for n, p in self.model.named_parameters()}
-        tensors: dict[str, Tensor] = {}
-        counts: dict[str, float] = {}
-        for parameter, state in self.optimizer.state.items():
-            name = names[id(parameter)]
-            counts[name] = float(state["step"])
-            tensors |= {f"{name}.{part}": state[part] for part in state if part != "step"}
-        return tensors, counts
+        return optimizer_state(self.optimizer, dict(self.model.named_parameters()))
 
     def load_state(self, tensors: Mapping[str, Tensor], counts: Mapping[str, float]) -> None:
         """Take over what `state` returned; ValueError if it is of another model."""
         named = dict(self.model.named_parameters())
-        unknown = sorted(set(counts) - set(named))
-        if unknown:
-            raise ValueError(
-                f"optimizer state: expected parameters of the model, got {unknown[:3]}"
-            )
-        states: dict[str, dict[str, Tensor]] = {
-            name: {"step": torch.tensor(count)} for name, count in counts.items()
-        }
-        for key, tensor in tensors.items():
-            name, _, part = key.rpartition(".")
-            if not tensor.ndim:  # a number
-                states[name][part] = tensor.clone()
-                continue
-            if tensor.shape != named[name].shape:
-                raise ValueError(
-                    f"optimizer state: {key}: expected shape {tuple(named[name].shape)}, "
-                    f"got {tuple(tensor.shape)}"
-                )
-            states[name][part] = tensor.to(named[name], copy=True)
-        for name, state in states.items():
-            self.optimizer.state[named[name]] = state
+        load_optimizer_state(self.optimizer, named, tensors, counts)
+
+    def keep(self, step: int) -> str | None:
+        """Where a server keeps weights and optimizer as they are after this step; None: the
+        checkpoint has them."""
+        return None
+
+    def publish(self) -> str | None:
+        """Where a server keeps the trained weights; None: the run's directory has them."""
+        return None

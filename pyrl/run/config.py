@@ -30,6 +30,7 @@ from pyrl.foreign import TIME_LIMIT
 from pyrl.methods.fields import classes, has_stages, is_record, leaves, stages
 from pyrl.methods.registry import Registry
 from pyrl.models.lora import LoRA
+from pyrl.remote.options import RemoteOptions
 from pyrl.run.names import (
     ConfigError,
     Given,
@@ -37,6 +38,7 @@ from pyrl.run.names import (
     Plugins,
     check_owners,
     first_pass,
+    flatten,
     make_choices,
     owned,
     take_names,
@@ -128,6 +130,11 @@ class Run:
     was added to pyrl.engine.launch.ENGINES."""
     vllm: VLLMOptions = dataclasses.field(default_factory=VLLMOptions)
     """How vLLM runs the model."""
+    tinker: str | None = None
+    """Address of a server of the Tinker protocol that samples and trains the model, as an adapter;
+    its token is in TINKER_API_KEY."""
+    remote: RemoteOptions = dataclasses.field(default_factory=RemoteOptions)
+    """How that server is asked."""
     max_rows: int = 256
     """Branches that the engine samples at the same time."""
     chat: bool | None = None
@@ -452,16 +459,6 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected settings `name: value`, got {content!r}")
     return dict(flatten(content))
-
-
-def flatten(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of nested settings."""
-    for key, value in content.items():
-        name = f"{prefix}{key}".replace("-", "_")
-        if isinstance(value, dict):
-            yield from flatten(value, f"{name}.")
-        else:
-            yield name, value
 
 
 def _apply(run: Run, settings: Mapping[str, Any], path: Path, registry: Registry) -> Run:

@@ -192,3 +192,13 @@ def make_choices(
                 raise ConfigError(f"{path}: {kind}: {error}") from error
             raise
     return algorithm
+
+
+def flatten(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of nested settings."""
+    for key, value in content.items():
+        name = f"{prefix}{key}".replace("-", "_")
+        if isinstance(value, dict):
+            yield from flatten(value, f"{name}.")
+        else:
+            yield name, value

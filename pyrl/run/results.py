@@ -24,9 +24,11 @@ def write_results(
     evaluations: Evaluations,
     observer: StepObserver,
     changed: bool,
+    remote: str | None,
 ) -> Report:
     """Write the trained model, the report (.html, .md, .json) and curves.png, each whole or not at
-    all."""
+    all. `remote`: where a server has the weights; the model is then its tokenizer and
+    configuration."""
     with replacing(run.output / "model") as folder:
         write_model(folder, model, tokenizer)
         if run.lora.merge and has_adapter(model):
@@ -42,6 +44,8 @@ def write_results(
         "learning rate": run.learning_rate,
         "seed": run.seed,
     }
+    if remote is not None:
+        facts["trained weights"] = remote
     if evaluations.taken and (left_out := evaluations.left_out()):
         facts["scored"] = left_out
     chosen = ", ".join(f"{kind} {name}" for kind, name in run.names.chosen.items())

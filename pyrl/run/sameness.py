@@ -13,7 +13,8 @@ from pyrl.engine.sync import digests
 from pyrl.prompts import Prompt
 from pyrl.ranks import Ranks, RanksError
 from pyrl.run.checkpoint import Checkpoint
-from pyrl.run.config import Run, flatten, settings_of
+from pyrl.run.config import Run, settings_of
+from pyrl.run.names import flatten
 
 OWN = frozenset({"device", "threads", "processes"})
 """Settings in which processes may differ."""

@@ -152,8 +152,9 @@ class Samplers:
 
 
 def seeds(seed: int, count: int) -> NDArray[np.uint64]:
-    """A seed for each sample of a request."""
-    return np.random.SeedSequence(seed).generate_state(count, np.uint64).astype(np.uint64)
+    """A seed for each sample of a request; the first has the request's own."""
+    others = np.random.SeedSequence(seed).generate_state(count - 1, np.uint64)
+    return np.concatenate([np.array([seed], np.uint64), others.astype(np.uint64)])
 
 
 def _draw(

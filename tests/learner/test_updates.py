@@ -28,7 +28,8 @@ from learner_reference import slow_gradient
 from torch import Tensor
 
 from pyrl.engine import Dtype
-from pyrl.learner import Learner, NonFiniteError, SamplerMismatchError, learning_rate
+from pyrl.learner import Learner, NonFiniteError, SamplerMismatchError
+from pyrl.learner.optimizer import learning_rate
 from pyrl.loss import KL, Loss, LossState
 from pyrl.pack import TokenBatch
 

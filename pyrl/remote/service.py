@@ -1,0 +1,136 @@
+"""Service: the one file that imports the Tinker SDK, in the releases that pyrl is tested with."""
+
+from __future__ import annotations
+
+import atexit
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
+
+from pyrl.engine import EngineError, EngineFailure
+from pyrl.models import model_location
+from pyrl.remote.releases import TESTED, tested
+
+ANSWER = 10.0
+"""Seconds in which a server must say that it is there."""
+
+
+class Service:
+    """A server, and the model that it has by the run's name."""
+
+    def __init__(self, url: str, model: str, timeout: float) -> None:
+        """ImportError: no SDK. EngineError: one that is not tested, a server that does not answer
+        or refuses the token, or a model that it does not have."""
+        check_sdk()
+        check_answers(url)
+        import tinker
+        from tinker import types
+
+        self.url, self.types, self._timeout = url, types, timeout
+        self._error: type[Exception] = tinker.TinkerError
+        try:
+            self._service = tinker.ServiceClient(base_url=url)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # 0.38 would have another client ask
+                told = self._service.get_server_capabilities()
+        except self._error as error:
+            raise EngineError(f"--tinker: {url}: the server refuses: {error}") from error
+        atexit.register(_silence, self._service)
+        self.name = _name(model, [served.model_name for served in told.supported_models], url)
+        """How the server calls the model."""
+        self.tells_top = tested_with_top()
+        """Samples come with the log-probs of the most probable tokens, if these are asked for."""
+
+    def wait(self, future: Any) -> Any:
+        """The result of a request; EngineFailure: there is none."""
+        try:
+            return future.result(self._timeout)
+        except self._error as error:
+            raise EngineFailure(f"{self.url}: {error}") from error
+        except TimeoutError as error:
+            raise EngineFailure(
+                f"{self.url}: expected an answer within {self._timeout:g} s (--remote.timeout), "
+                f"got none"
+            ) from error
+
+    def ready(self, client: Any) -> Any:
+        """A client that release 0.25 returns at once and 0.38 in a future."""
+        return self.wait(client) if hasattr(client, "result") else client
+
+    def trainer(self, rank: int, seed: int) -> Any:
+        """A client that trains a new adapter."""
+        make = self._service.create_lora_training_client
+        return self.ready(self._calling(lambda: make(self.name, rank=rank, seed=seed)))
+
+    def trainer_from(self, path: str) -> Any:
+        """One that goes on with weights and optimizer where `save_state` has put them."""
+        make = self._service.create_training_client_from_state_with_optimizer
+        return self.ready(self._calling(lambda: make(path)))
+
+    def untrained(self) -> Any:
+        """A client that samples from the model without an adapter."""
+        make = self._service.create_sampling_client
+        return self.ready(self._calling(lambda: make(base_model=self.name)))
+
+    def text(self, tokens: Sequence[int]) -> Any:
+        """Token ids as the SDK has them."""
+        return self.types.ModelInput.from_ints([*tokens])
+
+    def close(self) -> None:
+        """Tell the server that nothing more comes, where the release can."""
+        if hasattr(self._service, "close"):
+            self.wait(self._service.close("success"))
+
+    def _calling(self, make: Any) -> Any:
+        """What release 0.25 waits for in the call itself."""
+        try:
+            return make()
+        except self._error as error:
+            raise EngineFailure(f"{self.url}: {error}") from error
+
+
+def check_sdk() -> None:
+    """ImportError: there is none; EngineError: pyrl is not tested with this release."""
+    if find_spec("tinker") is None:
+        raise ImportError("--tinker: the SDK is missing; pip install 'pyrl[tinker]'")
+    if not tested(found := version("tinker")):
+        raise EngineError(
+            f"--tinker: expected a tinker SDK from {TESTED[0]} to {TESTED[1]}, which pyrl was "
+            f"tested with, got {found}; pip install tinker=={TESTED[1]}"
+        )
+
+
+def tested_with_top() -> bool:
+    """Whether this release of the SDK can ask for the top log-probs of samples."""
+    return tuple(map(int, version("tinker").split(".")[:2])) >= (0, 38)
+
+
+def check_answers(url: str) -> None:
+    """EngineError unless somebody answers at this address: the SDK itself would try for minutes."""
+    if not url.startswith(("http://", "https://")):
+        raise EngineError(f"--tinker: expected an address that begins with http, got {url!r}")
+    try:
+        with urlopen(f"{url.rstrip('/')}/api/v1/healthz", timeout=ANSWER):
+            return
+    except HTTPError:
+        return  # an answer
+    except (URLError, OSError, ValueError) as error:
+        raise EngineError(f"--tinker: {url}: no server answers: {error}") from error
+
+
+def _name(model: str, served: Sequence[str | None], url: str) -> str:
+    for name in (model, str(model_location(model))):
+        if name in served:
+            return name
+    has = ", ".join(name for name in served if name)
+    raise EngineError(f"model: {url} has {has or 'no model'}, got {model!r}")
+
+
+def _silence(service: Any) -> None:
+    """Stop the SDK's thread before the interpreter is taken down, which it would not survive."""
+    loop = service.holder.get_loop()
+    loop.call_soon_threadsafe(loop.stop)
