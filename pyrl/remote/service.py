@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
+import gc
 import warnings
+from asyncio import AbstractEventLoop, run_coroutine_threadsafe
 from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -39,7 +42,7 @@ class Service:
                 told = self._service.get_server_capabilities()
         except self._error as error:
             raise EngineError(f"--tinker: {url}: the server refuses: {error}") from error
-        atexit.register(_silence, self._service)
+        atexit.register(_end, self._service.holder.get_loop())
         self.name = _name(model, [served.model_name for served in told.supported_models], url)
         """How the server calls the model."""
         self.tells_top = tested_with_top()
@@ -130,7 +133,17 @@ def _name(model: str, served: Sequence[str | None], url: str) -> str:
     raise EngineError(f"model: {url} has {has or 'no model'}, got {model!r}")
 
 
-def _silence(service: Any) -> None:
-    """Stop the SDK's thread before the interpreter is taken down, which it would not survive."""
-    loop = service.holder.get_loop()
-    loop.call_soon_threadsafe(loop.stop)
+def _end(loop: AbstractEventLoop) -> None:
+    """End the SDK's thread: one that wakes while the interpreter is taken down ends the process by
+    a signal, now and then."""
+    gc.collect()  # clients that nobody has any more end what they have begun
+    if loop.is_running():
+        run_coroutine_threadsafe(_end_tasks(), loop).result(ANSWER)
+        loop.call_soon_threadsafe(loop.stop)
+
+
+async def _end_tasks() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
