@@ -6,6 +6,7 @@ the weights of the protocol's cross entropy: the one loss that every server has.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -195,6 +196,9 @@ class RemoteLearner(Learner):
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Nothing: the server has it (`keep`)."""
         return {}, {}
+
+    def load_state(self, tensors: Mapping[str, Tensor], counts: Mapping[str, float]) -> None:
+        """Nothing: `client` begins with it."""
 
     def keep(self, step: int) -> str:
         saving = self.client.save_state(f"step-{step}", overwrite=True)
