@@ -279,7 +279,7 @@ def _most(model: PreTrainedModel, hidden_RH: Tensor, k: int, temperature: float)
     """The k most probable tokens after each hidden state."""
     parts = []
     with torch.no_grad():
-        for hidden in hidden_RH.split(ROWS):
+        for hidden in torch.split(hidden_RH, ROWS):
             logits_RV = model.get_output_embeddings()(hidden).float() / temperature
             parts.append(logits_RV.log_softmax(-1).topk(min(k, logits_RV.shape[1])))
     tokens = [part.indices.cpu().numpy().astype(np.int32) for part in parts]
