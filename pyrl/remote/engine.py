@@ -27,6 +27,8 @@ from pyrl.logits.sampling import Sampling
 from pyrl.remote.service import Service
 from pyrl.rollout import derive_seed
 
+TOPS = "log-probs of the most probable tokens"
+
 CONFIDENT = 5
 """Tokens whose mass is the confidence."""
 
@@ -207,7 +209,8 @@ class RemoteEngine:
             rows, drawn, tokens, self._tops(rows, drawn, tokens), strict=True
         ):
             entropy_T, confidence_T = statistics(top_TK, self._admission.vocabulary)
-            values = zip(token_T, sequence.logprobs, entropy_T, confidence_T, strict=True)
+            logprob_T = self._service.told("log-probs of samples", sequence.logprobs)
+            values = zip(token_T, logprob_T, entropy_T, confidence_T, strict=True)
             row.ahead.extend(Token(t, float(p), float(h), float(c)) for t, p, h, c in values)
         old = self._work
         self._work = Work(
@@ -241,7 +244,8 @@ class RemoteEngine:
         A release that cannot ask for them with a sample reads it once more, as a prompt.
         """
         if self._service.tells_top:
-            return [np.asarray(s.topk_logprobs_np.logprobs, np.float64) for s in drawn]
+            told = [self._service.told(TOPS, s.topk_logprobs_np) for s in drawn]
+            return [np.asarray(top.logprobs, np.float64) for top in told]
         params = self._service.types.SamplingParams(max_tokens=1, temperature=1.0, stop=[])
         texts = [
             [*row.prompt.tolist(), *row.tokens, *token_T]
@@ -257,7 +261,10 @@ class RemoteEngine:
             )
             for text in texts
         ]
-        told = [self._service.wait(future).topk_prompt_logprobs_np for future in asked]
+        told = [
+            self._service.told(TOPS, self._service.wait(future).topk_prompt_logprobs_np)
+            for future in asked
+        ]
         return [
             np.asarray(top.logprobs[-len(token_T) :], np.float64)
             for top, token_T in zip(told, tokens, strict=True)

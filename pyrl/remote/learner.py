@@ -32,6 +32,9 @@ from pyrl.remote.service import Service
 if TYPE_CHECKING:
     from pyrl.run.config import Run
 
+STEPS = "steps"
+"""What a checkpoint calls the number of optimizer steps."""
+
 EPSILON = 1e-8
 """Of Adam, as the local learner has it."""
 
@@ -67,7 +70,7 @@ class RemoteLearner(Learner):
 
     @property
     def changed(self) -> bool:
-        return self._path is not None or self._steps > 0
+        return self._steps > 0
 
     @property
     def device(self) -> torch.device:
@@ -75,7 +78,7 @@ class RemoteLearner(Learner):
 
     def sampler(self) -> Any:
         """A client that samples from the weights as they are now."""
-        return self.service.ready(self.client.save_weights_and_get_sampling_client())
+        return self.service.ready(self.client.save_weights_and_get_sampling_client)
 
     def gradient(
         self, batch: TokenBatch, state: LossState | None = None, *, exact: bool = False
@@ -151,7 +154,7 @@ class RemoteLearner(Learner):
     ) -> dict[str, NDArray[np.float64]]:
         """Log-probs of each response token [T]; no more is known of the distribution."""
         read = self._reference if frozen else self._forward
-        logprob_T = read(batch).astype(np.float64)
+        logprob_T = read(batch).astype(np.float64) if len(batch) else np.empty(0)
         return {"logprob_T": logprob_T, "old_logprob_T": logprob_T}
 
     def _forward(self, batch: TokenBatch) -> NDArray[np.float32]:
@@ -175,8 +178,9 @@ class RemoteLearner(Learner):
             for i, j in places
         ]
         own_N = np.diff(batch.token_offset_N1).tolist()
-        parts = [self.service.wait(a)[-n:] for a, n in zip(asked, own_N, strict=True)]
-        return np.concatenate(parts).astype(np.float32)
+        told = [self.service.wait(future)[-n:] for future, n in zip(asked, own_N, strict=True)]
+        found = [self.service.told("log-probs of prompts", p) for part in told for p in part]
+        return np.array(found, np.float32)
 
     def _data(self, batch: TokenBatch, weight_T: NDArray[np.floating]) -> list[Any]:
         """Each row as the protocol has it: the targets are the input moved by one place."""
@@ -194,11 +198,12 @@ class RemoteLearner(Learner):
         return found
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Nothing: the server has it (`keep`)."""
-        return {}, {}
+        """How many steps there were; the server has the rest (`keep`)."""
+        return {}, {STEPS: float(self._steps)}
 
     def load_state(self, tensors: Mapping[str, Tensor], counts: Mapping[str, float]) -> None:
-        """Nothing: `client` begins with it."""
+        """The same; `client` begins with the rest."""
+        self._steps = int(counts[STEPS])
 
     def keep(self, step: int) -> str:
         saving = self.client.save_state(f"step-{step}", overwrite=True)

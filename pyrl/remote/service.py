@@ -7,7 +7,7 @@ import atexit
 import gc
 import warnings
 from asyncio import AbstractEventLoop, run_coroutine_threadsafe
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -42,11 +42,11 @@ class Service:
                 told = self._service.get_server_capabilities()
         except self._error as error:
             raise EngineError(f"--tinker: {url}: the server refuses: {error}") from error
-        atexit.register(_end, self._service.holder.get_loop())
         self.name = _name(model, [served.model_name for served in told.supported_models], url)
         """How the server calls the model."""
         self.tells_top = tested_with_top()
         """Samples come with the log-probs of the most probable tokens, if these are asked for."""
+        atexit.register(_end, self._service.holder.get_loop())  # and begins a session
 
     def wait(self, future: Any) -> Any:
         """The result of a request; EngineFailure: there is none."""
@@ -60,24 +60,34 @@ class Service:
                 f"got none"
             ) from error
 
-    def ready(self, client: Any) -> Any:
-        """A client that release 0.25 returns at once and 0.38 in a future."""
+    def ready(self, make: Callable[[], Any]) -> Any:
+        """The client that a call makes: release 0.25 waits in the call, 0.38 gives a future."""
+        try:
+            client = make()
+        except self._error as error:
+            raise EngineFailure(f"{self.url}: {error}") from error
         return self.wait(client) if hasattr(client, "result") else client
 
     def trainer(self, rank: int, seed: int) -> Any:
         """A client that trains a new adapter."""
         make = self._service.create_lora_training_client
-        return self.ready(self._calling(lambda: make(self.name, rank=rank, seed=seed)))
+        return self.ready(lambda: make(self.name, rank=rank, seed=seed))
 
     def trainer_from(self, path: str) -> Any:
         """One that goes on with weights and optimizer where `save_state` has put them."""
         make = self._service.create_training_client_from_state_with_optimizer
-        return self.ready(self._calling(lambda: make(path)))
+        return self.ready(lambda: make(path))
 
     def untrained(self) -> Any:
         """A client that samples from the model without an adapter."""
         make = self._service.create_sampling_client
-        return self.ready(self._calling(lambda: make(base_model=self.name)))
+        return self.ready(lambda: make(base_model=self.name))
+
+    def told(self, what: str, answer: Any) -> Any:
+        """A part of an answer; EngineFailure where the server has left it out."""
+        if answer is None:
+            raise EngineFailure(f"{self.url}: expected {what} with the answer, got none")
+        return answer
 
     def text(self, tokens: Sequence[int]) -> Any:
         """Token ids as the SDK has them."""
@@ -87,13 +97,6 @@ class Service:
         """Tell the server that nothing more comes, where the release can."""
         if hasattr(self._service, "close"):
             self.wait(self._service.close("success"))
-
-    def _calling(self, make: Any) -> Any:
-        """What release 0.25 waits for in the call itself."""
-        try:
-            return make()
-        except self._error as error:
-            raise EngineFailure(f"{self.url}: {error}") from error
 
 
 def check_sdk() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import Future
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from test_serve_sampling import PROMPT, logprobs
 from tinker_server import TOKEN, Server
 from torch import Tensor
 
-from pyrl.engine import RUNNING, Branches, EngineError
+from pyrl.engine import RUNNING, Branches, EngineError, EngineFailure
 from pyrl.engine.admission import Admission
 from pyrl.logits.sampling import Sampling
 from pyrl.remote import service as remote_service
@@ -60,7 +61,7 @@ def token(monkeypatch: Env) -> None:
 def trained(method: str, output: Path, **values: Any) -> Trainer:
     trainer = Trainer(settings(method, output=str(output), **(RUN | values)))
     trainer.train()
-    trainer.lock.release()
+    trainer.close()
     return trainer
 
 
@@ -175,6 +176,13 @@ def test_chunks_forks_and_entropies_are_those_of_the_model(server: Server) -> No
 def test_what_a_server_does_not_have_is_one_sentence(server: Server, monkeypatch: Env) -> None:
     with pytest.raises(EngineError, match=r"^model: http.* has .*demo.model, got 'Qwen/Q'"):
         Service(server.url, "Qwen/Q", 60.0)
+    hasty = Service(server.url, "demo", 1e-6)
+    with pytest.raises(
+        EngineFailure, match=r"expected an answer within 1e-06 s \(--remote.timeout"
+    ):
+        hasty.wait(Future())
+    with pytest.raises(EngineFailure, match=f"^{server.url}: expected log-probs with the answer"):
+        hasty.told("log-probs", None)
     monkeypatch.setenv("TINKER_API_KEY", "tml-other")
     with pytest.raises(EngineError, match=r"the server refuses: .*expected the token"):
         Service(server.url, "demo", 60.0)
