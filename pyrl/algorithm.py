@@ -86,6 +86,12 @@ class Sample:
     def sampling(self) -> Sampling:
         return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.top_h)
 
+    @property
+    def ends_early(self) -> bool:
+        """Branches may be ended before they end by themselves."""
+        limits = (self.max_tokens_per_prompt, self.max_seconds, self.stop_when_decided)
+        return any(limits)
+
     def allowance(self) -> Allowance:
         return Allowance(self.max_tokens_per_prompt, self.max_seconds)
 

@@ -168,7 +168,7 @@ def _run(
         if not _rank():  # the others know no more of it
             print(f"pyrl: {error}", file=sys.stderr)
         return 3 if isinstance(error, RankLost) else 2
-    return _ended(report, run.output, trainer.changed)
+    return _ended(report, run.output, trainer.learner.changed)
 
 
 def _rank() -> int:

@@ -320,14 +320,10 @@ class Trainer:
                 self.tokenizer,
                 self.evaluations,
                 self.observer,
-                self.changed,
+                self.learner.changed,
                 self.learner.weights(),
+                self.learner.publish(),
             )
-
-    @property
-    def changed(self) -> bool:
-        """A step of this run, or of what it goes on from, has updated the weights."""
-        return bool(self.learner.optimizer.state)
 
     def _steps(self) -> None:
         """The steps that are missing."""
@@ -405,6 +401,7 @@ class Trainer:
                 self.states,
                 self.unlogged,
                 self.base,
+                self.learner.keep(self.step),
             ),
             self.run.keep_checkpoints,
             self.learner.weights(),

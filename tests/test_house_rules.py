@@ -99,10 +99,14 @@ def test_only_bindings_know_python_and_nothing_knows_torch() -> None:
         assert found <= allowed, name(path)
 
 
-def test_one_file_imports_vllm() -> None:
-    importing = re.compile(r"^\s*(import vllm|from vllm)\b", re.M)
+@pytest.mark.parametrize(
+    ("package", "file"),
+    [("vllm", "pyrl/engine/vllm/release.py"), ("tinker", "pyrl/remote/service.py")],
+)
+def test_one_file_imports(package: str, file: str) -> None:
+    importing = re.compile(rf"^\s*(import {package}|from {package})\b", re.M)
     found = {name(path) for path in PACKAGE if importing.search(path.read_text("utf-8"))}
-    assert found == {"pyrl/engine/vllm/release.py"}
+    assert found == {file}
 
 
 def test_no_exception_is_caught_without_its_kind() -> None:

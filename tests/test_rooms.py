@@ -58,6 +58,7 @@ PYTHON = {
         "prune replay reward select tempered vote"
     ),
     "diagnostics": "advantage attention learner leaves pack",
+    "remote": "engine learner logits loss models pack rollout",  # its model is on a server
     # A run: it is watched, set up, trained and called.
     "report": "answers budget engine forest leaves pack reward rollout texts vote",
     "evaluate": (
@@ -65,8 +66,8 @@ PYTHON = {
     ),
     "run": (
         "algorithm answers attention checks distilled engine evaluate foreign fork judger law "
-        "learner leaves logits loss methods models pack prompts prune ranks report reward rollout "
-        "sources vote"
+        "learner leaves logits loss methods models pack prompts prune ranks remote report reward "
+        "rollout sources vote"
     ),
     "train": (
         "advantage answers diagnostics engine evaluate fork leaves pack prompts prune "
@@ -78,7 +79,7 @@ PYTHON = {
         "learner leaves logits loss methods pack presets prompts prune report reward "
         "rollout run select train vote"
     ),
-    "serve": "engine learner logits loss models pack run",
+    "serve": "engine learner logits loss models pack remote run",
     "demo": "algorithm checks evaluate fork loss methods models prune reward run sources",
     "compare": "checks demo engine evaluate report reward run train",
     "completion": "",

@@ -27,7 +27,7 @@ from pyrl.algorithm import Algorithm
 from pyrl.demo.run import echo, ettrl, ttrl
 from pyrl.engine.hf import HFEngine
 from pyrl.fork import TopEntropy
-from pyrl.learner import SamplerMismatchError
+from pyrl.learner.guard import SamplerMismatchError
 from pyrl.loss import KL, Clip
 from pyrl.methods import METHODS
 from pyrl.models import load_model

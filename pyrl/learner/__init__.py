@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping
 from copy import copy
@@ -25,9 +24,16 @@ from pyrl.engine.sync import digest
 from pyrl.engine.trial import check_learning, has_plain_head
 from pyrl.learner.below import Below
 from pyrl.learner.effects import effects
+from pyrl.learner.guard import (
+    NonFiniteError,
+    SamplerMismatchError,
+    check_update,
+    tolerances,
+)
 from pyrl.learner.moments import load_moments, moments
 from pyrl.learner.momentum import Corrected, Normalized
 from pyrl.learner.needs import check_columns, no_pass
+from pyrl.learner.of_prompts import of_prompts
 from pyrl.learner.optimizer import make_optimizer
 from pyrl.learner.reader import Reader
 from pyrl.learner.recompute import layers, recompute_layers
@@ -50,29 +56,12 @@ from pyrl.loss.old_policy import (
 )
 from pyrl.loss.terms import Terms, loss_terms
 from pyrl.models.lora import has_adapter
-from pyrl.pack import TokenBatch, gather, pack, pack_given
+from pyrl.pack import TokenBatch, gather, pack
 from pyrl.ranks import ALONE, Ranks
 from pyrl.ranks.sharded import Held, Sharded, number
 
 if TYPE_CHECKING:
     from pyrl.run.config import Run
-
-TOLERANCE = {"float64": 1e-2, "float32": 1e-2, "float16": 0.2, "bfloat16": 0.8}
-"""Largest difference between log-probs (nats) of one policy in the sampler and in the learner, by
-the coarser of the types that the two compute in."""
-
-MEAN_TOLERANCE = {"float64": 1e-3, "float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}
-"""The same for the mean over the tokens of an update. With SmolLM2-135M, 1,366 tokens at a
-temperature of 1, a learner in bfloat16 is off by 0.027 in the mean and 0.28 at most, one in float32
-by 1e-5 and 6e-5. Noise in one of the passes is off at every token."""
-
-
-class NonFiniteError(FloatingPointError):
-    """A loss or gradient is NaN or infinite; the update was not made."""
-
-
-class SamplerMismatchError(ValueError):
-    """The tokens were sampled by another policy than the one that is about to learn from them."""
 
 
 class Learner:
@@ -103,6 +92,11 @@ class Learner:
         self.reader = Reader.of(run)
         self.reader.parts = ranks.size
         check_columns(self.loss, run)
+        self._own(model, initial)
+
+    def _own(self, model: PreTrainedModel, initial: PreTrainedModel | None) -> None:
+        """Make the models ready to be read, and the first one to be updated."""
+        run = self.run
         check_learning(model)
         self.reader.plain_head = has_plain_head(model)
         if run.gradient_checkpointing:
@@ -117,6 +111,17 @@ class Learner:
             self.reference = self._held(initial)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.parameters, run)
+
+    @property
+    def changed(self) -> bool:
+        """The weights have been updated, by this learner or before its state was saved."""
+        return bool(self.optimizer.state)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the losses of tokens are computed."""
+        device: torch.device = self.model.device
+        return device
 
     def _held(self, model: PreTrainedModel) -> Held:
         """The model in whole, or this process's part of it."""
@@ -180,8 +185,6 @@ class Learner:
         """
         self.ranks.tell("update", batch, group_N, step, experts, spent, replayed)
         rate = learning_rate(self.run, step, spent)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         seed = (self.run.seed << 32) + step
         progress = step / self.run.steps if spent is None else spent
         updates = self.run.algorithm.updates_per_step
@@ -195,22 +198,23 @@ class Learner:
         moved = replayed
         for part in parts:
             tally = self.gradient(part, state, exact=self._is_old and not moved)
-            norm = number(nn.utils.clip_grad_norm_(self.parameters, self.run.clip_grad_norm))
-            self.check(tally, norm, on_policy=not (moved or stale))
-            told = self._step(part, state, norm)
+            told = self._move(part, state, tally, rate, on_policy=not (moved or stale))
             moved = moved or tally.weight > 0
-            rows.append(tally.metrics() | {"grad_norm": norm} | told)
-        self.optimizer.zero_grad(set_to_none=True)
+            rows.append(tally.metrics() | told)
         if self.ranks.size > 1 and not self.policy.sharded:
             weights = {"sum of all bits": sum(map(digest, self.parameters))}
             self.ranks.check_same(f"weights after step {step + 1}", weights)
         trained = float((batch.mask_T & (batch.advantage_T != 0)).sum())
         learned = {"learning_rate": rate, "pack/trained": trained}
-        return averaged(rows) | learned | cost | self.reader.metrics()
+        return averaged(rows) | learned | cost | self._has_read()
 
-    def _step(self, batch: TokenBatch, state: LossState, norm: float) -> dict[str, float]:
-        """Step the optimizer along the gradient of the batch, which had this norm before it was
-        clipped; what it tells."""
+    def _move(
+        self, batch: TokenBatch, state: LossState, tally: Tally, rate: float, *, on_policy: bool
+    ) -> dict[str, float]:
+        """Step the optimizer along the gradient of the batch, clipped, unless `check` raises; what
+        it tells."""
+        norm = number(nn.utils.clip_grad_norm_(self.parameters, self.run.clip_grad_norm))
+        self.check(tally, norm, on_policy=on_policy)
 
         def again() -> None:
             self.gradient(batch, state)
@@ -219,11 +223,15 @@ class Learner:
                 if parameter.grad is not None:
                     parameter.grad.mul_(clip)
 
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         if isinstance(self.optimizer, Corrected):
             self.optimizer.step(again)
         else:
             self.optimizer.step()
-        return self.optimizer.told if isinstance(self.optimizer, Normalized) else {}
+        self.optimizer.zero_grad(set_to_none=True)
+        told = self.optimizer.told if isinstance(self.optimizer, Normalized) else {}
+        return {"grad_norm": norm, **told}
 
     def mini_batches(
         self,
@@ -296,7 +304,7 @@ class Learner:
                 raise ValueError(no_pass(name, "an advantage stage or a selection"))
             batch = pack(rows, np.zeros(len(rows.label_T)))
             if name == "prompt_logprob_T":
-                return self._of_prompts(batch)
+                return of_prompts(batch, self.read)
             return self.read(batch, frozen)
 
         return look
@@ -315,24 +323,6 @@ class Learner:
     def logprobs(self, batch: TokenBatch) -> NDArray[np.float64]:
         """Log-probs [T] of the batch by the model as it is now, at the sampling temperature."""
         return self.read(batch)
-
-    def _of_prompts(self, batch: TokenBatch) -> NDArray[np.float64]:
-        """The mean log-prob of its prompt's tokens but the first for each response token [T]."""
-        own_N, place_N = np.diff(batch.token_offset_N1), batch.input_offset_N1
-        prompt_N = [
-            batch.input_I[begin : end - own]
-            for begin, end, own in zip(place_N[:-1], place_N[1:], own_N, strict=True)
-        ]
-        place = {prompt.tobytes(): prompt for prompt in prompt_N if prompt.size > 1}
-        if not place:
-            return np.zeros(len(batch.label_T))
-        asked = pack_given(
-            [prompt[:1].astype(np.int32) for prompt in place.values()],
-            [prompt[1:] for prompt in place.values()],
-        )
-        total = np.bincount(asked.leaf_T, self.read(asked))
-        mean = dict(zip(place, total / np.diff(asked.token_offset_N1), strict=True))
-        return np.repeat([mean.get(prompt.tobytes(), 0.0) for prompt in prompt_N], own_N)
 
     def read(self, batch: TokenBatch, frozen: bool = False) -> NDArray[np.float64]:
         """Log-probs [T] by the model as it is now, or by the frozen first one, in passes that are
@@ -399,45 +389,37 @@ class Learner:
     def tolerances(self, tokens: int) -> tuple[float, float]:
         """By how much the log-probs of one policy may differ between sampler and learner (nats): of
         a token, and in the mean of so many."""
-        dtypes = (self.run.dtype, self.sampler_dtype)
-        largest = max(TOLERANCE[dtype] for dtype in dtypes)
-        # One token at its limit is no reason to stop, also where there are few tokens.
-        mean = max(MEAN_TOLERANCE[dtype] for dtype in dtypes) + largest / max(1, tokens)
-        return largest, mean
+        return tolerances((self.run.dtype, self.sampler_dtype), tokens)
 
     def check(self, tally: Tally, norm: float, *, on_policy: bool) -> None:
-        """Raise, and drop the gradient, unless it may change the weights.
+        """Raise what `check_update` raises, and drop the gradient, unless it may change the
+        weights."""
+        try:
+            check_update(tally, norm, self.tolerances(tally.tokens) if on_policy else None)
+        except (NonFiniteError, SamplerMismatchError):
+            self._drop_gradient()
+            raise
 
-        NonFiniteError: loss or norm is no number; SamplerMismatchError: the log-probs
-        of the sampler and of the learner differ, which are the same policy until it has moved.
-        """
-        tolerance, mean = self.tolerances(tally.tokens)
-        finite = math.isfinite(tally.loss) and math.isfinite(norm)
-        if finite and not (on_policy and (tally.gap > tolerance or tally.mean_gap() > mean)):
-            return
+    def _has_read(self) -> dict[str, float]:
+        """What has been read since the last call, by the names of pyrl.report.metrics."""
+        return self.reader.metrics()
+
+    def _drop_gradient(self) -> None:
+        """Let no later step see the gradient of this batch."""
         self.optimizer.zero_grad(set_to_none=True)
-        if not finite:
-            raise NonFiniteError(
-                f"expected a finite loss and gradient, got loss {tally.loss} and gradient norm "
-                f"{norm}; this update was not made"
-            )
-        raise SamplerMismatchError(
-            f"expected the log-prob of a sampled token to differ by at most {tolerance:g} between "
-            f"sampler and learner before an update, and by {mean:.2g} in the mean of "
-            f"{tally.tokens} tokens, got {tally.sampled:.6g} from the sampler and "
-            f"{tally.learned:.6g} from the learner, and {tally.mean_gap():.2g} in the mean; this "
-            f"update was not made. Check that the "
-            f"sampler has the learner's weights, temperature and precision"
-        )
 
     def _passes(self, batch: TokenBatch, terms: Terms) -> Iterator[NDArray[np.int64]]:
-        """Passes over the leaves that have a gradient: zero advantage alone gives none."""
+        """Passes over the leaves that have a gradient."""
+        used_N = self._used(batch, terms)
+        for leaf_N in self.reader.passes(batch.take(used_N)):
+            yield used_N[leaf_N]
+
+    def _used(self, batch: TokenBatch, terms: Terms) -> NDArray[np.int64]:
+        """The leaves that have a gradient: zero advantage alone gives none."""
         used_T = terms.weight_T != 0
         if self.loss.needs_advantage:
             used_T = used_T & (terms.advantage_T != 0)
-        used_N = np.unique(batch.leaf_T[used_T.cpu().numpy()])
-        for leaf_N in self.reader.passes(batch.take(used_N)):
-            yield used_N[leaf_N]
+        return np.unique(batch.leaf_T[used_T.cpu().numpy()])
 
     def _terms(self, batch: TokenBatch, state: LossState | None) -> Terms:
         """What a token's loss takes from the whole mini-batch, from the policy that sampled it."""
@@ -449,7 +431,7 @@ class Learner:
             group_N = torch.from_numpy(np.unique(batch.group_N, return_inverse=True)[1])
         return loss_terms(
             self.loss,
-            tensors(columns, self.model.device),
+            tensors(columns, self.device),
             mask_T=loss_mask(self.loss, batch),
             offset_N1=torch.from_numpy(batch.token_offset_N1),
             group_N=group_N,
@@ -460,7 +442,7 @@ class Learner:
         reference = None
         if self.reference is not None and self.loss.has_reference:
             reference = self._stats(self.reference, batch).logprob
-        columns = tensors(loss_columns(batch), self.model.device)
+        columns = tensors(loss_columns(batch), self.device)
         given: Columns = {
             "rollout_logprob_T": columns["rollout_logprob_T"],
             "ref_logprob_T": reference,
@@ -503,3 +485,12 @@ class Learner:
         """Take over what `state` returned; ValueError if it is of another model."""
         self.policy.part()
         load_moments(self.optimizer, self.model, tensors, counts)
+
+    def keep(self, step: int) -> str | None:
+        """Where a server keeps weights and optimizer as they are after this step; None: the
+        checkpoint has them."""
+        return None
+
+    def publish(self) -> str | None:
+        """Where a server keeps the trained weights; None: the run's directory has them."""
+        return None

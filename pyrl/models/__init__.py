@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -34,6 +36,7 @@ __all__ = [
     "find_device",
     "load_config",
     "load_model",
+    "load_shape",
     "model_location",
     "room",
 ]
@@ -87,6 +90,23 @@ def load_config(name: str) -> PretrainedConfig:
         said = " ".join(f"{type(error).__name__}: {error}".split())
         raise ModelError(f"{name}: the configuration cannot be loaded: {said}") from error
     return config
+
+
+def load_shape(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model by any name of `load_model` without its weights, whose tensors hold nothing, and its
+    tokenizer. ModelError."""
+    config, location = load_config(name), str(base_location(name))
+    with quiet_progress():
+        try:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            with suppress(OSError):  # a checkpoint need not say how it generates
+                model.generation_config = GenerationConfig.from_pretrained(location)
+            tokenizer = AutoTokenizer.from_pretrained(location)
+        except (OSError, *UNLOADABLE) as error:
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ModelError(f"{name}: the tokenizer cannot be loaded: {said}") from error
+    return cast(PreTrainedModel, model.eval()), cast(PreTrainedTokenizerBase, tokenizer)
 
 
 @dataclass(frozen=True)

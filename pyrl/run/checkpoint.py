@@ -133,7 +133,10 @@ def write_model(
     model.config._attn_implementation = None
     try:
         with quiet_progress():
-            model.save_pretrained(folder, state_dict=weights)
+            if model.device.type == "meta":  # its weights are on a server
+                model.config.save_pretrained(folder)
+            else:
+                model.save_pretrained(folder, state_dict=weights)
     finally:
         model.config._attn_implementation = implementation
     # tokenizers reports a failed write by a bare Exception, a copy by an OSError.

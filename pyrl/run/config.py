@@ -14,6 +14,7 @@ from pyrl.engine.launch import ENGINES
 from pyrl.engine.vllm.options import VLLMOptions
 from pyrl.foreign import TIME_LIMIT
 from pyrl.models.lora import LoRA
+from pyrl.remote.options import RemoteOptions
 from pyrl.run.names import Names, Plugins
 
 
@@ -106,6 +107,11 @@ class Run:
     was added to pyrl.engine.launch.ENGINES."""
     vllm: VLLMOptions = dataclasses.field(default_factory=VLLMOptions)
     """How vLLM runs the model."""
+    tinker: str | None = None
+    """Address of a server of the Tinker protocol that samples and trains the model, as an adapter;
+    its token is in TINKER_API_KEY."""
+    remote: RemoteOptions = dataclasses.field(default_factory=RemoteOptions)
+    """How that server is asked."""
     max_rows: int = 256
     """Branches that the engine samples at the same time."""
     chat: bool | None = None

@@ -47,6 +47,8 @@ FREE = frozenset(
         "diagnostics",
         "call_time_limit",
         "vllm",
+        "tinker",
+        "remote",
         "lora.merge",
         "plugin",
         # A name gives classes and numbers, and these are compared.

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from pyrl.engine.dealt import serve
-from pyrl.learner import NonFiniteError, SamplerMismatchError
+from pyrl.learner.guard import NonFiniteError, SamplerMismatchError
 from pyrl.ranks import Ranks
 from pyrl.run.config import Run
 from pyrl.run.setup import Questions, assemble

@@ -26,10 +26,15 @@ def write_results(
     evaluations: Evaluations,
     observer: StepObserver,
     changed: bool,
-    weights: Mapping[str, Tensor] | None = None,
+    weights: Mapping[str, Tensor] | None,
+    remote: str | None,
 ) -> Report:
     """Write the trained model, the report (.html, .md, .json) and curves.png, each whole or not at
-    all. `weights`: those of the model, which has parts of them."""
+    all.
+
+    `weights`: those of the model, which has parts of them; `remote`: where a server has them, and
+    the model is its tokenizer and configuration.
+    """
     with replacing(run.output / "model") as folder:
         write_model(folder, model, tokenizer, weights)
         if run.lora.merge and has_adapter(model):
@@ -45,6 +50,8 @@ def write_results(
         "learning rate": run.learning_rate,
         "seed": run.seed,
     }
+    if remote is not None:
+        facts["trained weights"] = remote
     if evaluations.taken and (left_out := evaluations.left_out()):
         facts["scored"] = left_out
     chosen = ", ".join(f"{kind} {name}" for kind, name in run.names.chosen.items())

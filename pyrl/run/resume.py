@@ -28,10 +28,12 @@ def record_of(
     states: States,
     unlogged: Unlogged | None,
     base: int | None,
+    remote: str | None,
 ) -> dict[str, Any]:
     """The record of the last finished step, as JSON has it; `unlogged` is not yet in the log.
 
-    `base`: the digest of the frozen weights below an adapter.
+    `base`: the digest of the frozen weights below an adapter. `remote`: where a server has the
+    weights and the optimizer.
     """
     return observer.state_dict() | {
         "loss": memory.state_dict(),
@@ -40,6 +42,7 @@ def record_of(
         "unlogged": asdict(unlogged) if unlogged else None,
         "steps": run.steps,
         "base": base,
+        "remote": remote,
         "log": log.digests(run.output, step + (unlogged is None)),
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from tyro import MISSING
 from pyrl._core.tree import Signals
 from pyrl.algorithm import Algorithm
 from pyrl.answers import EQUIVALENCES, Equivalence, Extractor
-from pyrl.answers.reading import StopText, answer_format, check_formats, decoder
+from pyrl.answers.reading import AnswerFormat, StopText, answer_format, check_formats, decoder
 from pyrl.answers.truth import has_truth
 from pyrl.checks import Checked
 from pyrl.engine import Engine
@@ -24,10 +24,14 @@ from pyrl.engine.launch import ENGINES, Carry, Request
 from pyrl.engine.sync import Copied, Shared, digests
 from pyrl.learner import Learner
 from pyrl.leaves import Decode
-from pyrl.models import DTYPES, find_device, load_model, model_location, room
+from pyrl.models import DTYPES, find_device, load_model, load_shape, model_location, room
 from pyrl.models.lora import add_adapter, has_adapter, load_adapter
 from pyrl.prompts import Prompt, load_prompts
 from pyrl.ranks import ALONE, Ranks
+from pyrl.remote.launch import launch
+from pyrl.remote.learner import RemoteLearner
+from pyrl.remote.needs import check_remote
+from pyrl.remote.service import Service
 from pyrl.reward import check_answers, function_reward
 from pyrl.rollout import make_signals
 from pyrl.run.checkpoint import Checkpoint, CheckpointError
@@ -124,18 +128,16 @@ def assemble(
     a file that cannot be used, RanksError a process that differs; nothing is written.
     """
     given = given or Given()
+    if run.tinker is not None:
+        check_remote(run)
     check_ranks(run, ranks)
     algorithm = _rewarded(run, given)
     states = States(algorithm)
     start = find_start(run)
     if run.threads:
         torch.set_num_threads(run.threads)
-    device = ranks.device(find_device(run.device))
-    model, tokenizer, initial, base = _load(run, start, given)
-    initial = None if initial is None else initial.to(device)
-    bits = sum(digests(model.state_dict()).values()) if ranks.size > 1 else 0
-    learner = Learner(model.to(device), initial, run, ranks)
-
+    learner, tokenizer, base, bits = _learner(run, start, given, ranks)
+    model = learner.model
     load = _loader(run, model, tokenizer)
     data = run.data if given.prompts is None else Rows(given.prompts)
     prompts = check_answers(algorithm.reward, load(data), run.data)
@@ -149,7 +151,7 @@ def assemble(
     )
     sets = _eval_sets(run, data, prompts, load, eval_sets)
     form = answer_format(model, tokenizer, data, run.extractor, run.stop, run.answer_after)
-    engine, sync = _engine(run, learner, form.eos, prompts[0])
+    engine, sync = _engine(run, learner, form, prompts[0])
     signals = make_signals(algorithm.fork, algorithm.prune)
     if start:
         _go_on(start, learner, signals, states)
@@ -181,6 +183,31 @@ def _go_on(start: Checkpoint, learner: Learner, signals: Signals | None, states:
     if signals is not None:
         signals.load(start.signals())
     states.load_state_dict(start.record["states"], start.arrays())
+
+
+def _learner(
+    run: Run, start: Checkpoint | None, given: Given, ranks: Ranks
+) -> tuple[Learner, PreTrainedTokenizerBase, int | None, int]:
+    """The learner with its model, here or on a server; the tokenizer; the digest of what stays
+    frozen below an adapter that is here; and that of all weights, if other processes have them."""
+    path = None if start is None else start.record.get("remote")
+    if start is not None and (path is None) != (run.tinker is None):
+        has = "here" if path is None else f"on a server, as {path}"
+        raise CheckpointError(
+            f"{start.path}: expected --tinker URL if the weights are on a server, and none if they "
+            f"are here; they are {has}"
+        )
+    if run.tinker is not None:
+        if given.model is not None:
+            raise ValueError("model: expected a name that the server has, got a model")
+        service = Service(run.tinker, run.model, run.remote.timeout)
+        shape, tokenizer = load_shape(run.model)
+        return RemoteLearner(service, shape, run, path), tokenizer, None, 0
+    device = ranks.device(find_device(run.device))
+    model, tokenizer, initial, base = _load(run, start, given)
+    initial = None if initial is None else initial.to(device)
+    bits = sum(digests(model.state_dict()).values()) if ranks.size > 1 else 0
+    return Learner(model.to(device), initial, run, ranks), tokenizer, base, bits
 
 
 def _load(
@@ -258,7 +285,8 @@ def _loader(
     return partial(
         load_prompts,
         tokenizer=tokenizer,
-        max_tokens=space.tokens - run.algorithm.sample.max_tokens,
+        # A server samples a token after each text, also after one that it only scores.
+        max_tokens=space.tokens - run.algorithm.sample.max_tokens - (run.tinker is not None),
         space=space.limit,
         chat=run.chat,
         prefix=run.prefix,
@@ -272,22 +300,11 @@ def _loader(
 
 
 def _engine(
-    run: Run, learner: Learner, eos: Collection[int], question: Prompt
+    run: Run, learner: Learner, form: AnswerFormat, question: Prompt
 ) -> tuple[Engine, Carry]:
     """This process's engine, of which the learner knows how it computes; at the leader those of
     all processes as one."""
-    request = Request(
-        model=learner.model,
-        source=run.model,
-        eos=eos,
-        max_rows=run.max_rows,
-        dtype=run.weights if run.dtype == "float32" else run.dtype,
-        probe_T=question.tokens,
-        gather=learner.policy.gather if learner.policy.sharded else None,
-        vllm=run.vllm,
-        ahead=run.ahead,
-    )
-    engine, sync = ENGINES[run.engine](request)
+    engine, sync = _launched(run, learner, form, question)
     learner.sampler_dtype, learner.sampler_shares = engine.dtype, isinstance(sync, Shared | Copied)
     if run.ahead and isinstance(sync, Shared):
         engine.close()
@@ -298,6 +315,26 @@ def _engine(
     if learner.ranks.leads:
         return Dealt(engine, learner.ranks), Told(sync, learner.ranks)
     return engine, sync
+
+
+def _launched(
+    run: Run, learner: Learner, form: AnswerFormat, question: Prompt
+) -> tuple[Engine, Carry]:
+    """The engine by its name, or the one of the learner's server."""
+    if isinstance(learner, RemoteLearner):
+        return launch(run, learner, form.eos, stops=form.stop is not None)
+    request = Request(
+        model=learner.model,
+        source=run.model,
+        eos=form.eos,
+        max_rows=run.max_rows,
+        dtype=run.weights if run.dtype == "float32" else run.dtype,
+        probe_T=question.tokens,
+        gather=learner.policy.gather if learner.policy.sharded else None,
+        vllm=run.vllm,
+        ahead=run.ahead,
+    )
+    return ENGINES[run.engine](request)
 
 
 def _eval_sets(

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pyrl.learner import Learner, SamplerMismatchError
+from pyrl.learner import Learner
+from pyrl.learner.guard import SamplerMismatchError
 from pyrl.leaves import Leaves
 from pyrl.pack import pack
 from pyrl.run.checkpoint import Checkpoint

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hmac
-import re
 import secrets
 import time
 from collections import OrderedDict
 
+from pyrl.remote.releases import TESTED, tested
 from pyrl.serve.body import RequestError
 
-TESTED = ("0.25.0", "0.38.0")
-"""Releases of the SDK between which this server is tested."""
 SESSIONS = 4096
 """Sessions at most; the one that was silent longest is forgotten for a new one."""
 SILENCE = 120.0
@@ -20,18 +18,11 @@ SILENCE = 120.0
 
 def check_release(version: str) -> None:
     """RequestError unless the SDK is one that this server was tested with, or lies between."""
-    low, high = (_numbers(release) for release in TESTED)
-    found = _numbers(version)
-    if found is None or low is None or high is None or not low[:2] <= found[:2] <= high[:2]:
+    if not tested(version):
         raise RequestError(
             f"sdk_version: expected a tinker SDK from {TESTED[0]} to {TESTED[1]}, which this "
             f"server was tested with, got {version}; pip install tinker=={TESTED[1]}"
         )
-
-
-def _numbers(version: str) -> tuple[int, ...] | None:
-    match = re.match(r"(\d+)\.(\d+)", version)
-    return match and tuple(map(int, match.groups()))
 
 
 def check_token(expected: str, got: str) -> None:

@@ -25,6 +25,8 @@ ENGINES = 2
 """Policies that are loaded to be sampled from; a further one takes the place of the oldest."""
 ROWS = 256
 """Rows of a text whose logits lie in memory at a time."""
+TOKENS = 4096
+"""Tokens of samples that are read at a time for their most probable tokens."""
 MOST_SAMPLES, MOST_TOP = 1024, 128
 """Samples of a request, and tokens at a place, at most."""
 NOWHERE = -99999.0
@@ -134,7 +136,7 @@ class Samplers:
         model, engine = self._engine(requests[0].sampler)
         sample_B = [_Sample(request) for request in requests for _ in range(request.count)]
         _draw(engine, self._policies.tokenizer, sample_B)
-        drawn = iter(sample_B)
+        drawn = iter(zip(sample_B, _tops(model, sample_B), strict=True))
         return [
             _result(model, request, [next(drawn) for _ in range(request.count)])
             for request in requests
@@ -152,8 +154,9 @@ class Samplers:
 
 
 def seeds(seed: int, count: int) -> NDArray[np.uint64]:
-    """A seed for each sample of a request."""
-    return np.random.SeedSequence(seed).generate_state(count, np.uint64).astype(np.uint64)
+    """A seed for each sample of a request; the first has the request's own."""
+    others = np.random.SeedSequence(seed).generate_state(count - 1, np.uint64)
+    return np.concatenate([np.array([seed], np.uint64), others.astype(np.uint64)])
 
 
 def _draw(
@@ -212,27 +215,77 @@ def _ends(tokenizer: PreTrainedTokenizerBase, sample: _Sample) -> bool:
     return any(stop in text for stop in request.stop_texts)
 
 
-def _result(model: PreTrainedModel, request: Request, drawn: Sequence[_Sample]) -> bytes:
-    sequences = []
-    for sample in drawn:
-        top = None
-        if request.top:
-            token_I = np.concatenate([request.prompt_L, np.array(sample.tokens, np.int32)])
-            temperature = request.sampling.temperature or 1.0
-            begin = len(request.prompt_L)
-            top = _top(model, token_I, begin, request.top, temperature)
-        sequences.append(
-            wire.sequence(sample.tokens, sample.logprobs, stopped=sample.stopped, top=top)
-        )
+def _result(
+    model: PreTrainedModel, request: Request, drawn: Sequence[tuple[_Sample, Top | None]]
+) -> bytes:
+    sequences = [
+        wire.sequence(sample.tokens, sample.logprobs, stopped=sample.stopped, top=top)
+        for sample, top in drawn
+    ]
     logprob_L = top = alternatives = None
     if request.prompt_last:
         begin = max(1, len(request.prompt_L) - request.prompt_last)
         logprob_L = _of_prompt(model, request.prompt_L, begin)
         if request.prompt_top:
-            top = _padded(_top(model, request.prompt_L, begin, request.prompt_top, 1.0), begin)
+            hidden_IH = _hidden(model, request.prompt_L.astype(np.int64)[None])[0]
+            told = _most(model, hidden_IH[begin - 1 : -1], request.prompt_top, 1.0)
+            top = _padded(told, begin)
     if request.alternatives:
         alternatives = _alternatives(model, request)
     return wire.samples(sequences, logprob_L, top, alternatives)
+
+
+def _tops(model: PreTrainedModel, sample_B: Sequence[_Sample]) -> list[Top | None]:
+    """The most probable tokens at each place of each sample, if its request asks for them."""
+    found: list[Top | None] = [None] * len(sample_B)
+    asked = [b for b, sample in enumerate(sample_B) if sample.request.top]
+    while asked:
+        longest = max(len(sample_B[b].request.prompt_L) + sample_B[b].request.limit for b in asked)
+        count = max(1, TOKENS // longest)
+        part, asked = asked[:count], asked[count:]
+        rows = [sample_B[b] for b in part]
+        length_N = np.array([len(sample.tokens) for sample in rows])
+        begin_N = np.array([len(sample.request.prompt_L) for sample in rows])
+        ids_NL = np.zeros((len(rows), int((begin_N + length_N).max())), np.int64)
+        for ids_L, sample, begin in zip(ids_NL, rows, begin_N, strict=True):
+            ids_L[:begin] = sample.request.prompt_L
+            ids_L[begin : begin + len(sample.tokens)] = sample.tokens
+        # What stands to the right of a text is not seen by it.
+        hidden_NLH = _hidden(model, ids_NL)
+        hidden_RH = torch.cat(
+            [h[b - 1 : b - 1 + n] for h, b, n in zip(hidden_NLH, begin_N, length_N, strict=True)]
+        )
+        temperature = rows[0].request.sampling.temperature or 1.0
+        most = max(sample.request.top for sample in rows)
+        top = _most(model, hidden_RH, most, temperature)
+        ends = np.cumsum(length_N)[:-1]
+        split = (np.split(top.token_LK, ends), np.split(top.logprob_LK, ends))
+        for b, token_LK, logprob_LK in zip(part, *split, strict=True):
+            k = sample_B[b].request.top
+            found[b] = Top(token_LK[:, :k], logprob_LK[:, :k])
+    return found
+
+
+def _hidden(model: PreTrainedModel, ids_NL: NDArray[np.int64]) -> Tensor:
+    """Last hidden states [N, L, H] of texts."""
+    model.eval()
+    with torch.no_grad():
+        ids = torch.from_numpy(ids_NL).to(model.device)
+        hidden: Tensor = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    return hidden
+
+
+def _most(model: PreTrainedModel, hidden_RH: Tensor, k: int, temperature: float) -> Top:
+    """The k most probable tokens after each hidden state."""
+    parts = []
+    with torch.no_grad():
+        for hidden in torch.split(hidden_RH, ROWS):
+            logits_RV = model.get_output_embeddings()(hidden).float() / temperature
+            parts.append(logits_RV.log_softmax(-1).topk(min(k, logits_RV.shape[1])))
+    tokens = [part.indices.cpu().numpy().astype(np.int32) for part in parts]
+    return Top(
+        np.concatenate(tokens), np.concatenate([part.values.cpu().numpy() for part in parts])
+    )
 
 
 def _logits(
@@ -242,10 +295,8 @@ def _logits(
 
     The logits of a token are those after the tokens before it.
     """
-    model.eval()
-    ids_I = torch.from_numpy(token_I.astype(np.int64)).to(model.device)
+    hidden_IH = _hidden(model, token_I.astype(np.int64)[None])[0]
     with torch.no_grad():
-        hidden_IH = model.get_decoder()(input_ids=ids_I[None], use_cache=False).last_hidden_state[0]
         for first in range(begin, len(token_I), ROWS):
             last = min(first + ROWS, len(token_I))
             yield first, model.get_output_embeddings()(hidden_IH[first - 1 : last - 1]).float()
@@ -261,22 +312,6 @@ def _of_prompt(
         chosen_RV = logits_RV.log_softmax(-1).cpu()
         logprob_I[first : first + len(own_R)] = chosen_RV.gather(1, own_R[:, None])[:, 0].numpy()
     return logprob_I
-
-
-def _top(
-    model: PreTrainedModel, token_I: NDArray[np.int32], begin: int, k: int, temperature: float
-) -> Top:
-    """The k most probable tokens in the places from `begin` on."""
-    tokens, logprobs = [np.empty((0, k), np.int32)], [np.empty((0, k), np.float32)]
-    for _, logits_RV in _logits(model, token_I, begin):
-        found = (logits_RV / temperature).log_softmax(-1).topk(min(k, logits_RV.shape[1]))
-        tokens.append(found.indices.cpu().numpy().astype(np.int32))
-        logprobs.append(found.values.cpu().numpy())
-    width = tokens[-1].shape[1]
-    return Top(
-        np.concatenate([part[:, :width] for part in tokens]),
-        np.concatenate([part[:, :width] for part in logprobs]),
-    )
 
 
 def _padded(top: Top, begin: int) -> Top:

@@ -28,7 +28,8 @@ from learner_reference import slow_gradient
 from torch import Tensor
 
 from pyrl.engine import Dtype
-from pyrl.learner import Learner, NonFiniteError, SamplerMismatchError
+from pyrl.learner import Learner
+from pyrl.learner.guard import NonFiniteError, SamplerMismatchError
 from pyrl.learner.schedule import learning_rate
 from pyrl.loss import KL, Loss, LossState
 from pyrl.pack import TokenBatch

@@ -32,7 +32,8 @@ from pyrl.engine import EngineFailure
 from pyrl.engine.hf import HFEngine
 from pyrl.engine.launch import ENGINES, Request
 from pyrl.engine.launch import hf as launch_hf
-from pyrl.learner import Learner, SamplerMismatchError
+from pyrl.learner import Learner
+from pyrl.learner.guard import SamplerMismatchError
 from pyrl.methods import METHODS
 from pyrl.models.lora import LoRA
 from pyrl.presets import PRESETS
