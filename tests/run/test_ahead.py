@@ -113,8 +113,8 @@ def test_the_bits_do_not_depend_on_who_is_slow_nor_on_evaluations(
     algorithm = replace(tiny(ttrl(), votes=8), select=Dynamic(rounds=1))
     found, counts = [], []
     for name, owner, call, seconds, every in (
-        ("sampler", HFEngine, "step", 0.005, 0),
-        ("learner", Learner, "update", 0.3, 2),
+        ("sampler", HFEngine, "step", 0.003, 0),
+        ("learner", Learner, "update", 0.2, 2),
     ):
         folder = tmp_path / name
         folder.mkdir()
@@ -133,16 +133,31 @@ def test_the_bits_do_not_depend_on_who_is_slow_nor_on_evaluations(
     assert max(row["select/questions"] or 0 for row in counts[0]) > 2
 
 
-def test_the_learner_does_not_wait_for_an_engine_that_is_as_slow_as_it_is(
+def test_a_step_is_sampled_while_the_one_before_is_learned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slowed(Rollout, "run", monkeypatch, 0.4)
-    slowed(Learner, "update", monkeypatch, 0.5)
-    trainer = make_trainer(ahead_run(tmp_path))
-    idle = [float(stepped(trainer)["ahead/idle"]) for _ in range(STEPS)]
+    """Each waits for the other: neither would go on if they took turns."""
+    both = threading.Barrier(2, timeout=60)
+    run, update = Rollout.run, Learner.update
+    trainer = make_trainer(ahead_run(tmp_path, steps=3))
+
+    def sampling(rollout: Rollout) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            both.wait()
+        return run(rollout)
+
+    def learning(learner: Learner, *given: Any, **named: Any) -> Any:
+        if trainer.step + 1 < trainer.run.steps:
+            both.wait()
+        return update(learner, *given, **named)
+
+    monkeypatch.setattr(Rollout, "run", sampling)
+    monkeypatch.setattr(Learner, "update", learning)
+    rows = [stepped(trainer) for _ in range(3)]
     trainer.close()
-    assert idle[0] > 0.4
-    assert max(idle[1:]) < 0.4
+    assert [row["ahead/staleness"] for row in rows] == [0, 1, 1]
+    assert "timing/waiting" in rows[2]
+    assert "timing/sampling" not in rows[2]
 
 
 @pytest.fixture(scope="module")
