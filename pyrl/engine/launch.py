@@ -44,10 +44,12 @@ Carry = Callable[[int], dict[str, float]]
 
 
 def hf(request: Request) -> tuple[Engine, Carry]:
-    """transformers, with the learner's own weights."""
+    """transformers, with the learner's own weights. EngineError beside samplers."""
     from pyrl.engine.hf import HFEngine
     from pyrl.engine.sync import Shared
 
+    if request.vllm.sampler:
+        raise EngineError("sampler: expected with --engine vllm, got it with hf")
     engine = HFEngine(request.model, request.eos, max_rows=request.max_rows)
     return engine, Shared(engine)
 

@@ -16,7 +16,7 @@ ADDRESS = re.compile(r"https?://[^/:@\s]+:\d+/?")
 class VLLMOptions:
     """How vLLM runs the model; read when `engine` is "vllm"."""
 
-    sampler: Annotated[tuple[str, ...], arg(prefix_name=False)] = ()
+    sampler: Annotated[tuple[str, ...], arg(aliases=["--sampler"])] = ()
     """Samplers on this or other machines, each http://HOST:PORT of a `pyrl sampler`, in the place
     of a vLLM here."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None

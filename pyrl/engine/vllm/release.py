@@ -284,7 +284,9 @@ def serve(
     development mode. EngineError for a release that has no such server.
     """
     if not HAS_SERVER:
-        raise EngineError(f"pyrl sampler needs vLLM 0.32 or 0.33, {VERSION} is installed: {INSTALL}")
+        raise EngineError(
+            f"pyrl sampler needs vLLM 0.32 or 0.33, {VERSION} is installed: {INSTALL}"
+        )
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"
     # The command takes the logits processors before it chooses the runner: that of V1.
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -53,9 +54,16 @@ class Samplers:
         """Where the requests of each ticket went since the weights came."""
         self._merged: Frame | None = None
         self._sampling: Sampling | None = None
-        for got in self._each(self._links, lambda link: link.open(shape)).values():
-            if got is not None:
-                raise EngineError(f"sampler: {got}") from got
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            for got in self._each(self._links, lambda link: link.open(shape)).values():
+                if got is not None:
+                    raise EngineError(f"sampler: {got}") from got
+            self._compare()
+            undo.pop_all()
+
+    def _compare(self) -> None:
+        """Take over what the samplers tell of themselves; EngineError if they differ."""
         abouts = [link.about for link in self._links]
         for name in ("dtype", "vocabulary", "vllm"):
             if len({about[name] for about in abouts}) > 1:
@@ -153,6 +161,8 @@ class Samplers:
     def close(self) -> None:
         """Stop what runs, where somebody answers."""
         self._each(self._live, Link.close)
+        for link in self._links:
+            link.forget()
         self._pool.shutdown()
 
     @property

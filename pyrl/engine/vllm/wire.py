@@ -43,10 +43,10 @@ class Answer:
         line, _, rest = data.partition(b"\n")
         head = json.loads(line)
         records_B = np.frombuffer(rest, RECORD)
-        end_F = np.cumsum([size for _, size in head["frames"]], dtype=np.int64)
-        if len(records_B) != (end_F[-1] if len(end_F) else 0):
-            raise ValueError(f"{len(records_B)} records arrived, {end_F[-1:]} were sent")
-        parts = np.split(records_B, end_F[:-1])
+        sizes = [int(size) for _, size in head["frames"]]
+        if len(records_B) != sum(sizes):
+            raise ValueError(f"{len(records_B)} records arrived, {sum(sizes)} were sent")
+        parts = np.split(records_B, np.cumsum(sizes[:-1], dtype=np.int64))
         versions = [int(version) for version, _ in head["frames"]]
         frames = [Frame(*pair) for pair in zip(versions, parts, strict=False)]
         computed, cached, again, requests = map(int, head["work"])
