@@ -180,6 +180,24 @@ def test_an_adapter_trains_over_a_sampler(served: Served, tmp_path: Path) -> Non
     assert 0 < moved[0] != moved[1]
 
 
+def test_weights_that_do_not_fit_are_refused_by_the_server(served: Served) -> None:
+    """It says why, and serves the next run, though it was paused."""
+    model = served.model(5)
+    engine = served.engine(model)
+    wrong = [("model.norm.weight", torch.zeros(3))]
+    with pytest.raises(EngineFailure, match=r"answers /pyrl/weights with 500: .*load weight"):
+        engine.load_weights(wrong, 1)
+    engine.close()
+    engine = served.engine(model)
+    engine.load_weights(model.state_dict().items(), 2)
+    drivers = Driver(engine), Driver(HFEngine(model, [EOS]))
+    for driver in drivers:
+        driver.submit([0, 1, 2, 3], limit=20)
+        driver.finish()
+    assert_same(*drivers)
+    engine.close()
+
+
 def test_a_server_that_is_killed_ends_the_run_that_has_no_other(served: Served) -> None:
     """Last: nobody starts it again."""
     model = served.model(4)
