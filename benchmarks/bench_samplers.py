@@ -4,6 +4,7 @@
 
 Run it by an interpreter that has vLLM and pyrl. It starts the sampler, at this machine. All three
 sample the same answers of equal length by the same seeds, in turns, and their tokens are compared.
+CPU time is that of this process and of all that it started.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from statistics import median
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 import numpy as np
+import psutil
 import torch
 from measure import conditions
 
@@ -30,6 +32,13 @@ from pyrl.engine.vllm.served import ServedEngine
 from pyrl.engine.vllm.wire import model_shape
 from pyrl.logits.sampling import Sampling
 from pyrl.models import load_model, model_location
+
+
+def cpu() -> float:
+    """Seconds of this process and of all that it started."""
+    here = psutil.Process()
+    times = [process.cpu_times() for process in (here, *here.children(recursive=True))]
+    return sum(time.user + time.system for time in times)
 
 
 def sample(engine: VLLMEngine, rows: int, tokens: int, seed: int) -> tuple[float, np.ndarray]:
@@ -94,6 +103,7 @@ def main() -> None:
         "a sampler": ServedEngine(shape, [], VLLMOptions(sampler=(url,))),
     }
     seconds: dict[str, list[float]] = {name: [] for name in engines}
+    of_cpu: dict[str, list[float]] = {name: [] for name in engines}
     for version, engine in enumerate(engines.values(), 1):
         began = time.perf_counter()
         engine.load_weights(model.state_dict().items(), version)
@@ -101,15 +111,18 @@ def main() -> None:
     for turn in range(options.rounds + 1):  # the first warms up
         tokens = []
         for name, engine in engines.items():
+            before = cpu()
             took, drawn = sample(engine, options.rows, options.tokens, 1000 * turn)
             tokens.append(drawn)
             if turn:
                 seconds[name].append(took)
+                of_cpu[name].append(cpu() - before)
         differ = [int((drawn != tokens[0]).any(1).sum()) for drawn in tokens]
         print(f"answers that differ from those of the first: {differ}", flush=True)
     total = options.rows * options.tokens
     for name, took in seconds.items():
-        print(f"{name}: {total / median(took):.0f} tokens/s ({total} tokens, {took})")
+        used = 1000 * median(of_cpu[name]) / total
+        print(f"{name}: {total / median(took):.0f} tokens/s, {used:.2f} ms of CPU time a token")
         engines[name].close()
     print(conditions())
     process.terminate()

@@ -122,7 +122,7 @@ class StandIn:
             if where.path in self.missing:
                 status, said = 404, b"{}"
             elif asked.get("session", self.session) != self.session:
-                status, said = 409, json.dumps({"error": "it serves another run now"}).encode()
+                status, said = 409, b"it serves another run now"
             elif where.path == "/pyrl/step" and (fault := self.fault()):
                 if fault in ("die", "cut", "silent"):
                     self.dead = fault == "die"

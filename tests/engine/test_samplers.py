@@ -188,7 +188,7 @@ def test_a_sampler_that_serves_another_run_is_left_to_it(
     first.load_weights(model.state_dict().items(), 2)
     assert (two[0].loads, two[1].loads) == ([1, 1], [1, 2])
     third = engine_over(model, two[1])
-    with pytest.raises(EngineFailure, match=r"no sampler is left: .*it serves another run now"):
+    with pytest.raises(EngineFailure, match=r"no sampler is left: .*serves another run now"):
         first.load_weights(model.state_dict().items(), 3)
     for engine in (first, second, third):
         engine.close()
@@ -258,6 +258,14 @@ def test_a_server_that_lacks_a_part_is_refused(
 ) -> None:
     two[1].missing = {route}
     with pytest.raises(EngineError, match=f"sampler: {two[1].url} {said}"):
+        engine_over(model, *two)
+
+
+def test_a_server_of_another_kind_is_refused(
+    model: PreTrainedModel, two: tuple[StandIn, StandIn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(two[1], "route", lambda *_: b"hello")
+    with pytest.raises(EngineError, match=f"{two[1].url} is no sampler: it answers b'hello'"):
         engine_over(model, *two)
 
 

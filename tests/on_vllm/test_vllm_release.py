@@ -106,7 +106,7 @@ def test_a_server_has_what_the_door_asks_of_it() -> None:
     assert_has("RequestOutput", parameters(RequestOutput), {"finished", "prompt_token_ids"})
     assert_has("RequestOutputCollector", dir(RequestOutputCollector), {"get"})
     if not release.HAS_SERVER:
-        with pytest.raises(EngineError, match="pyrl sampler needs vLLM 0.32"):
+        with pytest.raises(EngineError, match=r"pyrl sampler needs vLLM 0\.32"):
             release.serve({}, ("", ""), None, "")
         return
     trainers = importlib.import_module("vllm.entrypoints.rl.online.api_router")

@@ -61,8 +61,7 @@ class Door:
             return
         request = Request(scope, receive)
         if route != self._open and request.query_params["session"] != self._session:
-            told = {"error": "it serves another run now"}
-            response: Response = JSONResponse(told, status_code=409)
+            response = Response("it serves another run now", status_code=409)
         else:
             response = await route(request, request.app.state.engine_client)
         await response(scope, receive, send)

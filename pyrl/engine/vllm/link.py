@@ -23,10 +23,12 @@ WAIT = 2.0
 """Seconds after which a sampler answers a step without a token."""
 REACH = 10.0
 """Seconds to reach one, and beyond WAIT for such an answer: longer and it is lost."""
+OPEN = 60.0
+"""Seconds to begin a session, in which a sampler ends what runs and draws a token."""
 IDLE = 1.0
 """Seconds after which a connection is made anew: servers close those that are idle."""
 
-FACTS = ("model", "dtype", "vocabulary", "max_model_len", "block_size", "shape", "vllm")
+FACTS = ("pyrl", "model", "dtype", "vocabulary", "max_model_len", "block_size", "shape", "vllm")
 """What a sampler tells of itself."""
 
 
@@ -62,7 +64,13 @@ class Link:
         """Begin a session. EngineError for what is no sampler, is of another release, or runs a
         model of another `shape` than the learner's."""
         self.forget()
-        said = json.loads(self._call("POST", "/pyrl/open", patience=self._seconds, missing=START))
+        data = self._call("POST", "/pyrl/open", patience=min(OPEN, self._seconds))
+        try:
+            said = json.loads(data)
+            self.about = {name: said[name] for name in FACTS}
+            self._session = said["session"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise EngineError(f"{self.url} is no sampler: it answers {data[:80]!r}") from error
         ours = build_info()["version"]
         if said["pyrl"] != ours:
             raise EngineError(
@@ -80,8 +88,6 @@ class Link:
             f"VLLM_SERVER_DEV_MODE=1, or is of a release without them (vLLM {said['vllm']}); "
             + START,
         )
-        self.about = {name: said[name] for name in FACTS}
-        self._session = said["session"]
 
     def forget(self) -> None:
         """Know of no request any more."""
@@ -144,7 +150,7 @@ class Link:
 
     def close(self) -> None:
         """Stop what runs there."""
-        if self._connection.sock is not None and self.tickets:
+        if self.tickets:
             for ticket in [*self.tickets]:
                 self.abort(ticket)
             self._add = []
@@ -212,7 +218,7 @@ class Link:
         if response.status in (404, 405):
             raise EngineError(f"{self.url} has no {path}: {missing}")
         if response.status == 409:
-            raise TakenError(f"{self.url}: {json.loads(said)['error']}")
+            raise TakenError(f"{self.url} serves another run now")
         if response.status != 200:
             told = said.decode(errors="replace")[:400]
             raise EngineFailure(f"{self.url} answers {path} with {response.status}: {told}")

@@ -41,9 +41,8 @@ class Samplers:
     asks those that are lost again, but not those that serve another run.
     """
 
-    closed = False
-
     def __init__(self, urls: Sequence[str], shape: Mapping[str, Any], seconds: float) -> None:
+        self.closed = False
         self._shape = shape
         self._links = [Link(url, seconds) for url in urls]
         self._lost: dict[Link, RuntimeError] = {}
@@ -85,8 +84,8 @@ class Samplers:
     ) -> None:
         """Queue a request."""
         link = self._link_of.get(int(extra[FORK][0]))
-        forked_at = extra[TAP][2]
-        if link is None or link in self._lost or not forked_at:
+        tokens_before = extra[TAP][2]
+        if link is None or link in self._lost or not tokens_before:
             link = min(self._live, key=lambda link: len(link.tickets))
         self._link_of[int(name)] = link
         link.add(int(name), (tokens, max_tokens, stop, extra))
@@ -160,6 +159,9 @@ class Samplers:
 
     def close(self) -> None:
         """Stop what runs, where somebody answers."""
+        if self.closed:
+            return
+        self.closed = True
         self._each(self._live, Link.close)
         for link in self._links:
             link.forget()
