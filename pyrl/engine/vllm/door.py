@@ -26,8 +26,8 @@ from pyrl.engine.vllm.wire import Answer
 
 PATIENCE = 60.0
 """Seconds that the worker waits for room in the channel, which is read while requests run."""
-PAUSE = 0.0005
-"""Seconds between two looks into the channel."""
+PAUSE = 0.001
+"""Seconds between two looks into the channel; less would be none at all to uvloop's timers."""
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
