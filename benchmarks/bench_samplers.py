@@ -88,9 +88,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    process, url = started(str(model_location(options.model)), options.rows)
+    try:
+        measure(options, url)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def measure(options: argparse.Namespace, url: str) -> None:
     location = str(model_location(options.model))
     model, _ = load_model(options.model)
-    process, url = started(location, options.rows)
     shape = model_shape(model.config.get_text_config())
 
     def here(own_process: bool) -> VLLMEngine:
@@ -125,8 +133,6 @@ def main() -> None:
         print(f"{name}: {total / median(took):.0f} tokens/s, {used:.2f} ms of CPU time a token")
         engines[name].close()
     print(conditions())
-    process.terminate()
-    process.wait()
 
 
 if __name__ == "__main__":

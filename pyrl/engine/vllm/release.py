@@ -288,6 +288,8 @@ def serve(
             f"pyrl sampler needs vLLM 0.32 or 0.33, {VERSION} is installed: {INSTALL}"
         )
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"
+    # As in `configuration`: no worker process beside the core's, for whose answers it would spin.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     # The command takes the logits processors before it chooses the runner: that of V1.
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
     words = ["vllm", "--middleware", door, "--logits-processors", taps[0]]
