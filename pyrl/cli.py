@@ -36,6 +36,7 @@ pyrl: tree-rollout test-time RL. Fork where the model is unsure, vote, learn.
   pyrl distil-rules ...  a run's fork and prune rules as small decision trees
   pyrl doctor            whether a run would work here, how fast, and what to do where not
   pyrl serve ...         a server of the Tinker protocol: clients sample and train adapters
+  pyrl sampler ...       a vLLM server that samples for runs on this and other machines
   pyrl info              how this installation was built
   pyrl --version         its version
   pyrl --completion bash
@@ -353,6 +354,15 @@ def _serve(args: list[str]) -> int:
     return 0
 
 
+def _sampler(args: list[str]) -> int:
+    import tyro
+
+    from pyrl.engine.vllm.sampler import SamplerSettings, serve
+
+    serve(tyro.cli(SamplerSettings, args=args, prog="pyrl sampler"))
+    return 0
+
+
 def _info(args: list[str]) -> int:
     import tyro
 
@@ -377,6 +387,7 @@ COMMANDS = {
     "distil-rules": _distil_rules,
     "doctor": _doctor,
     "serve": _serve,
+    "sampler": _sampler,
     "info": _info,
 }
 """Each takes the words that follow its name, and returns the exit code."""

@@ -51,10 +51,12 @@ Carry = Callable[[int], dict[str, float]]
 
 def hf(request: Request) -> tuple[Engine, Carry]:
     """transformers, with the learner's own weights; ahead of the learner with a copy of those that
-    train."""
+    train. EngineError beside samplers."""
     from pyrl.engine.hf import HFEngine
     from pyrl.engine.sync import Copied, Shared
 
+    if request.vllm.sampler:
+        raise EngineError("sampler: expected with --engine vllm, got it with hf")
     if request.ahead:
         frozen = {id(p): p for p in request.model.parameters() if not p.requires_grad}
         copy = deepcopy(request.model, frozen)
@@ -65,15 +67,21 @@ def hf(request: Request) -> tuple[Engine, Carry]:
 
 
 def vllm(request: Request) -> tuple[Engine, Carry]:
-    """vLLM, which reads the model's configuration where the model was loaded from.
+    """vLLM, which reads the model's configuration where the model was loaded from; or samplers.
 
     Raises EngineError if vLLM is not installed, is a release that pyrl does not know, cannot run
-    the model, or has loaded one with another vocabulary.
+    the model, or has loaded one with another vocabulary; or for a sampler that does not fit.
     """
     from pyrl.engine.sync import Sync
     from pyrl.engine.vllm.engine import VLLMEngine
+    from pyrl.engine.vllm.served import ServedEngine
+    from pyrl.engine.vllm.wire import model_shape
     from pyrl.models import base_location
 
+    if request.vllm.sampler:
+        shape = model_shape(request.model.config.get_text_config())
+        served = ServedEngine(shape, request.eos, request.vllm)
+        return served, Sync(served, request.model, request.probe_T)
     engine = VLLMEngine(
         str(base_location(request.source)),
         request.eos,

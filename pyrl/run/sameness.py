@@ -36,9 +36,11 @@ def check_ranks(run: Run, ranks: Ranks) -> None:
             f"got {run.prompts_per_step}"
         )
     if ranks.size > 1 and run.engine == "vllm":
+        why = "ends the group of processes in which it runs and takes the first GPU in each"
+        if run.vllm.sampler:
+            why = "serves one process with all samplers"
         raise RanksError(
-            f"engine: expected 'hf' for {ranks.size} processes, got 'vllm', which ends the group "
-            f"of processes in which it runs and takes the first GPU in each"
+            f"engine: expected 'hf' for {ranks.size} processes, got 'vllm', which {why}"
         )
     if ranks.size > 1 and run.ahead:
         raise RanksError(

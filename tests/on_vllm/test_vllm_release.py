@@ -1,6 +1,7 @@
 """The names and signatures of vLLM that pyrl uses: a rename fails here, and says what is gone."""
 
 import dataclasses
+import importlib
 import importlib.metadata
 import inspect
 from collections.abc import Callable, Iterable
@@ -10,6 +11,7 @@ import pytest
 from vllm.config import ModelConfig, VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.layers import utils as layers
+from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.core.block_pool import BlockPool
@@ -17,7 +19,9 @@ from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 from vllm.v1.engine import core_client
+from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.llm_engine import LLMEngine
+from vllm.v1.engine.output_processor import RequestOutputCollector
 from vllm.v1.executor import Executor
 from vllm.v1.metrics.stats import PrefillStats
 from vllm.v1.request import Request
@@ -92,6 +96,24 @@ def test_sampling_parameters_are_greedy_and_carry_our_numbers() -> None:
     assert (sampling.extra_args, sampling.stop_token_ids) == ({tap.KEY: [4]}, [3])
     assert sampling.temperature == 0
     assert "sampling_params" in fields(NewRequestData)
+
+
+def test_a_server_has_what_the_door_asks_of_it() -> None:
+    asked = {"add_request", "abort", "collective_rpc", "reset_prefix_cache", "resume_generation"}
+    assert_has("AsyncLLM", dir(AsyncLLM), asked)
+    assert_has("add_request", parameters(AsyncLLM.add_request), {"request_id", "prompt", "params"})
+    assert_has("RequestOutput", parameters(RequestOutput), {"outputs", "num_cached_tokens"})
+    assert_has("RequestOutput", parameters(RequestOutput), {"finished", "prompt_token_ids"})
+    assert_has("RequestOutputCollector", dir(RequestOutputCollector), {"get"})
+    if not release.HAS_SERVER:
+        with pytest.raises(EngineError, match=r"pyrl sampler needs vLLM 0\.32"):
+            release.serve({}, ("", ""), None, "")
+        return
+    trainers = importlib.import_module("vllm.entrypoints.rl.online.api_router")
+    routes = {route.path for route in trainers.router.routes}
+    needed = {"/pause", "/resume", "/weight_info", "/update_weight_version"}
+    assert_has("the router for trainers", routes, needed)
+    assert_has("its server", dir(importlib.import_module(release.SERVER)), {"main"})
 
 
 def test_engine_arguments_are_known(monkeypatch: pytest.MonkeyPatch) -> None:

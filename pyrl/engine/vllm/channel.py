@@ -27,6 +27,9 @@ RECORD = np.dtype(
 )
 """One sampled token: the ticket of its branch, its position in the response, its statistics."""
 
+CHANNEL_RECORDS = 1 << 18
+"""Size of an engine's ring, 10 MiB: room for 256 unread steps of 1024 branches."""
+
 _HEAD = 4096
 _WRITTEN, _READ = 0, 8
 """Places of the two counters, in 8-byte words."""

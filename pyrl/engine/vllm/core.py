@@ -5,30 +5,28 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import astuple
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pyrl.engine import EngineError, EngineFailure
 from pyrl.engine.vllm import release
-from pyrl.engine.vllm.channel import Channel, Frame
-from pyrl.engine.vllm.forks import KEY as FORK
+from pyrl.engine.vllm.channel import CHANNEL_RECORDS, Channel, Frame
+from pyrl.engine.vllm.memory import shared_folder, write_weights
 from pyrl.engine.vllm.options import VLLMOptions
-from pyrl.engine.vllm.tap import KEY
+from pyrl.engine.vllm.table import FORK, TAP
 from pyrl.logits.sampling import Sampling
 
 _T = TypeVar("_T")
 
-CHANNEL_RECORDS = 1 << 18
-"""Size of the ring, 10 MiB: room for 256 unread steps of 1024 branches."""
+TAPS = ("pyrl.engine.vllm.tap:Tap", "pyrl.engine.vllm.tap:TapV2")
+"""For Model Runner V1, and for V2."""
+FORK_COPIES = "pyrl.engine.vllm.forks:ForkCopies"
 START_SECONDS = 1800.0
 """Limit of a start: loading and compiling a large model takes minutes."""
 
@@ -64,7 +62,7 @@ class Core:
                 self._within(START_SECONDS, lambda: self._launch(config))
             patience = options.step_seconds if options.own_process else 0.0
             owner = os.getpid() if options.own_process else 0
-            with _shared_folder() as folder:
+            with shared_folder() as folder:
                 self._channel = Channel.create(folder / "channel", CHANNEL_RECORDS)
                 self._rpc("pyrl_open", str(folder / "channel"), patience, owner)
             self._try(model)
@@ -106,8 +104,8 @@ class Core:
         if self._watch is None:
             received = self._rpc("pyrl_load", list(weights), version)[0]
         else:
-            with _shared_folder() as folder:
-                file = _write(dict(weights), folder / "weights.safetensors")
+            with shared_folder() as folder:
+                file = write_weights(dict(weights), folder / "weights.safetensors")
                 received = self._rpc("pyrl_load", str(file), version)[0]
         if not self._call(lambda: self._client.reset_prefix_cache()):
             raise EngineFailure("the prefix cache was not reset: requests still hold its blocks")
@@ -140,7 +138,7 @@ class Core:
 
     def _try(self, model: str) -> None:
         """Draw one token: a model may load and not run (no kernel for its head size)."""
-        self.add("try", [0], 1, [], {KEY: [-1, 0, 0, 1, []], FORK: ["", 0]})
+        self.add("try", [0], 1, [], {TAP: [-1, 0, 0, 1, []], FORK: ["", 0]})
         with _refusing(model):
             while not self.outputs():
                 pass
@@ -203,24 +201,11 @@ def _refusing(model: str) -> Iterator[None]:
         raise EngineError(f"vLLM {release.VERSION} cannot run {model}: {error}") from error
 
 
-@contextmanager
-def _shared_folder() -> Iterator[Path]:
-    """A folder in memory (where /dev/shm is missing: a temporary one) for the other process.
-
-    It exists while the other process opens or reads the files in it. Memory that stays mapped is
-    freed with the processes, however they end.
-    """
-    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
-    with tempfile.TemporaryDirectory(prefix="pyrl-", dir=memory) as folder:
-        yield Path(folder)
-
-
-def _configuration(
-    model: str, max_rows: int, dtype: str, options: VLLMOptions
-) -> release.VllmConfig:
+def arguments(model: str, max_rows: int, dtype: str, options: VLLMOptions) -> dict[str, Any]:
+    """Keyword arguments of vLLM's EngineArgs, which are options of `vllm serve` too."""
     cpu = release.on_cpu()
     gib = options.kv_cache_gib if options.kv_cache_gib or not cpu else 4.0
-    arguments: dict[str, Any] = {
+    return {
         "model": model,
         "dtype": dtype,
         "max_num_seqs": max_rows,
@@ -238,10 +223,16 @@ def _configuration(
         "worker_extension_cls": "pyrl.engine.vllm.worker.WorkerExtension",
         "disable_log_stats": True,
     }
-    taps = ("pyrl.engine.vllm.tap:Tap", "pyrl.engine.vllm.tap:TapV2")
+
+
+def _configuration(
+    model: str, max_rows: int, dtype: str, options: VLLMOptions
+) -> release.VllmConfig:
     with _refusing(model):
         return release.configuration(
-            arguments, taps, "pyrl.engine.vllm.forks:ForkCopies" if options.copy_forks else None
+            arguments(model, max_rows, dtype, options),
+            TAPS,
+            FORK_COPIES if options.copy_forks else None,
         )
 
 
@@ -258,9 +249,3 @@ def _check_model(model: str, config: release.VllmConfig, options: VLLMOptions) -
             f"{model}: vLLM {release.VERSION} on a CPU does not compute with new weights of a "
             "mixture of experts: use --engine hf, or a GPU"
         )
-
-
-def _write(weights: dict[str, Tensor], path: Path) -> Path:
-    """A file of weights; tied weights are written under each of their names."""
-    save_file({name: tensor.detach().cpu().clone() for name, tensor in weights.items()}, path)
-    return path

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import compress
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,18 +28,52 @@ from pyrl.engine import (
     Work,
 )
 from pyrl.engine.admission import Admission, find
-from pyrl.engine.vllm.channel import RECORD
-from pyrl.engine.vllm.core import Core
-from pyrl.engine.vllm.forks import KEY as FORK
+from pyrl.engine.vllm.channel import RECORD, Frame
 from pyrl.engine.vllm.options import VLLMOptions
-from pyrl.engine.vllm.release import EngineCoreOutput
-from pyrl.engine.vllm.table import Branch, BranchTable
-from pyrl.engine.vllm.tap import KEY
+from pyrl.engine.vllm.table import FORK, TAP, Branch, BranchTable
 from pyrl.logits.sample_tokens import DRAWABLE
 from pyrl.logits.sampling import Sampling
 from pyrl.models import Room
 
+if TYPE_CHECKING:
+    from pyrl.engine.vllm.release import EngineCoreOutput
+
 logger = logging.getLogger(__name__)
+
+
+class Requests(Protocol):
+    """What runs an engine's requests: vLLM here (`core.py`), or at samplers (`samplers.py`)."""
+
+    max_model_len: int
+    vocabulary: int
+    block_size: int
+
+    @property
+    def closed(self) -> bool:
+        """Whether every further call raises."""
+
+    def start(self, sampling: Sampling) -> None:
+        """Draw from this distribution from now on."""
+
+    def add(
+        self, name: str, tokens: list[int], max_tokens: int, stop: list[int], extra: dict[str, Any]
+    ) -> None:
+        """Queue a request."""
+
+    def abort(self, names: list[str]) -> None:
+        """Drop requests, wherever they are."""
+
+    def outputs(self) -> Sequence[EngineCoreOutput]:
+        """The outputs of the next step, one for each request that drew a token or ended in it."""
+
+    def frame(self) -> Frame | None:
+        """The oldest frame of drawn tokens that was not read, or None."""
+
+    def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> dict[str, int]:
+        """Replace the weights and forget every cached prefix; digests of what arrived."""
+
+    def close(self) -> None:
+        """Stop; what it started ends too."""
 
 
 class VLLMEngine:
@@ -212,7 +247,9 @@ class VLLMEngine:
         """Stop vLLM and its processes; the engine cannot be used afterwards."""
         self._core.close()
 
-    def _launch(self) -> Core:
+    def _launch(self) -> Requests:
+        from pyrl.engine.vllm.core import Core
+
         return Core(self._model, self._max_rows, self.dtype, self._options)
 
     def _length(self, entry: Branch) -> int:
@@ -234,7 +271,7 @@ class VLLMEngine:
         path = entry.prompt.tolist() + tokens.tolist()
         exclude = entry.exclude.tolist() if len(tokens) == entry.forked_at else []
         extra = {
-            KEY: [entry.ticket, entry.seed, len(tokens), entry.prompt.size, exclude],
+            TAP: [entry.ticket, entry.seed, len(tokens), entry.prompt.size, exclude],
             FORK: [str(entry.source), entry.shared],
         }
         room = entry.limit - len(tokens)
@@ -361,7 +398,10 @@ class VLLMEngine:
         if self._sampling is not None:
             sampling = self._sampling
             self._tell(lambda: self._core.start(sampling))
-        unfinished = list(self._by_ticket.values())
+        self._go_on(list(self._by_ticket.values()))
+
+    def _go_on(self, unfinished: Sequence[Branch]) -> None:
+        """Request what follows the tokens that these branches have."""
         paths = [self._table.tokens(x.ticket, self._length(x)) for x in unfinished]
         for entry, tokens in zip(unfinished, paths, strict=True):
             self._close(entry.ticket)

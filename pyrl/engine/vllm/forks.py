@@ -14,9 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from pyrl.engine.vllm import release
-
-KEY = "pyrl_fork"
-"""Key in a request's extra arguments: [request of its source, number of tokens that both share]."""
+from pyrl.engine.vllm.table import FORK as KEY
+from pyrl.engine.vllm.table import TAP
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,8 @@ class ForkCopies(release.KVConnectorBase_V1, release.SupportsHMA):
             part = slice(first, -(-last // self._block_size))
             self._copies += zip(found[part], own[part], strict=True)
         self._fresh.update(own[first:])
-        self._running[request.request_id] = request
-        self._entered[request.request_id] = request
+        self._running[_name(request)] = request
+        self._entered[_name(request)] = request
 
     def build_connector_meta(self, scheduler_output: Any) -> Copies:
         """The copies that the workers make in this step."""
@@ -96,7 +95,7 @@ class ForkCopies(release.KVConnectorBase_V1, release.SupportsHMA):
         self._unread = [
             request
             for request in (*self._unread, *self._entered.values())
-            if request.request_id in self._running
+            if _name(request) in self._running
             and request.num_computed_tokens + scheduled.get(request.request_id, 0)
             < request.num_tokens
         ]
@@ -110,11 +109,11 @@ class ForkCopies(release.KVConnectorBase_V1, release.SupportsHMA):
     ) -> tuple[bool, None]:
         """A request ends and its blocks go back to the cache: remember the full ones."""
         self._plans.pop(request.request_id, None)
-        if self._running.pop(request.request_id, None) is None or not self._uniform:
+        if self._running.pop(_name(request), None) is None or not self._uniform:
             return False, None
         full = block_ids[0][: request.num_computed_tokens // self._block_size]
         pool = self._manager.block_pool.blocks
-        self._ended[request.request_id] = [(block, pool[block].block_hash) for block in full]
+        self._ended[_name(request)] = [(block, pool[block].block_hash) for block in full]
         self._remembered += len(full)
         while self._remembered > self._num_blocks:
             self._remembered -= len(self._ended.popitem(last=False)[1])
@@ -122,13 +121,13 @@ class ForkCopies(release.KVConnectorBase_V1, release.SupportsHMA):
 
     def _source(self, request: Any) -> tuple[list[int], int]:
         """The blocks of a request's source, and the number of the request's tokens in them."""
-        name, shared = request.sampling_params.extra_args[KEY]
+        name, shared = (request.sampling_params.extra_args or {}).get(KEY, ("", 0))
         blocks: list[int] = []
         computed = 0
         if not self._uniform:
             pass
         elif (source := self._running.get(name)) is not None:
-            blocks = self._manager.get_block_ids(name)[0]
+            blocks = self._manager.get_block_ids(source.request_id)[0]
             there = blocks and name not in self._entered
             computed = source.num_computed_tokens if there else 0
         elif not self._unread:
@@ -162,3 +161,9 @@ class ForkCopies(release.KVConnectorBase_V1, release.SupportsHMA):
 
     def wait_for_save(self) -> None:
         """Nothing to wait for: nothing is stored."""
+
+
+def _name(request: Any) -> str:
+    """The ticket of a request's branch: a server gives the request a name of another kind."""
+    ticket = (request.sampling_params.extra_args or {}).get(TAP, (-1,))[0]
+    return str(ticket) if ticket >= 0 else str(request.request_id)

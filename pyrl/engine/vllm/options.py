@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import re
+from dataclasses import dataclass, fields
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+ADDRESS = re.compile(r"https?://[^/:@\s]+:\d+/?")
+"""Where a sampler listens."""
 
 
 @dataclass(frozen=True)
 class VLLMOptions:
     """How vLLM runs the model; read when `engine` is "vllm"."""
 
+    sampler: Annotated[tuple[str, ...], arg(aliases=["--sampler"])] = ()
+    """Samplers on this or other machines, each http://HOST:PORT of a `pyrl sampler`, in the place
+    of a vLLM here."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Type of weights and cache in the engine; None: as the learner computes."""
     own_process: bool = False
@@ -32,9 +41,10 @@ class VLLMOptions:
     """Run the model without torch.compile and CUDA graphs; None: only on a CPU, where compiling
     takes two minutes."""
     step_seconds: float = 300.0
-    """With own_process: an engine that is silent for longer counts as hung."""
+    """With own_process or samplers: an engine that is silent for longer counts as hung."""
     restarts: int = 2
-    """With own_process: restarts in a row, without a token between them, before the run ends."""
+    """With own_process: restarts in a row, without a token between them, before the run ends; with
+    samplers: attempts in a row to reach a lost one again before the others go on without it."""
 
     def __post_init__(self) -> None:
         positive = ("max_model_len", "kv_cache_gib", "block_size", "tensor_parallel_size")
@@ -49,7 +59,24 @@ class VLLMOptions:
             )
         if self.restarts < 0:
             raise ValueError(f"vllm.restarts: expected >= 0, got {self.restarts}")
+        if self.sampler:
+            self._check_sampler()
         if self.tensor_parallel_size > 1 and not self.own_process:
             raise ValueError(
                 f"vllm.tensor_parallel_size={self.tensor_parallel_size} needs vllm.own_process"
             )
+
+    def _check_sampler(self) -> None:
+        """ValueError for an address that is none, or an option that a sampler has been given."""
+        for url in self.sampler:
+            if not ADDRESS.fullmatch(url):
+                raise ValueError(f"sampler: expected http://HOST:PORT, got {url}")
+        if len({*self.sampler}) < len(self.sampler):
+            raise ValueError(f"sampler: expected each once, got {' '.join(self.sampler)}")
+        ours = ("sampler", "step_seconds", "restarts")
+        for option in fields(self):
+            if option.name not in ours and vars(self)[option.name] != option.default:
+                raise ValueError(
+                    f"vllm.{option.name}: expected to be given to `pyrl sampler`, not beside "
+                    f"--sampler, got {vars(self)[option.name]}"
+                )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import json
 import os
 import re
 import sys
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from pyrl.engine import EngineError
+from pyrl.engine.vllm.wire import model_shape
 
 OLDEST, NEWEST = (0, 25), (0, 33)
 """Releases that pyrl knows, patches included."""
@@ -85,6 +87,9 @@ if not HAS_V2 and os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0") != "0":
         "VLLM_USE_V2_MODEL_RUNNER, or install 0.31 or later"
     )
 
+HAS_SERVER = RELEASE >= (0, 32)
+"""Whether its server is where pyrl looks for it, and has routes for trainers."""
+SERVER = "vllm.entrypoints.launchers.api_server.entry"
 HAS_FORK_COPIES = RELEASE >= (0, 30)
 """Whether connectors see the cache manager; older releases compute a fork's last block again."""
 
@@ -109,7 +114,7 @@ from vllm.v1.engine import (  # noqa: E402
     EngineCoreRequest,
     FinishReason,
 )
-from vllm.v1.engine.exceptions import EngineDeadError  # noqa: E402
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError  # noqa: E402
 from vllm.v1.engine.llm_engine import LLMEngine  # noqa: E402
 from vllm.v1.executor import Executor  # noqa: E402
 from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheConfig  # noqa: E402
@@ -119,6 +124,8 @@ from vllm.v1.sample.logits_processor import (  # noqa: E402
     MoveDirectionality,
 )
 
+ENGINE_ERRORS = EngineDeadError, EngineGenerateError
+"""How a server's engine fails a request."""
 SWAP = MoveDirectionality.SWAP
 if HAS_V2:
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as LogitsProcessorV2
@@ -173,10 +180,7 @@ def configuration(
     """
     transfer = None
     if connector is not None and HAS_FORK_COPIES:
-        module, _, name = connector.partition(":")
-        transfer = KVTransferConfig(
-            kv_connector=name, kv_connector_module_path=module, kv_role="kv_consumer"
-        )
+        transfer = KVTransferConfig(**_connector(connector))
     # On a CPU this variable, not the argument, decides whether the core has a worker process too.
     with patch.dict(os.environ, VLLM_ENABLE_V1_MULTIPROCESSING="0"):
         config = EngineArgs(
@@ -185,6 +189,11 @@ def configuration(
     if HAS_V2 and config.use_v2_model_runner:
         config.model_config.logits_processors = [taps[1]]
     return config
+
+
+def _connector(path: str) -> dict[str, str]:
+    module, _, name = path.partition(":")
+    return {"kv_connector": name, "kv_connector_module_path": module, "kv_role": "kv_consumer"}
 
 
 def wraps_transformers(config: VllmConfig) -> bool:
@@ -217,29 +226,83 @@ def launch(config: VllmConfig, *, own_process: bool) -> Any:
     ).engine_core
 
 
+def sampling(max_tokens: int, stop: list[int], extra: dict[str, Any]) -> SamplingParams:
+    """How one response is sampled; greedy, because the tap has drawn before."""
+    return SamplingParams(
+        temperature=0.0,
+        max_tokens=max_tokens,
+        stop_token_ids=stop,
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        extra_args=extra,
+    )
+
+
 def request(
     name: str, tokens: list[int], max_tokens: int, stop: list[int], extra: dict[str, Any]
 ) -> EngineCoreRequest:
-    """A request for one response; greedy, because the tap has drawn before."""
+    """A request for one response."""
     return EngineCoreRequest(
         request_id=name,
         prompt_token_ids=tokens,
         mm_features=None,
-        sampling_params=SamplingParams(
-            temperature=0.0,
-            max_tokens=max_tokens,
-            stop_token_ids=stop,
-            ignore_eos=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            extra_args=extra,
-        ),
+        sampling_params=sampling(max_tokens, stop, extra),
         pooling_params=None,
         arrival_time=time.time(),
         lora_request=None,
         cache_salt=None,
         data_parallel_rank=None,
     )
+
+
+def prompt(tokens: list[int]) -> Any:
+    """A prompt of token ids for vLLM's server."""
+    return {"type": "token", "prompt_token_ids": tokens}
+
+
+def served(config: VllmConfig) -> dict[str, Any]:
+    """What a server runs, in numbers and texts."""
+    model = config.model_config
+    return {
+        "vllm": VERSION,
+        "model": str(model.model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "vocabulary": int(model.get_vocab_size()),
+        "max_model_len": int(model.max_model_len),
+        "block_size": int(config.cache_config.block_size),
+        "shape": model_shape(model.hf_text_config),
+    }
+
+
+def serve(
+    arguments: dict[str, Any], taps: tuple[str, str], connector: str | None, door: str
+) -> None:
+    """Be vLLM's server, until it is told to stop; `arguments` as for EngineArgs, and its address.
+
+    `door`: a middleware of its application, as module.class. The routes for trainers are vLLM's
+    development mode. EngineError for a release that has no such server.
+    """
+    if not HAS_SERVER:
+        raise EngineError(
+            f"pyrl sampler needs vLLM 0.32 or 0.33, {VERSION} is installed: {INSTALL}"
+        )
+    os.environ["VLLM_SERVER_DEV_MODE"] = "1"
+    # As in `configuration`: no worker process beside the core's, for whose answers it would spin.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    # The command takes the logits processors before it chooses the runner: that of V1.
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+    words = ["vllm", "--middleware", door, "--logits-processors", taps[0]]
+    if connector is not None and HAS_FORK_COPIES:
+        words += ["--kv-transfer-config", json.dumps(_connector(connector))]
+    for name, value in arguments.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            words += [f"--{flag}", str(value)]
+    with patch.object(sys, "argv", words):
+        importlib.import_module(SERVER).main()
 
 
 def discarded_rows(model_runner: Any) -> Callable[[int], NDArray[np.bool_]]:

@@ -9,6 +9,12 @@ from numpy.typing import NDArray
 
 from pyrl.engine import NO_TOKENS
 
+TAP = "pyrl"
+"""Key in a request's extra arguments: [ticket, seed, first token's position, prompt's tokens,
+excluded first tokens]."""
+FORK = "pyrl_fork"
+"""Key in a request's extra arguments: [ticket of its source, number of tokens that both share]."""
+
 
 @dataclass(eq=False)
 class Branch:

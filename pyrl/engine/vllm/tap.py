@@ -19,12 +19,10 @@ from torch import Tensor
 from pyrl.engine import NO_TOKENS
 from pyrl.engine.vllm import release
 from pyrl.engine.vllm.channel import RECORD, Channel
+from pyrl.engine.vllm.table import TAP as KEY
 from pyrl.logits.sample_tokens import draw_tokens
 from pyrl.logits.sampling import Exclude, Sampling
 
-KEY = "pyrl"
-"""Key in a request's extra arguments: [ticket, seed, first token's position, prompt's tokens,
-excluded first tokens]."""
 NOBODY = (-1, 0, 0, 0, ())
 """The arguments of vLLM's own requests, by which it warms up; their tokens are not read."""
 
