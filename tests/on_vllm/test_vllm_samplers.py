@@ -139,7 +139,11 @@ def test_the_trees_are_those_of_the_embedded_engine(served: Served) -> None:
         engine._samplers._links[0].forget()  # without telling the server
 
 
-def test_a_server_is_reached_again_after_a_cut(served: Served) -> None:
+@pytest.mark.parametrize("fault", ["cut", "temperature: expected a number >= 0, got -1.0"])
+def test_a_server_is_reached_again(
+    served: Served, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After the network has cut it off, and after it has said no."""
     model = served.model(3)
     engine = served.engine(model, step_seconds=5.0)
     engine.load_weights(model.state_dict().items(), 1)
@@ -149,10 +153,16 @@ def test_a_server_is_reached_again_after_a_cut(served: Served) -> None:
         driver.step(3)
         if driver is drivers[0]:
             link = engine._samplers._links[0]
-            link._connection.sock.close()  # as a cut of the network does
+            if fault == "cut":
+                link._connection.sock.close()
+            else:
+                link._sampling = (-1.0,)
+                link.abort(-1)  # something to tell
         driver.finish()
     for branch, trace in drivers[1].traces.items():
         assert drivers[0].traces[branch].tokens == trace.tokens
+    assert fault == "cut" or ("with 500: {" in caplog.text and fault in caplog.text)
+    assert "samples again" in caplog.text
     engine.close()
 
 
@@ -178,24 +188,6 @@ def test_an_adapter_trains_over_a_sampler(served: Served, tmp_path: Path) -> Non
         moved.append(sum(float(half.detach().abs().sum()) for half in halves))
     trainer.engine.close()
     assert 0 < moved[0] != moved[1]
-
-
-def test_weights_that_do_not_fit_are_refused_by_the_server(served: Served) -> None:
-    """It says why, and serves the next run, though it was paused."""
-    model = served.model(5)
-    engine = served.engine(model)
-    wrong = [("model.norm.weight", torch.zeros(3))]
-    with pytest.raises(EngineFailure, match=r"answers /pyrl/weights with 500: .*load weight"):
-        engine.load_weights(wrong, 1)
-    engine.close()
-    engine = served.engine(model)
-    engine.load_weights(model.state_dict().items(), 2)
-    drivers = Driver(engine), Driver(HFEngine(model, [EOS]))
-    for driver in drivers:
-        driver.submit([0, 1, 2, 3], limit=20)
-        driver.finish()
-    assert_same(*drivers)
-    engine.close()
 
 
 def test_a_server_that_is_killed_ends_the_run_that_has_no_other(served: Served) -> None:
