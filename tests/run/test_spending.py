@@ -151,6 +151,7 @@ def test_the_share_that_is_spent_is_the_largest(tmp_path: Path) -> None:
     assert share_spent(replace(run, total_trained_tokens=10, total_tokens=10), so_far) == 0.7
     assert share_spent(replace(run, total_trained_tokens=4), so_far) == 1.0
     assert all_spent(replace(run, total_trained_tokens=6), so_far)
+    assert not all_spent(replace(run, total_trained_tokens=7, total_seconds=None), so_far)
     assert all_spent(replace(run, total_seconds=0.5), so_far)
 
 
